@@ -1,0 +1,32 @@
+"""The nodes: widgets in, core calls out, one file for each. Only `host.py` touches ComfyUI beyond its node API."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .caption_with_trigger import CaptionWithTrigger
+from .configure_lora import ConfigureLoRA
+from .load_base import LoadBase
+from .load_dataset import LoadDataset
+from .preview_samples import PreviewSamples
+from .quantize_base import QuantizeBase
+from .save_checkpoint import SaveCheckpoint
+from .train_lora import TrainLoRA
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadDataset,
+    CaptionWithTrigger,
+    ConfigureLoRA,
+    QuantizeBase,
+    TrainLoRA,
+    SaveCheckpoint,
+    PreviewSamples,
+    LoadBase,
+]
+
+
+class FoundryExtension(ComfyExtension):
+    """What ComfyUI registers."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,61 @@
+"""Caption with Trigger: the word that calls what is learned, and how captions vary."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..trainer_core.config import DatasetConfig
+from ..trainer_core.data.summary import summarize
+from . import host, sockets
+from .widgets import widget
+
+_SHOWN = 6
+
+
+class CaptionWithTrigger(io.ComfyNode):
+    """Adds a trigger and caption policies to a DATASET; the node shows the captions as they will be read."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FoundryCaptionWithTrigger",
+            display_name="Caption with Trigger (Foundry)",
+            category=sockets.CATEGORY,
+            description="Puts a trigger word into the captions, and shows them as the text encoder will read them.",
+            search_aliases=["trigger word", "captions", "caption dropout"],
+            is_output_node=True,
+            inputs=[
+                sockets.Dataset.Input("dataset", tooltip="From Load Dataset."),
+                widget(DatasetConfig, "trigger"),
+                widget(DatasetConfig, "trigger_placement"),
+                widget(DatasetConfig, "caption_dropout"),
+                widget(DatasetConfig, "shuffle_tags"),
+                widget(DatasetConfig, "keep_tags", advanced=True),
+            ],
+            outputs=[
+                sockets.Dataset.Output("dataset", tooltip="The data set with its captions, for Train LoRA."),
+                io.String.Output("captions", tooltip="The exact texts that the text encoder will read, one a line."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        dataset: DatasetConfig,
+        trigger: str,
+        trigger_placement: str,
+        caption_dropout: float,
+        shuffle_tags: bool,
+        keep_tags: int,
+    ) -> io.NodeOutput:
+        captioned = dataset.but(
+            trigger=trigger,
+            trigger_placement=trigger_placement,
+            caption_dropout=caption_dropout,
+            shuffle_tags=shuffle_tags,
+            keep_tags=keep_tags,
+        )
+        texts = [" ".join(caption.split()) for _, caption in summarize(captioned).captions]
+        more = f"\n… and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+        shown = host.shown_text("\n".join(texts[:_SHOWN]) + more)
+        return io.NodeOutput(captioned, "\n".join(texts), ui=shown)

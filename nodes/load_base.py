@@ -1,0 +1,38 @@
+"""Load Base for Sampling: the trained base as the MODEL, CLIP and VAE of ComfyUI's own nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..trainer_core.config import ModelConfig
+from ..trainer_core.families.registry import open_base
+from . import host, sockets
+from .stand_ins import Clip, Vae
+
+
+class LoadBase(io.ComfyNode):
+    """Opens a BASE for ComfyUI's sampler, text encoding and decoding."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FoundryLoadBase",
+            display_name="Load Base for Sampling (Foundry)",
+            category=sockets.CATEGORY,
+            description="Hands the base out as MODEL, CLIP and VAE, so that ComfyUI's own nodes sample it with a LoRA.",
+            search_aliases=["load base", "sample base", "base to model"],
+            inputs=[sockets.Base.Input("base", tooltip="From Quantize Base.")],
+            outputs=[
+                io.Model.Output("model", tooltip="The denoiser, with the noise schedule that it was made with."),
+                io.Clip.Output("clip", tooltip="The text encoders, for CLIPTextEncode."),
+                io.Vae.Output("vae", tooltip="The VAE, for VAEDecode and VAEEncode."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, base: ModelConfig) -> io.NodeOutput:
+        opened = open_base(base)
+        schedule = opened.schedule
+        shift = None if schedule.dynamic else schedule.shift
+        model = host.load_diffusion_model(opened.transformer_file, shift)
+        return io.NodeOutput(model, Clip(opened), Vae(opened, model.get_model_object("latent_format")))

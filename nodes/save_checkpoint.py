@@ -1,0 +1,88 @@
+"""Save Checkpoint: one step of a run as a LoRA file that ComfyUI's loaders list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..trainer_core.config import plain_name
+from ..trainer_core.errors import RunError
+from ..trainer_core.training.run_folder import Checkpoint, RunFolder
+from . import host, sockets
+
+_LARGEST_STEP = 10_000_000
+
+
+class SaveCheckpoint(io.ComfyNode):
+    """Copies a run's LoRA into `models/loras`."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FoundrySaveCheckpoint",
+            display_name="Save Checkpoint (Foundry)",
+            category=sockets.CATEGORY,
+            description="Saves the LoRA of one step of a run into models/loras, where every LoRA loader finds it.",
+            search_aliases=["save lora", "export lora", "checkpoint"],
+            is_output_node=True,
+            inputs=[
+                sockets.Run.Input("run", tooltip="From Train LoRA."),
+                io.Combo.Input(
+                    "which",
+                    options=["latest", "step"],
+                    tooltip="The last step of the run, or the one that `step` names.",
+                ),
+                io.Int.Input(
+                    "step",
+                    default=0,
+                    min=0,
+                    max=_LARGEST_STEP,
+                    tooltip="Which checkpoint to save, if `which` is `step`. The run keeps one every so many steps.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="Name of the file. Empty: the run's name. If it is taken, a number is added: no file is "
+                    "overwritten, because loaders keep what they once read.",
+                ),
+            ],
+            outputs=[
+                io.AnyType.Output("lora_name", tooltip="Its name, for `lora_name` of the stock LoRA loaders."),
+                io.String.Output("path", tooltip="Where the file is."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        """Refuses a bad name before anything runs."""
+        try:
+            return not name or bool(plain_name(name.removesuffix(".safetensors")))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def execute(cls, run: str, which: str, step: int, name: str) -> io.NodeOutput:
+        folder = RunFolder.open(Path(run))
+        checkpoint = _chosen(folder, step if which == "step" else None)
+        default = folder.name if which == "latest" else f"{folder.name[:80]}_{checkpoint.step}_steps"
+        lora_name, path = host.export_to_models(checkpoint.lora, name.strip() or default)
+        shown = host.shown_text(f"saved step {checkpoint.step} as {lora_name}")
+        return io.NodeOutput(lora_name, str(path), ui=shown)
+
+
+def _chosen(run: RunFolder, step: int | None) -> Checkpoint:
+    """The checkpoint of a step, or the latest for None.
+
+    Raises:
+        RunError: if the run has none; the message lists those that it has.
+    """
+    checkpoints = {checkpoint.step: checkpoint for checkpoint in run.checkpoints()}
+    if not checkpoints:
+        raise RunError(f"Save Checkpoint: the run {run.name!r} holds no intact checkpoint")
+    if step is None:
+        return checkpoints[max(checkpoints)]
+    if step not in checkpoints:
+        there = ", ".join(map(str, sorted(checkpoints)))
+        raise RunError(f"Save Checkpoint: the run {run.name!r} has no checkpoint of step {step}; it has: {there}")
+    return checkpoints[step]

@@ -1,0 +1,170 @@
+"""Train LoRA: trains in a thread of its own while ComfyUI's executor shows its progress and listens for a cancel."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer_core.adapters.export import read_lora_tensors
+from ..trainer_core.config import AdapterConfig, DatasetConfig, JobConfig, ModelConfig, plain_name
+from ..trainer_core.errors import FoundryError, TrainingError
+from ..trainer_core.training.job import TrainingJob
+from ..trainer_core.training.run_folder import RunFolder
+from . import host, pictures, sockets
+from .job_widgets import advanced_widgets, job_config, main_widgets
+from .training_view import TrainingView
+from .widgets import prompt_lines
+
+_POLL_SECONDS = 0.05
+_MORE_DATASETS = ("dataset_2", "dataset_3", "dataset_4")
+"""Named inputs and not a growing list: saved workflows link by position, and a growing list is not in every page."""
+
+
+class TrainLoRA(io.ComfyNode):
+    """Trains a LoRA on a base and one or several data sets."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        more = "Another data set that is trained on together with the first."
+        prompts = "What the previews show, one prompt a line; `[trigger]` is replaced. Empty: no previews."
+        again = (
+            "If a run of this name was cancelled or failed and its settings are the same, go on where it stopped. Off: "
+            "always start a new run."
+        )
+        return io.Schema(
+            node_id="FoundryTrainLoRA",
+            display_name="Train LoRA (Foundry)",
+            category=sockets.CATEGORY,
+            description=(
+                "Trains a LoRA. Cancelling saves a checkpoint; queueing the same settings again goes on from it. Runs "
+                "are kept in output/lora_foundry, the finished LoRA in output/loras."
+            ),
+            search_aliases=["train", "training", "finetune", "lora training"],
+            is_output_node=True,
+            inputs=[
+                sockets.Base.Input("base", tooltip="From Quantize Base."),
+                sockets.LoraConfig.Input("lora", tooltip="From Configure LoRA."),
+                sockets.Dataset.Input("dataset", tooltip="From Load Dataset or Caption with Trigger."),
+                *(sockets.Dataset.Input(name, optional=True, tooltip=more) for name in _MORE_DATASETS),
+                io.String.Input("name", default="my_lora", tooltip=JobConfig.model_fields["name"].description),
+                *main_widgets(),
+                io.String.Input("sample_prompts", multiline=True, default="", tooltip=prompts),
+                io.Boolean.Input("continue_stopped", default=True, tooltip=again, advanced=True),
+                *advanced_widgets(),
+            ],
+            outputs=[
+                sockets.Run.Output("run", tooltip="The run, for Save Checkpoint and Preview Samples."),
+                io.LoraModel.Output("lora_model", tooltip="The LoRA itself, for the stock node Load LoRA Model."),
+                io.AnyType.Output("lora_name", tooltip="Its name, for `lora_name` of the stock LoRA loaders."),
+                io.Image.Output("samples", tooltip="The last previews; nodes behind it do not run if there are none."),
+                io.LossMap.Output("loss_map", tooltip="The losses, for the stock node Plot Loss Graph."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        """Refuses a bad name before anything runs."""
+        try:
+            return name is None or bool(plain_name(name))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def execute(
+        cls,
+        base: ModelConfig,
+        lora: AdapterConfig,
+        dataset: DatasetConfig,
+        name: str,
+        sample_prompts: str,
+        continue_stopped: bool,
+        dataset_2: DatasetConfig | None = None,
+        dataset_3: DatasetConfig | None = None,
+        dataset_4: DatasetConfig | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        datasets = [one for one in (dataset, dataset_2, dataset_3, dataset_4) if one is not None]
+        job = job_config(name, base, lora, datasets, prompt_lines(sample_prompts), settings)
+        host.free_vram()
+        earlier = stopped_run(host.runs_root(), job) if continue_stopped else None
+        training = TrainingJob(earlier) if earlier else TrainingJob.new(host.runs_root(), job)
+        view = follow(training)
+        return _results(training.run, view)
+
+
+def stopped_run(root: Path, job: JobConfig) -> RunFolder | None:
+    """The latest run of this job that was cancelled or failed, if there is one with the same settings."""
+    same = [RunFolder(folder) for folder in root.glob(f"{job.name}*") if _goes_on(RunFolder(folder), job)]
+    return max(same, key=lambda run: run.path.stat().st_mtime, default=None)
+
+
+def _goes_on(run: RunFolder, job: JobConfig) -> bool:
+    try:
+        return run.status()["state"] in ("stopped", "failed") and run.job() == job
+    except (FoundryError, KeyError):
+        return False  # no run, or one that cannot be read: then there is nothing to go on with
+
+
+def follow(training: TrainingJob) -> TrainingView:
+    """Starts a training and shows its progress until it ends.
+
+    Raises:
+        FoundryError: what made the training fail.
+        BaseException: ComfyUI's interruption, after the training has saved and ended.
+    """
+    view, bar = TrainingView(), host.ProgressBar()
+    training.start()
+    try:
+        while training.alive:
+            host.raise_if_interrupted()
+            _show(training, view, bar)
+            time.sleep(_POLL_SECONDS)
+        _show(training, view, bar)
+    except BaseException:
+        training.stop()
+        training.join(None)
+        raise
+    if training.error is not None:
+        raise training.error
+    if training.outcome != "finished":
+        raise TrainingError(f"the run {training.run.name!r} was stopped at step {training.run.status().get('step')}")
+    return view
+
+
+def _show(training: TrainingJob, view: TrainingView, bar: host.ProgressBar) -> None:
+    """Draws what is new."""
+    events = training.events()
+    if not events:
+        return
+    known = len(view.samples), view.samples[-1:]
+    for event in events:
+        view.apply(event)
+    host.progress_text(view.text())
+    host.send_to_node("progress", {"losses": view.curve()})
+    new_samples = view.samples and known != (len(view.samples), view.samples[-1:])
+    picture = pictures.sheet([pictures.thumbnail(path) for path in view.samples]) if new_samples else None
+    bar.update(view.step, view.steps, picture)
+
+
+def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
+    """A finished run as outputs and as what the node shows."""
+    checkpoint = run.latest()
+    if checkpoint is None:
+        raise TrainingError(f"the run {run.name!r} holds no intact checkpoint; {run.path / 'log.txt'} says more")
+    lora_name, lora_path = host.export_to_output(checkpoint.lora, f"{run.name[:80]}_{checkpoint.step}_steps")
+    samples = run.sample_paths()
+    return io.NodeOutput(
+        str(run.path),
+        read_lora_tensors(lora_path),
+        lora_name,
+        pictures.to_batch([pictures.opened(path) for path in samples]) if samples else host.no_output(),
+        {"loss": [line["loss"] for line in run.metrics()]},
+        ui={
+            "images": [host.in_output(path) for path in samples],
+            "losses": view.curve(),
+            **host.shown_text(f"{view.text()}\n{lora_name}"),
+        },
+    )

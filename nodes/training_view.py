@@ -1,0 +1,78 @@
+"""What a user sees of a run while it trains: a text, a curve of the loss, and the latest samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..trainer_core.training.events import CheckpointSaved, Event, Phase, SampleReady, StateChanged, StepDone, Warning
+
+_CURVE_POINTS = 200
+
+
+@dataclass
+class TrainingView:
+    """The state of the display; `apply` folds events into it."""
+
+    step: int = 0
+    steps: int = 0
+    losses: list[float] = field(default_factory=list)
+    samples: list[Path] = field(default_factory=list)
+    """Of the latest step that has any."""
+    _sample_step: int = -1
+    _phase: str = "starting"
+    _last: StepDone | None = None
+    _saved: int | None = None
+    _warnings: list[str] = field(default_factory=list)
+
+    def apply(self, event: Event) -> None:
+        """Takes in one event."""
+        if isinstance(event, StepDone):
+            self.step, self.steps, self._last, self._phase = event.step, event.steps, event, ""
+            self.losses.append(event.loss)
+        elif isinstance(event, Phase):
+            count = f" {event.done}/{event.total}" if event.total > 1 else ""
+            self._phase = f"{event.what}{count}"
+        elif isinstance(event, SampleReady):
+            if event.step != self._sample_step:
+                self._sample_step, self.samples = event.step, []
+            self.samples.append(event.path)
+        elif isinstance(event, CheckpointSaved):
+            self._saved = event.step
+        elif isinstance(event, StateChanged):
+            self.step, self.steps = event.step, event.steps
+        elif isinstance(event, Warning):
+            self._warnings.append(event.message)
+
+    def text(self) -> str:
+        """The run in a few lines."""
+        lines = []
+        if self._last is not None:
+            last = self._last
+            lines.append(f"step {last.step} / {last.steps} · loss {last.loss:.4f} · lr {last.lr:.2e}")
+            lines.append(
+                f"{last.seconds_per_step:.2f} s/step · {clock(last.eta_seconds)} left · {gigabytes(last.peak_memory)}"
+            )
+        if self._phase:
+            lines.append(self._phase)
+        if self._saved is not None:
+            lines.append(f"saved at step {self._saved}")
+        return "\n".join(lines + [f"⚠ {message}" for message in self._warnings[-2:]])
+
+    def curve(self) -> list[float]:
+        """The losses in at most a few hundred points, each the mean of its stretch."""
+        size = -(-len(self.losses) // _CURVE_POINTS) or 1
+        parts = [self.losses[k : k + size] for k in range(0, len(self.losses), size)]
+        return [round(sum(part) / len(part), 6) for part in parts]
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 2:03."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as a user reads them."""
+    return f"{size / 2**30:.1f} GB"

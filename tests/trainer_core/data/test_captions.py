@@ -1,0 +1,182 @@
+"""Triggers, dropout and shuffles, against plain statements about the texts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from trainer_core.config import DatasetConfig
+from trainer_core.data.captions import SHUFFLES, choose, contains_word, shuffled_tags, variants, with_trigger
+
+words = st.from_regex(r"[a-z]{1,6}", fullmatch=True)
+triggers = st.from_regex(r"[a-z]{3,8}[0-9]?", fullmatch=True)
+captions = st.lists(words, max_size=8).map(" ".join)
+placements = st.sampled_from(["start", "end"])
+
+
+def dataset(**settings: Any) -> DatasetConfig:
+    return DatasetConfig(folder="pictures", **settings)
+
+
+def occurrences(text: str, trigger: str) -> int:
+    """How often the trigger stands in a text as a word: by splitting, not by the code's regular expression."""
+    return re.split(r"\W+", text.lower()).count(trigger.lower())
+
+
+# --- trigger ---------------------------------------------------------------------------------------------------------
+
+
+@given(captions, triggers, placements)
+def test_trigger_is_in_the_caption_exactly_once(caption: str, trigger: str, placement: str) -> None:
+    assume(occurrences(caption, trigger) <= 1)
+    assert occurrences(with_trigger(caption, trigger, placement), trigger) == 1
+
+
+@given(captions, triggers, placements)
+def test_adding_the_trigger_twice_adds_it_once(caption: str, trigger: str, placement: str) -> None:
+    once = with_trigger(caption, trigger, placement)
+    assert with_trigger(once, trigger, placement) == once
+
+
+@given(captions, triggers)
+def test_nothing_but_the_trigger_is_added(caption: str, trigger: str) -> None:
+    assume(not occurrences(caption, trigger))
+    assert with_trigger(caption, trigger, "start").split() == [trigger, *caption.split()]
+    assert with_trigger(caption, trigger, "end").split() == [*caption.split(), trigger]
+    assert with_trigger(caption, trigger, "only_placeholder") == caption
+
+
+@given(words, words, triggers, placements)
+def test_placeholder_is_replaced_where_it_stands(before: str, after: str, trigger: str, placement: str) -> None:
+    assert with_trigger(f"{before} [trigger], {after}", trigger, placement) == f"{before} {trigger}, {after}"
+
+
+@pytest.mark.parametrize("placement", ["start", "end", "only_placeholder"])
+def test_placeholder_never_reaches_the_encoder(placement: str) -> None:
+    assert with_trigger("[trigger]", "zorble", placement) == "zorble"
+    assert "[" not in with_trigger("a [trigger] here", None, placement)
+    assert with_trigger("[trigger] in rain", None, placement) == "in rain"
+
+
+@pytest.mark.parametrize(
+    ("caption", "trigger", "result"),
+    [
+        ("a cartoon", "car", "car a cartoon"),  # not inside another word
+        ("a scar", "car", "car a scar"),
+        ("a car_wash", "car", "car a car_wash"),
+        ("a car, parked", "car", "a car, parked"),
+        ("A Car.", "car", "A Car."),  # in any case
+        ("a red-car", "car", "a red-car"),  # a hyphen ends a word
+        ("the ohwx man", "ohwx man", "the ohwx man"),  # a phrase
+        ("the ohwx  mane", "ohwx man", "ohwx man the ohwx  mane"),
+        ("", "car", "car"),
+        ("c++ code", "c++", "c++ code"),  # no letter at the trigger's end
+        ("a.b", "a.b", "a.b"),  # a dot is a dot
+        ("axb", "a.b", "a.b axb"),
+        ("größe", "größ", "größ größe"),  # letters beyond ASCII
+        ("日本", "日本", "日本"),
+    ],
+)
+def test_trigger_by_hand(caption: str, trigger: str, result: str) -> None:
+    assert with_trigger(caption, trigger, "start") == result
+
+
+def test_without_a_trigger_a_caption_stays_verbatim() -> None:
+    assert with_trigger("a,  b ; C", None, "start") == "a,  b ; C"
+    assert with_trigger("a", "", "end") == "a"
+
+
+@given(st.text(max_size=30), st.text(min_size=1, max_size=8), placements)
+def test_any_text_at_all_is_borne(caption: str, trigger: str, placement: str) -> None:
+    """Regular expression characters, controls, other scripts: no exception, and the trigger is in."""
+    assume("[trigger]" not in caption)
+    assert trigger.lower() in with_trigger(caption, trigger, placement).lower()
+
+
+@given(captions, words)
+def test_contains_word_agrees_with_splitting(text: str, word: str) -> None:
+    assert contains_word(text, word) == (word in text.split())
+
+
+# --- shuffles --------------------------------------------------------------------------------------------------------
+
+tags = st.lists(words, min_size=1, max_size=6)
+
+
+@given(tags, st.integers(0, 8), st.integers(0, 1000))
+def test_shuffles_keep_the_tags_and_the_leading_ones_in_place(parts: list[str], keep: int, place: int) -> None:
+    shuffled = shuffled_tags(", ".join(parts), keep, place).split(", ")
+    assert Counter(shuffled) == Counter(parts)
+    assert shuffled[:keep] == parts[:keep]
+
+
+@given(tags, triggers, placements, st.integers(0, 3))
+def test_shuffled_variants_hold_every_tag_and_one_trigger(
+    parts: list[str], trigger: str, placement: str, keep: int
+) -> None:
+    assume(trigger not in parts)
+    config = dataset(shuffle_tags=True, keep_tags=keep, trigger=trigger, trigger_placement=placement)
+    for text in variants(", ".join(parts), config, 42, "a.png"):
+        assert occurrences(text, trigger) == 1
+        assert Counter(re.findall(r"\w+", text)) == Counter([*parts, trigger])
+
+
+def test_shuffles_differ_between_items_and_seeds_but_not_between_calls() -> None:
+    config = dataset(shuffle_tags=True)
+    caption = "a, b, c, d, e, f, g"
+    first = variants(caption, config, 1, "a.png")
+    assert len(set(first)) > SHUFFLES // 2
+    assert first == variants(caption, config, 1, "a.png")
+    assert first != variants(caption, config, 1, "b.png")
+    assert first != variants(caption, config, 2, "a.png")
+
+
+def test_a_trigger_of_two_tags_stays_together_when_tags_are_shuffled() -> None:
+    config = dataset(shuffle_tags=True, trigger="ohwx, man")
+    for text in variants("red, ohwx, man, hat", config, 42, "a.png"):
+        assert occurrences(text, "ohwx") == 1
+
+
+# --- dropout ---------------------------------------------------------------------------------------------------------
+
+
+def test_one_caption_and_nothing_to_vary() -> None:
+    config = dataset(trigger="zorble")
+    assert variants("a red [trigger]", config, 42, "a.png") == ["a red zorble"]
+    assert choose(["a red zorble"], config, 42, 0) == "a red zorble"
+
+
+@pytest.mark.parametrize(("trigger", "dropped"), [("zorble", "zorble"), (None, "")])
+def test_dropped_captions_leave_the_trigger_alone(trigger: str | None, dropped: str) -> None:
+    config = dataset(caption_dropout=0.5, trigger=trigger)
+    assert variants("a cat", config, 42, "a.png")[-1] == dropped
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.9])
+def test_share_of_dropped_captions(rate: float) -> None:
+    config = dataset(caption_dropout=rate)
+    texts, count = variants("a cat", config, 42, "a.png"), 20_000
+    dropped = sum(choose(texts, config, 42, step, "a.png", 1) == "" for step in range(count)) / count
+    assert dropped == pytest.approx(rate, abs=4 * math.sqrt(rate * (1 - rate) / count))
+
+
+def test_dropout_of_one_and_of_zero_are_exact() -> None:
+    always, never = dataset(caption_dropout=1.0), dataset(caption_dropout=0.0)
+    assert {choose(variants("a", always, 1, "k"), always, step) for step in range(1000)} == {""}
+    assert {choose(variants("a", never, 1, "k"), never, step) for step in range(1000)} == {"a"}
+
+
+def test_every_shuffle_is_drawn_alike_beside_dropout() -> None:
+    config = dataset(shuffle_tags=True, caption_dropout=0.2, trigger="zorble")
+    texts, count = variants("a, b, c, d, e, f", config, 42, "a.png"), 20_000
+    drawn = Counter(choose(texts, config, 42, step) for step in range(count))
+    for text in set(texts[:-1]):
+        expected = 0.8 * texts[:-1].count(text) / SHUFFLES
+        assert drawn[text] / count == pytest.approx(expected, abs=4 * math.sqrt(expected / count))
+    assert set(drawn) == set(texts)

@@ -1,0 +1,118 @@
+"""The line of progress, and numbers for people."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer_core.commands import training
+from trainer_core.commands.terminal import Progress, duration, print_table, size
+from trainer_core.training import events
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal, and shows what a reader of its screen sees."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def screen(self) -> list[str]:
+        """Carriage returns go to the start of the line; what is written then covers what was there."""
+        lines = []
+        for line in self.getvalue().split("\n"):
+            shown = ""
+            for part in line.split("\r"):
+                shown = part + shown[len(part) :]
+            lines.append(shown.rstrip())
+        return lines
+
+
+def step(number: int, of: int, loss: float = 0.5) -> events.StepDone:
+    return events.StepDone(number, of, loss, 1e-4, 0.25, (of - number) * 0.25, 1_234_567_890)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (754, "12:34"), (3723, "1:02:03"), (-1, "0:00"), (59.6, "1:00")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (3_400_000, "3.4 MB"), (1_200_000_000, "1.2 GB"), (5e12, "5000.0 GB")],
+)
+def test_size(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_table_has_columns_as_wide_as_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("a", "long head"), [("value", None), ("v", 3)])
+    assert capsys.readouterr().out.splitlines() == ["a      long head", "-----  ---------", "value", "v      3"]
+
+
+def test_plain_output_tells_the_story_in_few_lines() -> None:
+    out = io.StringIO()
+    progress = Progress(out)
+    for done in range(50):
+        progress(events.Phase("encoding images", done, 50))
+    for number in range(1, 1001):
+        progress(step(number, 1000))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "encoding images"
+    assert [line.split()[1] for line in lines[1:]] == [f"{n}/1000" for n in (1, *range(50, 1001, 50))]
+    assert lines[-1] == "step 1000/1000  loss 0.5000  0.25 s/step  ETA 0:00  peak 1.2 GB"
+
+
+def test_short_job_prints_every_step() -> None:
+    out = io.StringIO()
+    progress = Progress(out)
+    for number in range(1, 6):
+        progress(step(number, 5))
+    assert len(out.getvalue().splitlines()) == 5
+
+
+def test_terminal_line_rewrites_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out = Terminal()
+    progress = Progress(out)
+    progress(events.Phase("encoding images with a long explanation of what that is and how it goes", 3, 12))
+    progress(step(1, 300, loss=0.25))
+    progress(step(2, 300, loss=0.125))
+    assert out.screen() == ["step 2/300  loss 0.1250  0.25 s/step  ETA 1:14  peak 1.2 GB"]
+    progress(events.Warning("careful"))
+    progress(step(3, 300))
+    progress(events.CheckpointSaved(3, Path("there")))
+    assert out.screen() == ["warning: careful", "saved there", ""]
+
+
+def test_terminal_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    out = Terminal()
+    Progress(out)(step(1, 300))
+    assert out.screen() == ["step 1/300  loss 0.5"[:19]]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal to oneself ends the process there")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_signal_stops_the_job_once_and_interrupts_the_second_time(name: str) -> None:
+    class Job:
+        stops = 0
+
+        def stop(self) -> None:
+            self.stops += 1
+
+    job, number = Job(), getattr(signal, name)
+    before = signal.getsignal(number)
+    with training._stop_on_signal(job):  # type: ignore[arg-type]
+        os.kill(os.getpid(), number)
+        assert job.stops == 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert job.stops == 1
+    assert signal.getsignal(number) is before

@@ -1,0 +1,1 @@
+"""Adapters: put into a frozen denoiser, trained, written and read in ComfyUI's names."""

@@ -1,0 +1,71 @@
+"""What a LoRA file says of itself: for other tools (`modelspec.*`, `ss_*`), and enough to train it again.
+
+No dates, no absolute paths, no user names: the same training gives the same bytes, and a shared file tells nothing
+about the machine that made it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..config import JobConfig
+
+if TYPE_CHECKING:
+    from ..families.base import Base
+
+
+def lora_metadata(
+    job: JobConfig, base: Base, *, step: int, loss: float | None, images: int, dataset_digest: str, base_hash: str
+) -> dict[str, str]:
+    """Metadata of a LoRA after `step` updates; `loss` is the mean over the last steps."""
+    rank = job.adapter.rank
+    triggers = sorted({dataset.trigger for dataset in job.datasets if dataset.trigger})
+    values: dict[str, Any] = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": job.name,
+        "modelspec.architecture": f"{base.spec.name}/lora",
+        "modelspec.implementation": "lora-foundry",
+        "modelspec.prediction_type": "v" if base.spec.category == "image" else "",
+        "modelspec.trigger_phrase": ", ".join(triggers),
+        "modelspec.resolution": "x".join(str(max(job.datasets[0].resolutions)) for _ in range(2)),
+        "ss_output_name": job.name,
+        "ss_base_model_version": base.spec.name,
+        "ss_sd_model_name": base.source.name,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": job.adapter.scale * rank,
+        "ss_learning_rate": job.train.learning_rate,
+        "ss_lr_scheduler": job.train.lr_scheduler,
+        "ss_optimizer": job.train.optimizer,
+        "ss_batch_size_per_device": job.train.batch_size,
+        "ss_gradient_accumulation_steps": job.train.gradient_accumulation,
+        "ss_max_train_steps": job.train.steps,
+        "ss_steps": step,
+        "ss_seed": job.train.seed,
+        "ss_num_train_images": images,
+        "ss_tag_frequency": json.dumps(
+            {PurePath(d.folder).name: {d.trigger: images} for d in job.datasets if d.trigger}
+        ),
+        "lora_foundry.version": __version__,
+        "lora_foundry.config": json.dumps(without_paths(job, base), sort_keys=True),
+        "lora_foundry.base_hash": base_hash,
+        "lora_foundry.dataset_digest": dataset_digest,
+    }
+    if loss is not None:
+        values["lora_foundry.final_loss"] = f"{loss:.6g}"
+    return {key: str(value) for key, value in values.items() if value != ""}
+
+
+def without_paths(job: JobConfig, base: Base) -> dict[str, Any]:
+    """The job with folders and files by their names alone."""
+    data: dict[str, Any] = job.model_dump(mode="json")
+    data["model"]["source"] = base.source.name
+    for dataset in data["datasets"]:
+        dataset["folder"] = PurePath(dataset["folder"]).name
+    if data["adapter"]["warm_start"]:
+        data["adapter"]["warm_start"] = PurePath(data["adapter"]["warm_start"]).name
+    return data

@@ -1,0 +1,169 @@
+"""The command line: `lora-foundry` and `python -m trainer_core`. What each command does is in `commands/`.
+
+Exit codes: 0 done; 1 an error, told in one message on stderr; 2 wrong usage; 130 interrupted (training is saved first).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from . import __version__
+from .commands import FAILED, INTERRUPTED
+from .errors import FoundryError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code. Only wrong usage leaves through SystemExit (argparse, code 2)."""
+    _print_anything()
+    args = _parser().parse_args(argv)
+    try:
+        return args.command(args)
+    except BrokenPipeError:  # `… | head`: nobody reads on. What Python still holds for stdout must not fail at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return INTERRUPTED
+    except FoundryError as error:
+        if args.debug:
+            raise
+        _complain(str(error))
+    except Exception as error:
+        if args.debug:
+            raise
+        _complain(f"unexpected error: {type(error).__name__}: {error}\nRun it again with --debug to see where.")
+    return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="lora-foundry", description="Trains LoRAs of diffusion models.")
+    _debug_option(parser, default=False)
+    parser.add_argument("--version", action="version", version=f"LoRA Foundry {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, module: str, summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=summary, description=f"{summary}.")
+        _debug_option(command, default=argparse.SUPPRESS)  # given before the command, it must not be reset here
+        command.set_defaults(command=_lazy(module, name))
+        return command
+
+    _training_commands(add)
+    _sample_command(add)
+    _listing_commands(add)
+    return parser
+
+
+def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """demo, init, train, resume."""
+    demo = add("demo", "pictures", "teach the embedded base a new shape and measure what came of it")
+    demo.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="default: ./demo")
+    demo.add_argument("--json", metavar="FILE", type=Path, help="also write the figures as JSON")
+    demo.add_argument("--seed", metavar="N", type=_seed, default=42, help="default: 42")
+
+    init = add("init", "starter", "write a commented starter job that trains the embedded base")
+    init.add_argument("file", metavar="FILE", nargs="?", type=Path, default=Path("job.yaml"), help="default: job.yaml")
+
+    train = add("train", "training", "train a job")
+    train.add_argument("job", metavar="JOB.yaml", type=Path)
+    _runs_option(train)
+
+    resume = add("resume", "training", "go on with a run that was stopped, from its last checkpoint")
+    resume.add_argument("run", metavar="RUN", help="a run's folder, or its name under --runs")
+    _runs_option(resume)
+
+
+def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """sample."""
+    sample = add("sample", "pictures", "draw pictures with a LoRA")
+    sample.add_argument("lora", metavar="RUN_OR_LORA", help="a run (its last checkpoint is used) or a LoRA file")
+    sample.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="what to draw; repeat for more; a run has its own as default"
+    )
+    sample.add_argument("--out", metavar="DIR", type=Path, default=Path("samples"), help="default: ./samples")
+    sample.add_argument("--strength", metavar="X", type=_number, default=1.0, help="of the LoRA; 0 is the base alone")
+    sample.add_argument("--seed", metavar="N", type=_seed, help="seed of the first picture")
+    sample.add_argument("--width", metavar="PX", type=int)
+    sample.add_argument("--height", metavar="PX", type=int)
+    sample.add_argument("--steps", metavar="N", type=int, help="sampling steps")
+    sample.add_argument("--guidance", metavar="X", type=_number)
+    sample.add_argument("--family", help="family of the base, with --base")
+    sample.add_argument("--base", metavar="SOURCE", help="the base model: embedded, a folder, or a repository id")
+    sample.add_argument("--device", help="auto, cpu, cuda …")
+    _runs_option(sample)
+    _json_option(sample)
+
+
+def _listing_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """families, inspect, captions."""
+    _json_option(add("families", "listing", "list the model families that can be trained"))
+
+    inspect = add("inspect", "listing", "show what a LoRA file holds")
+    inspect.add_argument("lora", metavar="LORA", type=Path)
+    _json_option(inspect)
+
+    captions = add("captions", "listing", "show a folder's captions exactly as the text encoder sees them")
+    captions.add_argument("folder", metavar="FOLDER", type=Path)
+    captions.add_argument("--trigger", metavar="WORD", help="replaces [trigger], or is added where --placement says")
+    captions.add_argument("--placement", choices=("start", "end", "only_placeholder"), default="start")
+    captions.add_argument("--extension", metavar="EXT", default="txt", help="of caption files; default: txt")
+    captions.add_argument("--default", metavar="TEXT", dest="default_caption", help="for images without a caption")
+    _json_option(captions)
+
+
+def _debug_option(parser: argparse.ArgumentParser, default: object) -> None:
+    parser.add_argument("--debug", action="store_true", default=default, help="show tracebacks, not just one message")
+
+
+def _runs_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="runs folder; default: ./runs")
+
+
+def _json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _lazy(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """A command whose module is imported when it runs, so that `--help` costs nothing."""
+
+    def run(args: argparse.Namespace) -> int:
+        return getattr(import_module(f".commands.{module}", __package__), function)(args)
+
+    return run
+
+
+def _seed(text: str) -> int:
+    """A whole number that can be a seed; argparse reports what is refused."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError("must lie between 0 and 2^63 - 1")
+    return value
+
+
+def _number(text: str) -> float:
+    """A number that is one: neither infinite nor nan."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError("must be finite")
+    return value
+
+
+_seed.__name__, _number.__name__ = "whole number", "number"  # argparse says "invalid number value: …"
+
+
+def _complain(message: str) -> None:
+    print(f"lora-foundry: {message}", file=sys.stderr, flush=True)
+
+
+def _print_anything() -> None:
+    """Captions may hold letters that a console's or pipe's encoding lacks (Windows): show them escaped, do not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,122 @@
+"""What commands print: tables, JSON, and the one line of progress."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from ..training import events
+
+_QUIET_SECONDS = 60.0
+"""Without a terminal, a line is due after this long even if little happened."""
+
+
+def print_json(value: Any) -> None:
+    """Machine-readable output; ASCII, so that every console and pipe carries it unharmed."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Left-aligned columns, as wide as their widest cell."""
+    lines = [list(header), *[["" if cell is None else str(cell) for cell in row] for row in rows]]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for number, line in enumerate(lines):
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        if number == 0:
+            print("  ".join("-" * width for width in widths))
+
+
+def quiet_libraries() -> None:
+    """transformers draws a bar for each part of a model that it loads, which would tear our line of progress."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def duration(seconds: float) -> str:
+    """0:07, 12:34, 1:02:03."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 512 B, 3.4 MB, 1.2 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def step_line(event: events.StepDone) -> str:
+    """The progress line of a step."""
+    parts = [
+        f"step {event.step}/{event.steps}",
+        f"loss {event.loss:.4f}",
+        f"{event.seconds_per_step:.2f} s/step",
+        f"ETA {duration(event.eta_seconds)}",
+    ]
+    if event.peak_memory:
+        parts.append(f"peak {size(event.peak_memory)}")
+    return "  ".join(parts)
+
+
+class Progress:
+    """Listens to a job. On a terminal one line rewrites itself; elsewhere about twenty plain lines tell the story."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._rewrites = self._out.isatty()
+        self._drawn = 0
+        self._last_line = -_QUIET_SECONDS
+        self._last_phase: str | None = None
+        self._stepped = False
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.StepDone):
+            self._last_phase = None
+            self._show(step_line(event), due=not self._stepped or _is_twentieth(event))
+            self._stepped = True
+        elif isinstance(event, events.Phase):
+            counted = f" {event.done}/{event.total}" if self._rewrites and event.total > 1 else ""
+            self._show(f"{event.what}{counted}", due=event.what != self._last_phase)
+            self._last_phase = event.what
+        elif isinstance(event, events.CheckpointSaved):
+            self.say(f"saved {event.path}")
+        elif isinstance(event, events.SampleReady):
+            self.say(f"drew {event.path}")
+        elif isinstance(event, events.Warning):
+            self.say(f"warning: {event.message}")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        print(text, file=self._out, flush=True)
+
+    def clear(self) -> None:
+        """Wipes the rewritten line, so that what is printed next starts clean."""
+        if self._drawn:
+            self._out.write("\r" + " " * self._drawn + "\r")
+            self._out.flush()
+            self._drawn = 0
+
+    def _show(self, text: str, due: bool) -> None:
+        if self._rewrites:
+            # Spaces, not an escape code, wipe the rest: that works in every console.
+            text = text[: shutil.get_terminal_size().columns - 1]
+            self._out.write("\r" + text.ljust(self._drawn))
+            self._out.flush()
+            self._drawn = len(text)
+        elif due or time.monotonic() - self._last_line >= _QUIET_SECONDS:
+            print(text, file=self._out, flush=True)
+            self._last_line = time.monotonic()
+
+
+def _is_twentieth(event: events.StepDone) -> bool:
+    """True at the last step and at each twentieth of the way."""
+    return event.step == event.steps or event.step % max(1, event.steps // 20) == 0

@@ -1,0 +1,1 @@
+"""From folders to batches: items, captions, buckets, cached latents and text embeddings, and their order."""

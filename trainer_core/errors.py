@@ -1,0 +1,35 @@
+"""Every failure that a user can cause or cure. Each message says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class FoundryError(Exception):
+    """The root: catch this to show a user one clear message instead of a traceback."""
+
+
+class ConfigError(FoundryError):
+    """A job's settings are wrong; the message names the field."""
+
+
+class DatasetError(FoundryError):
+    """A data set cannot be read or trained on; the message names the folder or file."""
+
+
+class BaseModelError(FoundryError):
+    """A base model cannot be found or loaded; the message names the source."""
+
+
+class AdapterError(FoundryError):
+    """A LoRA file cannot be read, or it does not fit the base."""
+
+
+class RunError(FoundryError):
+    """A run folder cannot be created, resumed or found."""
+
+
+class SaveError(RunError):
+    """Something could not be written, most often because the disk is full; what was there before is intact."""
+
+
+class TrainingError(FoundryError):
+    """The training itself failed (a loss that is not finite, out of memory)."""

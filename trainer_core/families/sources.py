@@ -1,0 +1,139 @@
+"""Where a model's files are: the embedded base, a folder in diffusers layout, or a Hugging Face repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BaseModelError
+from ..files import sha256_of
+
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "base"
+COMPONENTS = ("scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "transformer", "vae")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder in diffusers layout."""
+
+    name: str
+    """What the user called it; safe to write into metadata (a folder's own name, not its path)."""
+    folder: Path
+    profile: dict[str, Any]
+    """Recommendations that lie beside the weights (`foundry.json`), such as the timestep type."""
+
+    def component(self, name: str) -> Path:
+        """The folder of one part.
+
+        Raises:
+            BaseModelError: if it is not there.
+        """
+        folder = self.folder / name
+        if not folder.is_dir():
+            raise BaseModelError(
+                f"{self.folder} has no folder `{name}`: it is not a complete model in diffusers layout"
+            )
+        return folder
+
+    def config(self, component: str, file: str = "config.json") -> dict[str, Any]:
+        """A part's configuration.
+
+        Raises:
+            BaseModelError: if it is missing or is not JSON.
+        """
+        path = self.component(component) / file
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BaseModelError(f"{path}: cannot be read: {error}") from None
+        if not isinstance(config, dict):
+            raise BaseModelError(f"{path}: is not a configuration")
+        return config
+
+    def weights(self, component: str) -> list[Path]:
+        """The safetensors files of a part.
+
+        Raises:
+            BaseModelError: if there are none.
+        """
+        files = sorted(self.component(component).glob("*.safetensors"))
+        if not files:
+            raise BaseModelError(
+                f"{self.component(component)}: holds no .safetensors file (other formats are not read)"
+            )
+        return files
+
+    def fingerprint(self, *components: str) -> str:
+        """A digest of the parts' contents: configuration and tokenizer files, and weights.
+
+        Weights over 64 MB count by size and samples, because hashing 24 GB would take minutes.
+        """
+        digest = hashlib.sha256()
+        for component in components:
+            for path in sorted(self.component(component).iterdir()):
+                if path.suffix in {".json", ".txt", ".model"} or path.stat().st_size <= 64 << 20:
+                    mark = sha256_of(path)
+                else:
+                    mark = _mark_of_large(path)
+                digest.update(f"{component}/{path.name}:{mark}\n".encode())
+        return digest.hexdigest()
+
+
+def open_source(name: str, default_repo: str) -> Source:
+    """Finds a model by what the user wrote. A repository is downloaded (or found in Hugging Face's cache).
+
+    Raises:
+        BaseModelError: if it is not there, gated, or no diffusers folder.
+    """
+    if name == "embedded":
+        return _source_of_folder("embedded", EMBEDDED)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _source_of_folder(folder.resolve().name, folder.resolve())
+    if re.fullmatch(r"[\w.\-]+/[\w.\-]+", name):
+        return _source_of_folder(name, _download(name))
+    raise BaseModelError(
+        f"model.source {name!r}: there is no such folder, and it is no Hugging Face repository id (such as "
+        f"`{default_repo}`)"
+    )
+
+
+def _source_of_folder(name: str, folder: Path) -> Source:
+    if not (folder / "model_index.json").is_file():
+        raise BaseModelError(f"{folder}: is not a model in diffusers layout (it has no model_index.json)")
+    profile = folder / "foundry.json"
+    return Source(name, folder, json.loads(profile.read_text(encoding="utf-8")) if profile.is_file() else {})
+
+
+def _download(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = ["model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in ("json", "txt", "model"))]
+    patterns += [f"{part}/*.safetensors" for part in COMPONENTS]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns))
+    except GatedRepoError:
+        page = f"https://huggingface.co/{repo}"
+        raise BaseModelError(
+            f"{repo} is gated: accept its licence at {page}, then set HF_TOKEN or run `hf auth login`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise BaseModelError(f"{repo}: there is no such repository on Hugging Face, or it needs HF_TOKEN") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise BaseModelError(f"{repo}: cannot be downloaded, and is not in the local cache: {error}") from None
+
+
+def _mark_of_large(path: Path) -> str:
+    """Size and 16 samples of 1 MB, evenly spread: another checkpoint differs in all of them."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for k in range(16):
+            file.seek(k * (size - (1 << 20)) // 15)
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()

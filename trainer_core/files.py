@@ -1,0 +1,110 @@
+"""Writing and checking files so that a reader sees the old content or the new one, and never half of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import uuid
+from pathlib import Path
+
+from .errors import SaveError
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes a new file and waits until it is on the disk.
+
+    Raises:
+        OSError: as the system says; the caller removes what was begun.
+    """
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until a folder's entries are on the disk (Windows does that by itself and cannot be asked)."""
+    if sys.platform == "win32":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces a file in one step.
+
+    Raises:
+        SaveError: if that fails; what was there before is intact and nothing half-written is left.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(temporary, data)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise save_error(path, error) from error
+
+
+def write_fresh(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
+    """Writes a file under a name that is not taken: `stem.suffix`, `stem_2.suffix` … and returns its path.
+
+    The name is claimed by a hard link, which fails if another process was quicker; where the file system has no links,
+    by an exclusive creation.
+
+    Raises:
+        SaveError: if that fails; nothing half-written is left.
+    """
+    temporary = folder / f".{stem}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(temporary, data)
+        for number in range(1, 100_000):
+            target = folder / (f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}")
+            try:
+                _claim(temporary, target)
+            except FileExistsError:
+                continue
+            sync_folder(folder)
+            return target
+        raise SaveError(f"{folder / stem}{suffix}: every name is taken")
+    except OSError as error:
+        raise save_error(folder / f"{stem}{suffix}", error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _claim(temporary: Path, target: Path) -> None:
+    """Gives a finished file its name, or raises FileExistsError."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links here (exFAT, some network shares)
+        target.touch(exist_ok=False)
+        os.replace(temporary, target)
+
+
+def save_error(path: Path, error: OSError) -> SaveError:
+    """A message that tells the usual causes apart."""
+    import errno
+
+    if error.errno in {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}:
+        return SaveError(f"{path}: the disk is full. Free some space and resume; what was saved before is intact")
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return SaveError(f"{path}: may not be written ({error.strerror}). Check the folder's permissions")
+    return SaveError(f"{path}: cannot be written: {error.strerror or error}")

@@ -1,0 +1,1 @@
+"""What is minimised: noise schedules, timesteps, losses. Pure functions of their arguments."""

@@ -1,0 +1,160 @@
+"""Previews: Euler steps along the flow, from the noise that ComfyUI's samplers use for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import ModelConfig, SampleConfig
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from .families.base import Base, TextEmbedding
+
+
+class Interrupted(Exception):
+    """Raised inside long work when a stop was asked for."""
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How a picture is drawn; sizes in pixels."""
+
+    width: int
+    height: int
+    steps: int
+    guidance: float
+
+    @classmethod
+    def of(cls, sample: SampleConfig, base: Base) -> SamplerSettings:
+        """A job's settings, with the family's own where it says nothing.
+
+        Raises:
+            ConfigError: if a size is no multiple of the family's divisor.
+        """
+        own, divisor = base.sampling, base.spec.bucket_divisor
+        settings = cls(
+            width=sample.width or own.width,
+            height=sample.height or own.height,
+            steps=sample.steps or own.steps,
+            guidance=own.guidance if sample.guidance is None else sample.guidance,
+        )
+        for name in ("width", "height"):
+            if getattr(settings, name) % divisor:
+                raise ConfigError(f"sample.{name}: must be a multiple of {divisor} for {base.spec.title}")
+        return settings
+
+    def needs_blank(self, base: Base) -> bool:
+        """Whether guidance takes a second pass with an empty prompt."""
+        return not base.guidance_distilled and self.guidance != 1.0
+
+
+def draw(
+    base: Base,
+    denoiser: nn.Module,
+    texts: Sequence[TextEmbedding],
+    seeds: Sequence[int],
+    settings: SamplerSettings,
+    blank: TextEmbedding | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Draws one picture per text, as one batch; gives normalised latents (N, C, H, W), fp32, on the base's device.
+
+    The noise of a seed is what `torch.manual_seed(seed); torch.randn(1, C, H, W)` gives on a CPU, as in ComfyUI.
+    `blank` is needed where `settings.needs_blank`.
+
+    Raises:
+        Interrupted: when `should_stop` says so, between two steps.
+    """
+    import torch
+
+    from .families.base import stack_text
+
+    shape = (
+        1,
+        base.spec.latent_channels,
+        settings.height // base.spec.vae_factor,
+        settings.width // base.spec.vae_factor,
+    )
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    x = torch.cat(noise).to(base.device)
+    text = stack_text(list(texts), base.device)
+    empty = stack_text([blank] * len(texts), base.device) if blank is not None else None
+    times = base.schedule.sampling_times(settings.steps, base.image_tokens(*shape[2:])).to(base.device)
+    with torch.no_grad(), autocast(base):
+        for here, there in pairwise(times):
+            if should_stop and should_stop():
+                raise Interrupted
+            t = here.expand(len(x))
+            v = base.predict(denoiser, x, t, text, guidance=settings.guidance)
+            if empty is not None and settings.needs_blank(base):
+                without = base.predict(denoiser, x, t, empty, guidance=settings.guidance)
+                v = without + settings.guidance * (v - without)
+            x = x + (there - here) * v
+    return x
+
+
+def autocast(base: Base) -> torch.autocast | nullcontext[None]:
+    """Runs fp32 LoRA layers in the base's precision; nothing to do where that is fp32."""
+    import torch
+
+    if base.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(base.device.type, dtype=base.dtype)
+
+
+def preview(
+    model: ModelConfig,
+    prompts: Sequence[str],
+    *,
+    lora: Path | dict[str, Tensor] | None = None,
+    strength: float = 1.0,
+    sample: SampleConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Image.Image]:
+    """Draws one picture per prompt with a base and, if given, a LoRA (a file, or tensors in ComfyUI's names).
+
+    Raises:
+        FoundryError: if base or LoRA cannot be loaded or do not fit each other.
+        Interrupted: when `should_stop` says so.
+    """
+    import torch
+
+    from .adapters.comfy_format import applied, for_modules, parse
+    from .adapters.safetensors_file import read_tensors
+    from .data.images import to_image
+    from .families.registry import open_base
+
+    sample = sample or SampleConfig()
+    with torch.inference_mode(False):
+        base = open_base(model)
+        settings = SamplerSettings.of(sample, base)
+        tensors = read_tensors(lora) if isinstance(lora, Path) else lora
+        base.load_text_encoders()
+        texts = base.encode_prompts([*prompts, ""])
+        base.free_text_encoders()
+        denoiser = base.load_denoiser()
+        changes = for_modules(parse(tensors), denoiser, base) if tensors else {}
+        latents = []
+        with applied(denoiser, changes, strength):
+            for k in range(len(prompts)):
+                if progress:
+                    progress(k, len(prompts))
+                seed = sample.seed + k * sample.walk_seed
+                latents.append(draw(base, denoiser, [texts[k]], [seed], settings, texts[-1], should_stop))
+        del denoiser
+        base.load_vae()
+        images = [to_image(base.decode_latents(x)[0]) for x in latents]
+        base.free_vae()
+    if progress:
+        progress(len(prompts), len(prompts))
+    return images

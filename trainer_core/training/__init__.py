@@ -1,0 +1,1 @@
+"""The run: loop, optimizer, checkpoints, run folder, events, job thread."""

@@ -1,0 +1,73 @@
+"""What a run tells the world. The command line, the node and the web page listen to this one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened; small and immutable."""
+
+
+@dataclass(frozen=True)
+class StateChanged(Event):
+    """The run is now queued, running, paused, stopped, finished or failed."""
+
+    state: str
+    step: int
+    steps: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Phase(Event):
+    """Work that is not a training step, such as "encoding images", `done` of `total` parts of it."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """An optimizer step was made: `step` updates so far."""
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    seconds_per_step: float
+    eta_seconds: float
+    peak_memory: int
+    """bytes"""
+
+
+@dataclass(frozen=True)
+class SampleReady(Event):
+    """A preview was drawn."""
+
+    step: int
+    path: Path
+    prompt: str
+    index: int
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    """A checkpoint folder is complete and on the disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Warning(Event):
+    """Something the user should know, though the run goes on."""
+
+    message: str
+
+
+Listener = Callable[[Event], None]

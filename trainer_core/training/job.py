@@ -1,0 +1,163 @@
+"""A job: a run from start to end, on a thread of its own or on the caller's."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from ..config import JobConfig
+from ..errors import FoundryError
+from .events import Event, Listener, Phase, StateChanged, Warning
+from .run_folder import RunFolder
+
+
+class TrainingJob:
+    """Trains one run, from its newest intact checkpoint if there is one. The thread calls nothing of its host."""
+
+    def __init__(self, run: RunFolder, job: JobConfig | None = None) -> None:
+        """Takes the run's own job, or the one given.
+
+        Raises:
+            ConfigError: if the run's job.yaml cannot be read.
+        """
+        self.run = run
+        self.job = job or run.job()
+        self.error: BaseException | None = None
+        self.outcome: str | None = None
+        """finished, stopped or failed, once it has ended"""
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def new(cls, runs_root: Path, job: JobConfig) -> TrainingJob:
+        """A job in a new run folder.
+
+        Raises:
+            SaveError: if the folder cannot be written.
+        """
+        return cls(RunFolder.create(runs_root, job), job)
+
+    def start(self) -> None:
+        """Starts the job's thread."""
+        self._thread = threading.Thread(target=self._run_caught, name=f"lora-foundry {self.run.name}", daemon=True)
+        self._thread.start()
+
+    def events(self) -> list[Event]:
+        """What has happened since the last call; never blocks."""
+        arrived = []
+        while not self._events.empty():
+            arrived.append(self._events.get())
+        return arrived
+
+    def stop(self) -> None:
+        """Asks for a stop at the next step: saves, and leaves the run resumable."""
+        self._stop.set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for the thread, at most `timeout` seconds."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def run_here(self, listener: Callable[[Event], None]) -> str:
+        """Runs on this thread and gives the outcome.
+
+        Raises:
+            FoundryError: on failure, after the run folder says so.
+        """
+        self._run(listener)
+        if self.error is not None:
+            raise self.error
+        assert self.outcome is not None
+        return self.outcome
+
+    def _run_caught(self) -> None:
+        self._run(self._events.put)
+
+    def _run(self, listener: Listener) -> None:
+        import torch
+
+        def emit(event: Event) -> None:
+            if isinstance(event, (Phase, Warning, StateChanged)):
+                self.run.log(_line(event))
+            listener(event)
+
+        try:
+            # a thread starts outside inference mode, but run_here may be called from inside it
+            with torch.inference_mode(False), torch.enable_grad():
+                self.outcome = _train(self.run, self.job, emit, self._stop.is_set)
+        except BaseException as error:  # noqa: BLE001 - the run folder must say how the run ended, whatever ended it
+            self.outcome, self.error = "failed", error
+            self._record_failure(error, listener)
+
+    def _record_failure(self, error: BaseException, listener: Listener) -> None:
+        step, steps = self._step(), self.job.train.steps
+        message = str(error) or type(error).__name__
+        try:
+            self.run.log("failed: " + (message if isinstance(error, FoundryError) else traceback.format_exc()))
+            self.run.write_status("failed", step, steps, message)
+        except FoundryError as second:  # the disk is full, most likely: the checkpoints on it still count
+            message = f"{message} (and the run folder could not be updated: {second})"
+        listener(StateChanged("failed", step, steps, message))
+
+    def _step(self) -> int:
+        latest = self.run.latest()
+        return latest.step if latest else 0
+
+
+def _train(run: RunFolder, job: JobConfig, emit: Listener, should_stop: Callable[[], bool]) -> str:
+    """Prepares the data, loads the base, trains. Gives `finished` or `stopped`."""
+    from ..data.cache import TensorCache
+    from ..data.prepare import PreparedData
+    from ..families.registry import open_base
+    from ..sampling import Interrupted, SamplerSettings
+    from .loop import Trainer
+
+    steps = job.train.steps
+
+    def enter(state: str, step: int) -> None:
+        run.write_status(state, step, steps)
+        emit(StateChanged(state, step, steps))
+
+    def progress(what: str, done: int, total: int) -> None:
+        if should_stop():
+            raise Interrupted
+        emit(Phase(what, done, total))
+
+    latest = run.latest()
+    enter("running", latest.step if latest else 0)
+    trainer = None
+    try:
+        base = open_base(job.model)
+        SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
+        progress("scanning the data", 0, 1)
+        data = PreparedData(job, base, TensorCache(run.path.parent / ".cache"))
+        prompts = [prompt.replace("[trigger]", job.trigger or "") for prompt in job.sample.prompts]
+        data.encode_texts([*prompts, ""] if prompts else [], progress)
+        data.encode_images(progress)
+        progress("loading the base", 0, 1)
+        trainer = Trainer(run, job, base, data, emit, should_stop)
+        trainer.restore()
+        finished = trainer.train()
+    except Interrupted:
+        finished = False
+    state = "finished" if finished else "stopped"
+    enter(state, trainer.step if trainer else (latest.step if latest else 0))
+    return state
+
+
+def _line(event: Event) -> str:
+    """An event as a line of log.txt."""
+    if isinstance(event, StateChanged):
+        return f"{event.state} at step {event.step} of {event.steps}" + (f": {event.error}" if event.error else "")
+    if isinstance(event, Phase):
+        return f"{event.what} ({event.done} of {event.total})"
+    return f"warning: {event.message}" if isinstance(event, Warning) else repr(event)
