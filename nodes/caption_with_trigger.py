@@ -56,6 +56,8 @@ class CaptionWithTrigger(io.ComfyNode):
             keep_tags=keep_tags,
         )
         texts = [" ".join(caption.split()) for _, caption in summarize(captioned).captions]
-        more = f"\n… and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-        shown = host.shown_text("\n".join(texts[:_SHOWN]) + more)
-        return io.NodeOutput(captioned, "\n".join(texts), ui=shown)
+        # bullets, because pages with Vue nodes run the lines together
+        lines = [f"• {text}" for text in texts[:_SHOWN]]
+        if len(texts) > _SHOWN:
+            lines.append(f"… and {len(texts) - _SHOWN} more")
+        return io.NodeOutput(captioned, "\n".join(texts), ui=host.shown_text("\n".join(lines)))

@@ -19,7 +19,8 @@ from server import PromptServer
 
 from ..trainer_core.adapters.export import export_lora
 from ..trainer_core.config import plain_name
-from ..trainer_core.errors import ConfigError, DatasetError
+from ..trainer_core.errors import ConfigError, DatasetError, RunError
+from ..trainer_core.training.run_folder import RunFolder
 
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
 _PREVIEW_PIXELS = 512
@@ -30,6 +31,17 @@ _PREVIEW_PIXELS = 512
 def runs_root() -> Path:
     """Where runs live."""
     return Path(folder_paths.get_output_directory()) / "lora_foundry"
+
+
+def run_folder(path: str) -> RunFolder:
+    """The run that a link names.
+
+    Raises:
+        RunError: if it is none of ours: a prompt sent to the server could name any folder.
+    """
+    if not Path(path).resolve().is_relative_to(runs_root().resolve()):
+        raise RunError(f"{path}: is no run of this ComfyUI; runs are in {runs_root()}")
+    return RunFolder.open(Path(path))
 
 
 def collected_datasets_root() -> Path:

@@ -16,7 +16,7 @@ from ..trainer_core.files import write_atomically
 from . import host, pictures, sockets
 from .widgets import widget
 
-_SHOWN_WARNINGS = 3
+_SHOWN_SIZES, _SHOWN_WARNINGS = 8, 3
 
 
 class LoadDataset(io.ComfyNode):
@@ -106,8 +106,8 @@ class LoadDataset(io.ComfyNode):
 
 def summary_text(summary: DatasetSummary) -> str:
     """What is in a data set, in a few lines."""
-    lines = [f"{summary.count} images in {len(summary.buckets)} bucket" + ("s" if len(summary.buckets) != 1 else "")]
-    lines += [f"{size}: {count}" for size, count in summary.buckets.items()]
+    sizes = [f"{size}: {count}" for size, count in summary.buckets.items()]
+    lines = [f"{summary.count} images; {', '.join(sizes[:_SHOWN_SIZES])}{' …' if len(sizes) > _SHOWN_SIZES else ''}"]
     if summary.missing_captions:
         lines.append(f"without caption: {len(summary.missing_captions)} ({summary.missing_captions[0]} …)")
     lines += [f"⚠ {warning}" for warning in summary.warnings[:_SHOWN_WARNINGS]]

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
+from PIL import Image
 
 from ..trainer_core.config import ModelConfig, SampleConfig, validated
 from ..trainer_core.data.captions import with_trigger
 from ..trainer_core.errors import ConfigError, RunError
 from ..trainer_core.sampling import preview
-from ..trainer_core.training.run_folder import RunFolder
 from . import host, pictures, sockets
 from .widgets import or_none, prompt_lines, widget
 
@@ -86,20 +86,24 @@ class PreviewSamples(io.ComfyNode):
         host.free_vram()
         bar = host.ProgressBar()
         rounds = 1 if lora is None else 2
-        drawn = []
-        for k, adapter in enumerate([None, lora][:rounds]):
-            drawn.append(
-                preview(
-                    base,
-                    texts,
-                    lora=adapter,
-                    strength=strength,
-                    sample=sample,
-                    progress=lambda done, total, before=k: bar.update(before * total + done, rounds * total),
-                    should_stop=host.interrupted,
-                )
+
+        def drawn(adapter: Path | dict[str, Any] | None, earlier: int) -> list[Image.Image]:
+            def progress(done: int, total: int) -> None:
+                bar.update(earlier * total + done, rounds * total)
+
+            return preview(
+                base,
+                texts,
+                lora=adapter,
+                strength=strength,
+                sample=sample,
+                progress=progress,
+                should_stop=host.interrupted,
             )
-        shown = drawn[0] if lora is None else [pictures.side_by_side(*pair) for pair in zip(*drawn, strict=True)]
+
+        shown = drawn(None, 0)
+        if lora is not None:
+            shown = [pictures.side_by_side(*pair) for pair in zip(shown, drawn(lora, 1), strict=True)]
         images = pictures.to_batch(shown)
         return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
 
@@ -118,7 +122,7 @@ def _subject(
     lora: Path | dict[str, Any] | None = lora_model
     trigger = None
     if run is not None:
-        folder = RunFolder.open(Path(run))
+        folder = host.run_folder(run)
         checkpoint, job = folder.latest(), folder.job()
         if checkpoint is None:
             raise RunError(f"Preview Samples: the run {folder.name!r} holds no intact checkpoint")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from comfy_api.latest import io
 
 from ..trainer_core.config import plain_name
@@ -63,7 +61,7 @@ class SaveCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: str, which: str, step: int, name: str) -> io.NodeOutput:
-        folder = RunFolder.open(Path(run))
+        folder = host.run_folder(run)
         checkpoint = _chosen(folder, step if which == "step" else None)
         default = folder.name if which == "latest" else f"{folder.name[:80]}_{checkpoint.step}_steps"
         lora_name, path = host.export_to_models(checkpoint.lora, name.strip() or default)

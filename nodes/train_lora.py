@@ -115,7 +115,8 @@ def follow(training: TrainingJob) -> TrainingView:
         FoundryError: what made the training fail.
         BaseException: ComfyUI's interruption, after the training has saved and ended.
     """
-    view, bar = TrainingView(), host.ProgressBar()
+    earlier = [line["loss"] for line in training.run.metrics()]
+    view, bar = TrainingView(losses=earlier), host.ProgressBar()
     training.start()
     try:
         while training.alive:

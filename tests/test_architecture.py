@@ -137,7 +137,8 @@ def test_nothing_is_unpickled_or_executed_from_data(path: Path) -> None:
 
 @parametrized([*CORE, *NODES, *TESTS, *BENCHMARKS])
 def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines < 400
 
 
 @parametrized(CORE)

@@ -87,7 +87,7 @@ class DatasetConfig(Section):
     weight: float = Field(
         1.0, gt=0, le=1000, description="How often this data set is drawn: 2 means every image twice an epoch."
     )
-    caption_extension: str = Field("txt", description="Extension of the caption files.")
+    caption_extension: str = Field("txt", pattern=r"^\.?\w{1,16}$", description="Extension of the caption files.")
     default_caption: str | None = Field(
         None, description="Caption of images that have none. Empty: a missing caption is an error."
     )
@@ -116,6 +116,12 @@ class DatasetConfig(Section):
         if any(not 16 <= resolution <= 8192 for resolution in value):
             raise ValueError("resolutions lie between 16 and 8192 pixels")
         return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _trigger_stays_whole(self) -> DatasetConfig:
+        if self.shuffle_tags and self.trigger and "," in self.trigger:
+            raise ValueError("a trigger with a comma would be torn apart by shuffle_tags: use one without")
+        return self
 
     @field_validator("trigger", "default_caption")
     @classmethod
@@ -262,11 +268,25 @@ def load_job(path: Path) -> JobConfig:
         job = validated(JobConfig, data)
     except ConfigError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
-    here = path.resolve().parent
-    datasets = [dataset.but(folder=str(here / Path(dataset.folder).expanduser())) for dataset in job.datasets]
-    source = here / Path(job.model.source).expanduser()
-    model = job.model.but(source=str(source)) if source.is_dir() and job.model.source != "embedded" else job.model
-    return job.model_copy(update={"datasets": tuple(datasets), "model": model})
+    return resolved(job, path.resolve().parent)
+
+
+def resolved(job: JobConfig, here: Path) -> JobConfig:
+    """The job with relative folders and files taken from `here`; a source that is no folder there stays as it is."""
+
+    def absolute(text: str) -> Path:
+        try:
+            return here / Path(text).expanduser()
+        except RuntimeError:  # the home of a user that there is not: whoever opens it says so
+            return Path(text)
+
+    datasets = tuple(dataset.but(folder=str(absolute(dataset.folder))) for dataset in job.datasets)
+    model, adapter = job.model, job.adapter
+    if model.source != "embedded" and absolute(model.source).is_dir():
+        model = model.but(source=str(absolute(model.source)))
+    if adapter.warm_start:
+        adapter = adapter.but(warm_start=str(absolute(adapter.warm_start)))
+    return job.model_copy(update={"datasets": datasets, "model": model, "adapter": adapter})
 
 
 def dump_job(job: JobConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -56,7 +57,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise save_error(path, error) from error
 
 
@@ -85,7 +86,7 @@ def write_fresh(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
     except OSError as error:
         raise save_error(folder / f"{stem}{suffix}", error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
 
 
 def _claim(temporary: Path, target: Path) -> None:
@@ -96,7 +97,17 @@ def _claim(temporary: Path, target: Path) -> None:
         raise
     except OSError:  # no hard links here (exFAT, some network shares)
         target.touch(exist_ok=False)
-        os.replace(temporary, target)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            _discard(target)
+            raise
+
+
+def _discard(path: Path) -> None:
+    """Removes a file that may not be there, on the way out of an error that matters more."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def save_error(path: Path, error: OSError) -> SaveError:

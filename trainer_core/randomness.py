@@ -30,7 +30,7 @@ def generator(*place: int | str) -> torch.Generator:
 
 def uniform(*place: int | str) -> float:
     """One number in [0, 1) for a place, without torch."""
-    return seed_of(*place) / 2**63
+    return (seed_of(*place) >> 10) / 2**53  # 53 bits are what a float holds: 1.0 cannot come out
 
 
 def normal_like(shape: Sequence[int], *place: int | str) -> torch.Tensor:

@@ -158,6 +158,18 @@ def test_interrupt_saves_and_resume_finishes(make_job: Make, capsys: pytest.Capt
     assert logged_steps("tiny") == list(range(1, 31))
 
 
+def test_demo_gets_what_the_command_line_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_demo(out: Path, json_file: Path | None, seed: int, emit: Callable[[str], None]) -> None:
+        emit(f"{out} {json_file} {seed}")
+
+    monkeypatch.setattr("trainer_core.demo.run_demo", run_demo)
+    assert main(["demo"]) == 0
+    assert main(["demo", "--out", "there", "--json", "figures.json", "--seed", "7"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["demo None 42", "there figures.json 7"]
+
+
 # bad input
 
 

@@ -91,9 +91,13 @@ def parse(tensors: dict[str, Tensor]) -> dict[str, LowRank]:
     for path, parts in found.items():
         if "down" not in parts or "up" not in parts:
             raise AdapterError(f"{path}: the LoRA file holds only one of lora_A and lora_B")
-        rank = parts["down"].shape[0]
+        down, up = parts["down"], parts["up"]
+        if down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
+            shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
+            raise AdapterError(f"{path}: lora_A and lora_B do not fit each other: their shapes are {shapes}")
+        rank = down.shape[0]
         alpha = float(parts["alpha"]) if "alpha" in parts else float(rank)  # ComfyUI: no alpha means scale 1
-        changes[path] = LowRank(parts["down"].float(), parts["up"].float(), alpha / rank)
+        changes[path] = LowRank(down.float(), up.float(), alpha / rank)
     if not changes:
         raise AdapterError("the file holds no LoRA layers")
     return changes
@@ -107,9 +111,10 @@ def for_modules(changes: dict[str, LowRank], denoiser: nn.Module, base: Base) ->
     """
     ours: dict[str, LowRank] = {}
     used = set()
-    for path, module in denoiser.named_modules():
+    for full_path, module in denoiser.named_modules():
         if not isinstance(module, nn.Linear):
             continue
+        path = full_path.removesuffix(".base_layer")  # peft wraps the layers that it adapts
         try:
             place = base.comfy_module(path)
         except AdapterError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,23 @@ from ..files import write_fresh
 if TYPE_CHECKING:
     from torch import Tensor
 
-_DOWN = (".lora_A.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight", ".lora_A")
-_OTHER_KINDS = {"lokr_w": "LoKr", "hada_w": "LoHa", "oft_": "OFT", "dora_scale": "DoRA", ".diff": "full difference"}
+_DOWN = (
+    ".lora_A.weight",
+    ".lora_A.default.weight",
+    ".lora_A",
+    ".lora_down.weight",
+    ".lora.down.weight",
+    "_lora.down.weight",
+    ".lora_linear_layer.down.weight",
+)
+_OTHER_KINDS = {
+    "LoKr": re.compile(r"\.lokr_w[12](_[ab])?$"),
+    "LoHa": re.compile(r"\.hada_w[12]_[ab]$"),
+    "OFT": re.compile(r"\.oft_(blocks|diag)$"),
+    "DoRA": re.compile(r"\.dora_scale$"),
+    "full difference": re.compile(r"\.diff(_b)?$"),
+}
+_PREFIX = re.compile(r"lora_unet|lora_te\d?|lora_transformer|lycoris|base_model|[^.]+")
 
 
 def export_lora(source: Path, folder: Path, name: str, metadata: dict[str, str] | None = None) -> Path:
@@ -60,17 +76,21 @@ def describe_lora(path: Path) -> dict[str, Any]:
     tensors = read_tensors(path)
     metadata = header.get("__metadata__", {})
     down = {key: value for key, value in tensors.items() if key.endswith(_DOWN)}
-    kinds = sorted({kind for mark, kind in _OTHER_KINDS.items() if any(mark in key for key in tensors)})
+    kinds = sorted(kind for kind, name in _OTHER_KINDS.items() if any(name.search(key) for key in tensors))
     if not down and not kinds:
         raise AdapterError(f"{path}: holds no LoRA layers ({len(tensors)} tensors of another kind)")
-    prefixes = {key.split(".")[0].split("_")[0] if "lora_unet" in key else key.split(".")[0] for key in tensors}
+    alphas = {key: value for key, value in tensors.items() if key.endswith(".alpha")}
+    for key, value in [*down.items(), *alphas.items()]:
+        if value.dim() == 0 if key in down else value.numel() != 1:
+            raise AdapterError(f"{path}: {key} has shape {tuple(value.shape)}, which no LoRA has")
+    prefixes = {match[0] for key in tensors if (match := _PREFIX.match(key))}
     return {
         "path": str(path),
         "format": ", ".join(sorted(prefixes)[:3]) + (f" ({', '.join(kinds)})" if kinds else " (LoRA)"),
         "keys": len(tensors),
         "modules": len(down),
         "rank": sorted({int(value.shape[0]) for value in down.values()}),
-        "alpha": sorted({float(value) for key, value in tensors.items() if key.endswith(".alpha")}),
+        "alpha": sorted({float(value) for value in alphas.values()}),
         "dtype": ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in down.values()})),
         "size_bytes": path.stat().st_size,
         "trigger": metadata.get("modelspec.trigger_phrase"),

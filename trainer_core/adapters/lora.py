@@ -52,8 +52,11 @@ class LoraAdapter:
             lora_dropout=config.dropout,
             target_modules="|".join(f"(?:{target})" for target in targets),
         )
+        first = next(denoiser.parameters())
         try:
-            inject_adapter_in_model(lora, denoiser, adapter_name=_NAME)
+            # peft and nn.Linear draw their own start from the global generators, which are not ours to move
+            with torch.random.fork_rng(devices=[first.device] if first.is_cuda else []):
+                inject_adapter_in_model(lora, denoiser, adapter_name=_NAME)
         except ValueError as error:
             raise AdapterError(f"adapter.targets: no layer of the base matches: {error}") from None
         self.layers: dict[str, Any] = {

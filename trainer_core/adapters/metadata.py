@@ -18,9 +18,24 @@ if TYPE_CHECKING:
 
 
 def lora_metadata(
-    job: JobConfig, base: Base, *, step: int, loss: float | None, images: int, dataset_digest: str, base_hash: str
+    job: JobConfig,
+    base: Base,
+    *,
+    step: int,
+    loss: float | None,
+    images: list[int],
+    dataset_digest: str,
+    base_hash: str,
 ) -> dict[str, str]:
-    """Metadata of a LoRA after `step` updates; `loss` is the mean over the last steps."""
+    """Metadata of a LoRA after `step` updates.
+
+    Args:
+        step: updates made.
+        loss: mean over the last steps.
+        images: number of images in each data set.
+        dataset_digest: of all files and captions.
+        base_hash: of the denoiser's weights.
+    """
     rank = job.adapter.rank
     triggers = sorted({dataset.trigger for dataset in job.datasets if dataset.trigger})
     values: dict[str, Any] = {
@@ -46,9 +61,13 @@ def lora_metadata(
         "ss_max_train_steps": job.train.steps,
         "ss_steps": step,
         "ss_seed": job.train.seed,
-        "ss_num_train_images": images,
+        "ss_num_train_images": sum(images),
         "ss_tag_frequency": json.dumps(
-            {PurePath(d.folder).name: {d.trigger: images} for d in job.datasets if d.trigger}
+            {
+                PurePath(dataset.folder).name: {dataset.trigger: count}
+                for dataset, count in zip(job.datasets, images, strict=True)
+                if dataset.trigger
+            }
         ),
         "lora_foundry.version": __version__,
         "lora_foundry.config": json.dumps(without_paths(job, base), sort_keys=True),

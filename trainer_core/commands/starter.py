@@ -1,4 +1,7 @@
-"""`init`: a starter job in which every setting is explained. It is made from config.py, so it cannot go stale."""
+"""`init`: a starter job in which every setting is explained.
+
+It is made from config.py's descriptions and defaults and from the demo's recipe, so it cannot go stale.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,23 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..config import AdapterConfig, DatasetConfig, JobConfig, ModelConfig, SampleConfig, SaveConfig, TrainConfig
+from ..config import (
+    AdapterConfig,
+    DatasetConfig,
+    JobConfig,
+    ModelConfig,
+    SampleConfig,
+    SaveConfig,
+    Section,
+    TrainConfig,
+)
+from ..data.captions import PLACEHOLDER
+from ..demo import demo_job
 from ..errors import SaveError
 from . import OK
 
-DEMO_DATASET = Path(__file__).parents[1] / "embedded" / "demo_dataset"
 _WIDTH = 110
 
 _HEAD = """\
@@ -44,22 +56,30 @@ def init(args: argparse.Namespace) -> int:
 
 def starter_job(file: str = "job.yaml") -> str:
     """The text of the starter: chosen settings, and all others commented out at their defaults."""
+    demo = demo_job()
+    prompts = [f"a red {PLACEHOLDER} on a white background"]
+    sections: tuple[tuple[str, type[Section], dict[str, Any]], ...] = (
+        ("model", ModelConfig, _of(demo.model, "family", "source")),
+        ("adapter", AdapterConfig, _of(demo.adapter, "rank")),
+        ("datasets", DatasetConfig, _of(demo.datasets[0], "folder", "resolutions", "trigger")),
+        ("train", TrainConfig, _of(demo.train, "steps", "batch_size", "learning_rate", "gradient_checkpointing")),
+        ("save", SaveConfig, {"every": 100}),
+        ("sample", SampleConfig, {"prompts": prompts, "every": 100}),
+    )
     lines = [f"# {line}" for line in _HEAD.format(file=file).splitlines()]
     lines += ["", *_setting(JobConfig.model_fields["name"], "name", "my_first_lora", chosen=True)]
-    for section, kind, chosen in (
-        ("model", ModelConfig, {"family": "flux1", "source": "embedded"}),
-        ("adapter", AdapterConfig, {"rank": 16}),
-        ("datasets", DatasetConfig, {"folder": str(DEMO_DATASET), "resolutions": [64], "trigger": "zorble"}),
-        ("train", TrainConfig, {"steps": 300, "batch_size": 8, "learning_rate": 1e-3}),
-        ("save", SaveConfig, {"every": 100}),
-        ("sample", SampleConfig, {"prompts": ["a red [trigger] on a white background"], "every": 100}),
-    ):
+    for section, kind, chosen in sections:
         lines += ["", f"# {(kind.__doc__ or '').splitlines()[0]}", f"{section}:"]
         lines += _as_list_item(_settings(kind, chosen)) if section == "datasets" else _indented(_settings(kind, chosen))
     return "\n".join(lines) + "\n"
 
 
-def _settings(kind: type[BaseModel], chosen: Mapping[str, Any]) -> Iterator[str]:
+def _of(section: Section, *names: str) -> dict[str, Any]:
+    """Some of a section's settings, by name."""
+    return {name: getattr(section, name) for name in names}
+
+
+def _settings(kind: type[Section], chosen: Mapping[str, Any]) -> Iterator[str]:
     """All settings of a section; the chosen ones first, since a YAML list item starts with a setting that is there."""
     for name in [*chosen, *(name for name in kind.model_fields if name not in chosen)]:
         field = kind.model_fields[name]

@@ -8,6 +8,8 @@ two runs that write the same one write the same bytes. A damaged entry counts as
 from __future__ import annotations
 
 import hashlib
+import json
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +36,13 @@ class TensorCache:
         from safetensors.torch import load
 
         try:
-            return load(self._path(key).read_bytes())
-        except (FileNotFoundError, SafetensorError):
+            data = self._path(key).read_bytes()
+            tensors = load(data)
+            (length,) = struct.unpack("<Q", data[:8])
+            intact = json.loads(data[8 : 8 + length])["__metadata__"]["sha256"] == _sum(tensors)
+        except (OSError, SafetensorError, KeyError):
             return None
+        return tensors if intact else None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Stores an entry.
@@ -46,7 +52,19 @@ class TensorCache:
         """
         from safetensors.torch import save
 
-        write_atomically(self._path(key), save({name: value.contiguous() for name, value in tensors.items()}))
+        own = {name: value.contiguous() for name, value in tensors.items()}
+        write_atomically(self._path(key), save(own, {"sha256": _sum(own)}))
 
     def _path(self, key: str) -> Path:
         return self.root / key[:2] / f"{key}.safetensors"
+
+
+def _sum(tensors: dict[str, Tensor]) -> str:
+    """Digest of names and values: safetensors files have no checksum of their own."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}:".encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from ..errors import DatasetError
 from .buckets import Size, cover_box
+from .scan import UNREADABLE
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
-MAX_PIXELS = 300_000_000
-"""Larger images are refused: they are decompression bombs or mistakes."""
+MAX_PIXELS = 178_956_970
+"""Larger images are refused, as Pillow does by default: they are decompression bombs or mistakes."""
 
 
 def load_image(path: Path) -> Image.Image:
@@ -22,7 +24,7 @@ def load_image(path: Path) -> Image.Image:
     Raises:
         DatasetError: if it is corrupt, truncated or far too large.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     try:
         with Image.open(path) as opened:
@@ -36,7 +38,7 @@ def load_image(path: Path) -> Image.Image:
                 paper = Image.new("RGBA", layered.size, (255, 255, 255, 255))
                 return Image.alpha_composite(paper, layered).convert("RGB")
             return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise DatasetError(f"{path}: cannot be read as an image ({error}). Replace or remove it") from None
 
 
@@ -44,7 +46,6 @@ def to_bucket(image: Image.Image, size: Size, flip: bool = False) -> Tensor:
     """The centre of an image, scaled to fill a bucket: (3, H, W) in [-1, 1]."""
     import numpy as np
     import torch
-    from PIL import Image
 
     fitted = image.resize(size, Image.Resampling.LANCZOS, box=cover_box(image.width, image.height, size))
     pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
@@ -53,8 +54,6 @@ def to_bucket(image: Image.Image, size: Size, flip: bool = False) -> Tensor:
 
 def to_image(pixels: Tensor) -> Image.Image:
     """Pixels (3, H, W) in [-1, 1] → an RGB image."""
-    from PIL import Image
-
     array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(array)
 
@@ -62,8 +61,8 @@ def to_image(pixels: Tensor) -> Image.Image:
 def _from_high_depth(image: Image.Image) -> Image.Image:
     """16-bit grey to 8-bit RGB; Pillow's own conversion would clip everything over 255 to white."""
     import numpy as np
-    from PIL import Image
 
     values = np.asarray(image, dtype=np.float64)
-    values = values / 257.0 if values.max() > 255 else values
+    if image.mode.startswith("I;16") or values.max() > 255:
+        values = values / 257.0
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from ..config import DatasetConfig
 from ..errors import DatasetError
 from .buckets import Size
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for files that are no images, or are broken, or are bombs."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
@@ -57,6 +61,18 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
+def folder_of(dataset: DatasetConfig) -> Path:
+    """A data set's folder, `~` resolved.
+
+    Raises:
+        DatasetError: for the home of a user that there is not.
+    """
+    try:
+        return Path(dataset.folder).expanduser()
+    except RuntimeError as error:
+        raise DatasetError(f"{dataset.folder}: {error}") from None
+
+
 def scan(dataset: DatasetConfig) -> list[Item]:
     """Reads a data set's images' sizes and captions; decodes no pixels.
 
@@ -64,13 +80,13 @@ def scan(dataset: DatasetConfig) -> list[Item]:
         DatasetError: for a missing or empty folder, and for images that cannot be opened or have no caption where no
             default caption is set; one message names them all.
     """
-    folder = Path(dataset.folder).expanduser()
+    folder = folder_of(dataset)
     items, broken, silent = [], [], []
     for path in image_files(folder):
         key = path.relative_to(folder).as_posix()
         try:
             width, height = _size(path)
-        except (OSError, ValueError, SyntaxError) as error:
+        except UNREADABLE as error:
             broken.append(f"{key} ({error})")
             continue
         caption = read_caption(path, dataset.caption_extension)
@@ -102,12 +118,12 @@ def read_caption(image: Path, extension: str) -> str | None:
         return None
     except UnicodeDecodeError:
         raise DatasetError(f"{path}: is not UTF-8 text. Save it as UTF-8") from None
+    except OSError as error:
+        raise DatasetError(f"{path}: the caption cannot be read ({error.strerror or error})") from None
 
 
 def _size(path: Path) -> tuple[int, int]:
     """Width and height as they are seen, EXIF rotation applied."""
-    from PIL import Image
-
     with Image.open(path) as image:
         width, height = image.size
         turned = image.getexif().get(0x0112) in {5, 6, 7, 8}

@@ -11,7 +11,7 @@ from ..config import DatasetConfig, ModelConfig
 from ..errors import DatasetError
 from .buckets import bucket_sizes
 from .captions import with_trigger
-from .scan import image_files, read_caption, scan
+from .scan import folder_of, image_files, read_caption, scan
 
 _DEFAULT_DIVISOR = 16
 
@@ -67,7 +67,7 @@ def digest(dataset: DatasetConfig) -> str:
     """Changes when the settings or any image or caption file does (by size and modification time); never raises."""
     digest = hashlib.sha256(dataset.model_dump_json().encode())
     try:
-        for path in image_files(Path(dataset.folder).expanduser()):
+        for path in image_files(folder_of(dataset)):
             for file in (path, path.with_suffix("." + dataset.caption_extension.lstrip("."))):
                 try:
                     status = file.stat()

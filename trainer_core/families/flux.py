@@ -10,6 +10,7 @@ from ..errors import AdapterError, BaseModelError
 from .base import Base, ComfyModule, FamilySpec, SamplingDefaults, TextEmbedding
 from .device import release_memory
 from .registry import register_family
+from .sources import reading
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,7 @@ class Flux(Base):
         self._encoders: tuple[Any, ...] | None = None
         self._vae: Any = None
         config = self.source.config("vae")
-        self._shift, self._scale = float(config.get("shift_factor") or 0.0), float(config["scaling_factor"])
+        self._shift, self._scale = float(config.get("shift_factor") or 0.0), float(config.get("scaling_factor") or 1.0)
         self._distilled = bool(self.source.config("transformer").get("guidance_embeds", False))
 
     @property
@@ -152,12 +153,16 @@ class Flux(Base):
         from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
         def load(kind: Any, name: str) -> Any:
-            model = kind.from_pretrained(self.source.component(name), dtype=self.text_encoder_dtype)
+            folder = self.source.component(name)
+            with reading(folder):
+                if kind is AutoTokenizer:
+                    return kind.from_pretrained(folder)
+                model = kind.from_pretrained(folder, dtype=self.text_encoder_dtype)
             return model.to(self.device).eval().requires_grad_(False)
 
         self._encoders = (
-            AutoTokenizer.from_pretrained(self.source.component("tokenizer")),
-            AutoTokenizer.from_pretrained(self.source.component("tokenizer_2")),
+            load(AutoTokenizer, "tokenizer"),
+            load(AutoTokenizer, "tokenizer_2"),
             load(CLIPTextModel, "text_encoder"),
             load(T5EncoderModel, "text_encoder_2"),
         )
@@ -193,7 +198,9 @@ class Flux(Base):
         if self._vae is None:
             from diffusers import AutoencoderKL
 
-            vae = AutoencoderKL.from_pretrained(self.source.component("vae"), torch_dtype=self.vae_dtype)
+            folder = self.source.component("vae")
+            with reading(folder):
+                vae: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=self.vae_dtype)
             self._vae = vae.to(self.device).eval().requires_grad_(False)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,7 +232,8 @@ class Flux(Base):
         from diffusers import FluxTransformer2DModel
 
         folder = self.source.component("transformer")
-        denoiser: nn.Module = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=self.dtype)
+        with reading(folder):
+            denoiser: nn.Module = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=self.dtype)
         return denoiser.to(self.device).eval().requires_grad_(False)
 
     def predict(

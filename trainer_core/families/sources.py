@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +47,7 @@ class Source:
         Raises:
             BaseModelError: if it is missing or is not JSON.
         """
-        path = self.component(component) / file
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BaseModelError(f"{path}: cannot be read: {error}") from None
-        if not isinstance(config, dict):
-            raise BaseModelError(f"{path}: is not a configuration")
-        return config
+        return _read_json(self.component(component) / file)
 
     def weights(self, component: str) -> list[Path]:
         """The safetensors files of a part.
@@ -91,10 +86,13 @@ def open_source(name: str, default_repo: str) -> Source:
     """
     if name == "embedded":
         return _source_of_folder("embedded", EMBEDDED)
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:
+        raise BaseModelError(f"model.source {name!r}: {error}") from None
     if folder.is_dir():
         return _source_of_folder(folder.resolve().name, folder.resolve())
-    if re.fullmatch(r"[\w.\-]+/[\w.\-]+", name):
+    if re.fullmatch(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+", name):
         return _source_of_folder(name, _download(name))
     raise BaseModelError(
         f"model.source {name!r}: there is no such folder, and it is no Hugging Face repository id (such as "
@@ -105,13 +103,18 @@ def open_source(name: str, default_repo: str) -> Source:
 def _source_of_folder(name: str, folder: Path) -> Source:
     if not (folder / "model_index.json").is_file():
         raise BaseModelError(f"{folder}: is not a model in diffusers layout (it has no model_index.json)")
-    profile = folder / "foundry.json"
-    return Source(name, folder, json.loads(profile.read_text(encoding="utf-8")) if profile.is_file() else {})
+    return Source(name, folder, _read_json(folder / "foundry.json") if (folder / "foundry.json").is_file() else {})
 
 
 def _download(repo: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     patterns = ["model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in ("json", "txt", "model"))]
     patterns += [f"{part}/*.safetensors" for part in COMPONENTS]
@@ -124,8 +127,34 @@ def _download(repo: str) -> Path:
         ) from None
     except RepositoryNotFoundError:
         raise BaseModelError(f"{repo}: there is no such repository on Hugging Face, or it needs HF_TOKEN") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise BaseModelError(f"{repo}: cannot be downloaded, and is not in the local cache: {error}") from None
+
+
+@contextmanager
+def reading(part: Path) -> Iterator[None]:
+    """Turns what libraries raise for missing, truncated or foreign weights into one clear message.
+
+    Raises:
+        BaseModelError: naming the part's folder.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BaseModelError(f"{part}: cannot be loaded ({first_line}). Download or copy it again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise BaseModelError(f"{path}: is not a configuration")
+    return data
 
 
 def _mark_of_large(path: Path) -> str:

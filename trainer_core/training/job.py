@@ -9,9 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..config import JobConfig
-from ..errors import FoundryError
+from ..errors import FoundryError, TrainingError
 from .events import Event, Listener, Phase, StateChanged, Warning
 from .run_folder import RunFolder
+
+_OUT_OF_MEMORY = (
+    "The GPU's memory is not enough. In this order: switch on train.gradient_checkpointing, use smaller "
+    "datasets.resolutions, a smaller train.batch_size (with more gradient_accumulation), a lower adapter.rank. What "
+    "was saved before is intact"
+)
 
 
 class TrainingJob:
@@ -94,6 +100,9 @@ class TrainingJob:
             # a thread starts outside inference mode, but run_here may be called from inside it
             with torch.inference_mode(False), torch.enable_grad():
                 self.outcome = _train(self.run, self.job, emit, self._stop.is_set)
+        except torch.OutOfMemoryError as error:
+            self.outcome, self.error = "failed", TrainingError(f"{_OUT_OF_MEMORY} ({str(error).splitlines()[0]})")
+            self._record_failure(self.error, listener)
         except BaseException as error:  # noqa: BLE001 - the run folder must say how the run ended, whatever ended it
             self.outcome, self.error = "failed", error
             self._record_failure(error, listener)

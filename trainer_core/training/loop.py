@@ -101,20 +101,25 @@ class Trainer:
             self.adapter.seed_dropout(config.seed, self.step, k)
             loss = self.losses(batch, seen).sum() / count
             if not math.isfinite(loss.item()):
-                names = ", ".join(sample.item.key for sample in batch)
-                raise TrainingError(
-                    f"step {self.step + 1}: the loss is not finite (images: {names}). Lower train.learning_rate; what "
-                    "was saved before is intact"
-                )
+                raise self._not_finite("loss", [batch])
             loss.backward()
             total += loss.item()
         parameters = self.adapter.parameters()
         norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm or math.inf)
+        if not math.isfinite(norm):  # the weights would be lost, and the next save would keep only that
+            raise self._not_finite("gradient", batches)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, config)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total, float(norm)
+
+    def _not_finite(self, what: str, batches: list[list[Sample]]) -> TrainingError:
+        names = ", ".join(sample.item.key for batch in batches for sample in batch)
+        return TrainingError(
+            f"step {self.step + 1}: the {what} is not finite (images: {names}). Lower train.learning_rate; what was "
+            "saved before is intact"
+        )
 
     def losses(self, batch: list[Sample], seen: dict[str, int]) -> Tensor:
         """The loss of each sample (N,), fp32.
@@ -185,7 +190,7 @@ class Trainer:
             self.base,
             step=self.step,
             loss=sum(self._losses) / len(self._losses) if self._losses else None,
-            images=sum(len(group) for group in self.data.samples),
+            images=[len({sample.item.key for sample in group}) for group in self.data.samples],
             dataset_digest=self.data.digest(),
             base_hash=self.base_hash,
         )
@@ -226,12 +231,12 @@ class Trainer:
         changes = for_modules(parse(read_tensors(Path(self.job.adapter.warm_start))), self.denoiser, self.base)
         state, config = self.adapter.state(), self.job.adapter
         for path, change in changes.items():
-            module = path.replace(".base_layer", "")
-            if f"{module}.lora_A.weight" not in state:
-                raise TrainingError(f"adapter.warm_start: the file adapts {module}, which this job's targets leave out")
-            fresh = state[f"{module}.lora_A.weight"]
-            down, up = fitted(change, config.rank, config.scale, fresh)
-            state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"] = down, up
+            if f"{path}.lora_A.weight" not in state:
+                raise TrainingError(f"adapter.warm_start: the file adapts {path}, which this job's targets leave out")
+            fresh = state[f"{path}.lora_A.weight"]
+            state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"] = fitted(
+                change, config.rank, config.scale, fresh
+            )
         self.adapter.load(state)
 
     # --- previews ----------------------------------------------------------------------------------------------------

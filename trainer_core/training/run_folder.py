@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import JobConfig, dump_job, load_job
+from ..config import JobConfig, dump_job, load_job, resolved
 from ..errors import RunError, SaveError
 from ..files import save_error, sha256_of, sync_folder, write_atomically, write_durably
 
@@ -41,6 +41,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._examined: dict[tuple[object, ...], str | None] = {}
 
     @property
     def name(self) -> str:
@@ -66,7 +67,7 @@ class RunFolder:
                 raise save_error(path, error) from error
             run = cls(path)
             try:
-                write_atomically(path / "job.yaml", dump_job(job).encode())
+                write_atomically(path / "job.yaml", dump_job(resolved(job, Path.cwd())).encode())
                 run.write_status("queued", 0, job.train.steps)
             except SaveError:
                 shutil.rmtree(path, ignore_errors=True)
@@ -143,7 +144,7 @@ class RunFolder:
 
     def _lines(self, name: str) -> list[str]:
         try:
-            return (self.path / name).read_text(encoding="utf-8").splitlines()
+            return (self.path / name).read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return []
 
@@ -180,17 +181,26 @@ class RunFolder:
             manifest = {"step": step, "files": sums}
             write_durably(temporary / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
             sync_folder(temporary)
-            if final.exists():  # a damaged one of the same step, or the same step saved again
-                os.replace(final, self._checkpoints / f".old_{uuid.uuid4().hex[:8]}")
-            os.replace(temporary, final)
-            sync_folder(self._checkpoints)
+            self._put_in_place(temporary, final)
         except OSError as error:
             raise save_error(final, error) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            for old in self._checkpoints.glob(".old_*"):
-                shutil.rmtree(old, ignore_errors=True)
         return Checkpoint(step, final)
+
+    def _put_in_place(self, temporary: Path, final: Path) -> None:
+        """Renames a complete folder; one of the same name (damaged, or the same step again) makes way for it."""
+        old = self._checkpoints / f".old_{uuid.uuid4().hex[:8]}"
+        if final.exists():
+            os.replace(final, old)
+        try:
+            os.replace(temporary, final)
+        except OSError:
+            if old.exists():
+                os.replace(old, final)
+            raise
+        sync_folder(self._checkpoints)
+        shutil.rmtree(old, ignore_errors=True)
 
     def checkpoints(self) -> list[Checkpoint]:
         """The intact checkpoints, oldest first."""
@@ -200,22 +210,39 @@ class RunFolder:
         """The newest intact checkpoint."""
         for path in reversed(self._checkpoint_folders()):
             found = Checkpoint(_step_of(path), path)
-            if _problem(found) is None:
+            if self._problem(found) is None:
                 return found
         return None
 
     def examine_checkpoints(self) -> list[tuple[Checkpoint, str | None]]:
         """All checkpoints, oldest first, each with what is wrong with it or None."""
         found = [Checkpoint(_step_of(path), path) for path in self._checkpoint_folders()]
-        return [(checkpoint, _problem(checkpoint)) for checkpoint in found]
+        return [(checkpoint, self._problem(checkpoint)) for checkpoint in found]
+
+    def _problem(self, checkpoint: Checkpoint) -> str | None:
+        """What is wrong with a checkpoint; its files are hashed again only if one of them was written since."""
+        try:
+            marks = [
+                (path, status.st_size, status.st_mtime_ns)
+                for path in sorted(checkpoint.path.iterdir())
+                for status in [path.stat()]
+            ]
+        except OSError as error:
+            return f"its files cannot be read ({error})"
+        key = tuple(marks)
+        if key not in self._examined:
+            self._examined[key] = _problem(checkpoint)
+        return self._examined[key]
 
     def _checkpoint_folders(self) -> list[Path]:
         return sorted(path for path in self._checkpoints.glob("step_*") if path.name[5:].isdigit())
 
     def prune_checkpoints(self, keep: int) -> None:
-        """Deletes the oldest checkpoints down to `keep`."""
-        for path in self._checkpoint_folders()[:-keep]:
-            shutil.rmtree(path, ignore_errors=True)
+        """Deletes all but the newest `keep` intact checkpoints; damaged ones count for nothing and go as well."""
+        kept = {found.path for found in self.checkpoints()[-keep:]}
+        for path in self._checkpoint_folders():
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
     def clear_leftovers(self) -> None:
         """Removes what a crash left half-written."""

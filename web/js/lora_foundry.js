@@ -108,7 +108,8 @@ app.registerExtension({
   name: "LoRAFoundry",
   setup() {
     api.addEventListener("lora_foundry.progress", ({ detail }) => showLosses(nodeOf(detail.node), detail.losses));
-    api.addEventListener("lora_foundry.saved", () => app.refreshComboInNodes());
+    // what the key R does, without its pop-up message where the page can do so
+    api.addEventListener("lora_foundry.saved", () => (app.reloadNodeDefs ?? app.refreshComboInNodes).call(app));
   },
   async beforeRegisterNodeDef(nodeType, nodeData) {
     if (!nodeData.name.startsWith("Foundry")) return;

@@ -1,0 +1,135 @@
+"""Bad input gives one message that a user understands, at the node that it belongs to, and nothing half-written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from .conftest import base, node
+from .server import ComfyServer
+
+Training = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def folder(server: ComfyServer, request: pytest.FixtureRequest) -> Path:
+    """A folder in ComfyUI's input, named after the test, with one good image."""
+    path = server.base / "input" / request.node.originalname
+    path.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "red").save(path / "good.png")
+    (path / "good.txt").write_text("a red square")
+    return path
+
+
+def fails(server: ComfyServer, prompt: dict[str, Any], failed_node: str, *parts: str) -> None:
+    """Runs a prompt that must fail at a node with a message that holds all parts, and leave no run behind."""
+    runs = server.base / "output" / "lora_foundry"
+    before = set(runs.glob("*"))
+    result = server.run(prompt)
+    assert result.status == "error"
+    assert result.failed_node == failed_node
+    for part in parts:
+        assert part in result.error
+    assert set(runs.glob("*")) == before
+
+
+def refused(server: ComfyServer, prompt: dict[str, Any], *parts: str) -> None:
+    """Queues a prompt that must not even be accepted."""
+    answer = server.post("/prompt", {"prompt": prompt})
+    assert "prompt_id" not in answer or answer.get("node_errors")
+    for part in parts:
+        assert part in str(answer["node_errors"])
+
+
+def test_missing_folder(server: ComfyServer, training: Training) -> None:
+    fails(server, training("x", folder="nowhere"), "FoundryLoadDataset", "nowhere")
+
+
+def test_empty_folder(server: ComfyServer, training: Training, folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    fails(server, training("x", folder=folder.name), "FoundryLoadDataset", str(folder))
+
+
+def test_corrupt_image_is_named(server: ComfyServer, training: Training, folder: Path) -> None:
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    (folder / "broken.txt").write_text("broken")
+    fails(server, training("x", folder=folder.name), "FoundryLoadDataset", "broken.png")
+
+
+def test_missing_caption_is_named(server: ComfyServer, training: Training, folder: Path) -> None:
+    Image.new("RGB", (64, 64), "blue").save(folder / "silent.png")
+    fails(server, training("x", folder=folder.name), "FoundryLoadDataset", "silent.png")
+
+
+def test_folder_outside_of_input(server: ComfyServer, training: Training) -> None:
+    fails(server, training("x", folder="../output"), "FoundryLoadDataset", "input folder")
+
+
+def test_resolutions_that_are_no_numbers(server: ComfyServer, training: Training) -> None:
+    prompt = training("x")
+    prompt["data"]["inputs"]["resolutions"] = "big"
+    fails(server, prompt, "FoundryLoadDataset", "big", "512, 768, 1024")
+
+
+def test_settings_that_do_not_fit_together(server: ComfyServer, training: Training) -> None:
+    fails(server, training("x", warmup_steps=100), "FoundryTrainLoRA", "warmup_steps")
+
+
+def test_base_that_is_not_there(server: ComfyServer, training: Training) -> None:
+    prompt = training("x")
+    prompt["base"] = base("/no/such/model")
+    result = server.run(prompt)
+    assert result.failed_node == "FoundryTrainLoRA"
+    assert "/no/such/model" in result.error
+
+
+@pytest.mark.parametrize("name", ["../escape", "a/b", "a\\b", "", "con"])
+def test_run_name_that_is_no_file_name(server: ComfyServer, training: Training, name: str) -> None:
+    refused(server, training(name), "name")
+
+
+@pytest.mark.parametrize("name", ["../escape", "a/b", "a\\b", "nul"])
+def test_lora_name_that_is_no_file_name(server: ComfyServer, training: Training, name: str) -> None:
+    prompt = training("x")
+    prompt["save"] = node("SaveCheckpoint", run=["train", 0], which="latest", step=0, name=name)
+    refused(server, prompt, "name")
+
+
+def test_step_that_was_not_saved(server: ComfyServer, training: Training) -> None:
+    prompt = training("steps 2 and 4")
+    prompt["save"] = node("SaveCheckpoint", run=["train", 0], which="step", step=3, name="")
+    result = server.run(prompt)
+    assert result.failed_node == "FoundrySaveCheckpoint"
+    assert "step 3" in result.error
+    assert "2, 4" in result.error
+
+
+def test_run_outside_of_the_runs_folder(server: ComfyServer, tmp_path: Path) -> None:
+    """A prompt that is sent to the server can name any folder as its run."""
+    (tmp_path / "job.yaml").write_text("name: elsewhere")
+    prompt = {"save": node("SaveCheckpoint", run=str(tmp_path), which="latest", step=0, name="")}
+    fails(server, prompt, "FoundrySaveCheckpoint", str(tmp_path))
+
+
+def test_preview_without_prompts(server: ComfyServer) -> None:
+    prompt = {
+        "base": base(),
+        "preview": node(
+            "PreviewSamples",
+            base=["base", 0],
+            prompts=" \n",
+            width=0,
+            height=0,
+            seed=1,
+            strength=1.0,
+            steps=2,
+            guidance=-1.0,
+            walk_seed=True,
+        ),
+    }
+    fails(server, prompt, "FoundryPreviewSamples", "prompts")

@@ -1,0 +1,60 @@
+"""What ships beside the nodes: help pages, workflows and their pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+NODE_IDS = sorted(
+    match[1]
+    for path in (ROOT / "nodes").glob("*.py")
+    for match in re.finditer(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))
+)
+
+
+def test_pack_can_be_imported_where_there_is_no_comfyui(pack: Callable[[str], ModuleType]) -> None:
+    assert callable(pack("").comfy_entrypoint)
+
+
+def test_there_are_eight_nodes_with_our_prefix() -> None:
+    assert len(NODE_IDS) == 8
+    assert all(name.startswith("Foundry") for name in NODE_IDS)
+
+
+def test_every_node_has_a_help_page() -> None:
+    assert sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md")) == NODE_IDS
+
+
+def test_train_and_test_ships() -> None:
+    assert "train_and_test" in [path.stem for path in WORKFLOWS]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_is_whole_and_has_a_picture(path: Path) -> None:
+    graph: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert graph["version"] == 0.4
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for number, source, slot, target, target_slot, kind in graph["links"]:
+        assert number in nodes[source]["outputs"][slot]["links"]
+        assert nodes[target]["inputs"][target_slot]["link"] == number
+        assert kind in (nodes[source]["outputs"][slot]["type"], nodes[target]["inputs"][target_slot]["type"])
+    assert {node["type"] for node in graph["nodes"] if node["type"].startswith("Foundry")} <= set(NODE_IDS)
+    with Image.open(path.with_suffix(".jpg")) as picture:
+        assert picture.format == "JPEG"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflow_holds_nothing_of_the_machine_it_was_made_on(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "/tmp" not in text
+    assert "/home" not in text
+    assert "/root" not in text

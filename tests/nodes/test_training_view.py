@@ -1,0 +1,51 @@
+"""What a user reads under the node that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+Pack = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def view_module(pack: Pack) -> ModuleType:
+    return pack("nodes.training_view")
+
+
+def test_text_tells_step_loss_speed_time_left_and_memory(pack: Pack, view_module: ModuleType) -> None:
+    events = pack("trainer_core.training.events")
+    view = view_module.TrainingView()
+    view.apply(events.Phase("encoding images", 3, 12))
+    assert view.text() == "encoding images 3/12"
+    view.apply(events.StepDone(120, 300, 0.12345, 1e-4, 0.251, 45.2, 3 * 2**30))
+    assert view.text() == "step 120 / 300 · loss 0.1235 · lr 1.00e-04\n0.25 s/step · 0:45 left · 3.0 GB"
+    view.apply(events.CheckpointSaved(120, Path("x")))
+    view.apply(events.Warning("the disk is nearly full"))
+    assert view.text().splitlines()[2:] == ["saved at step 120", "⚠ the disk is nearly full"]
+    assert (view.step, view.steps) == (120, 300)
+
+
+def test_samples_are_those_of_the_latest_step(pack: Pack, view_module: ModuleType) -> None:
+    events = pack("trainer_core.training.events")
+    view = view_module.TrainingView()
+    for step, index in ((0, 0), (0, 1), (250, 0)):
+        view.apply(events.SampleReady(step, Path(f"{step}_{index}.png"), "a prompt", index))
+    assert view.samples == [Path("250_0.png")]
+
+
+def test_curve_stays_short_and_keeps_its_mean(pack: Pack, view_module: ModuleType) -> None:
+    view = view_module.TrainingView()
+    assert view.curve() == []
+    view.losses = [1.0, 2.0]
+    assert view.curve() == [1.0, 2.0]
+    view.losses = [1.0, 3.0] * 5000
+    assert view.curve() == [2.0] * 200
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (59.6, "1:00"), (3723, "1:02:03"), (-1, "0:00")])
+def test_clock(view_module: ModuleType, seconds: float, shown: str) -> None:
+    assert view_module.clock(seconds) == shown

@@ -1,0 +1,116 @@
+"""What a data set looks like, and the digest that tells ComfyUI whether it changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from trainer_core.config import DatasetConfig, ModelConfig
+from trainer_core.data.summary import digest, summarize
+from trainer_core.errors import DatasetError
+
+
+def dataset(folder: Path | str, **settings: Any) -> DatasetConfig:
+    return DatasetConfig(folder=str(folder), **settings)
+
+
+def test_summary_by_hand(tmp_path: Path) -> None:
+    for k in range(10):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{k}.png")
+    Image.new("RGB", (128, 64)).save(tmp_path / "wide.png")
+    (tmp_path / "0.txt").write_text("a red [trigger]")
+    (tmp_path / "1.txt").write_text("a cat")
+    summary = summarize(
+        dataset(tmp_path, resolutions=(64,), trigger="zorble", default_caption="a thing"), ModelConfig()
+    )
+    assert summary.count == 11
+    # 128 x 64 at an area of 64²: the ideal is 90.5 x 45.3, and 80 x 48 (1.67) and 80 x 32 (2.5) and 96 x 32 (3) are near
+    assert summary.buckets == {"64x64": 10, "80x48": 1}
+    assert dict(summary.captions)["0.png"] == "a red zorble"
+    assert dict(summary.captions)["1.png"] == "zorble a cat"
+    assert dict(summary.captions)["wide.png"] == "zorble a thing"
+    assert summary.missing_captions == [*(f"{k}.png" for k in range(2, 10)), "wide.png"]
+    assert [path.name for path in summary.thumbnails] == [f"{k}.png" for k in range(8)]
+    assert any("9" in warning for warning in summary.warnings)
+
+
+def test_no_warning_where_nothing_is_odd(make_dataset: Callable[..., Path]) -> None:
+    assert summarize(dataset(make_dataset())).warnings == []
+
+
+@pytest.mark.parametrize("content", [None, "nothing here"])
+def test_what_cannot_be_trained_on_is_refused(content: str | None, tmp_path: Path) -> None:
+    if content:
+        (tmp_path / "bad.png").write_text(content)
+    with pytest.raises(DatasetError, match=r"bad\.png" if content else "no images"):
+        summarize(dataset(tmp_path, default_caption="x"))
+
+
+# --- digest ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(make_dataset: Callable[..., Path]) -> Path:
+    return make_dataset()
+
+
+def picture(folder: Path) -> Path:
+    return sorted(folder.glob("*.png"))[0]
+
+
+def touch(folder: Path) -> None:
+    status = picture(folder).stat()
+    os.utime(picture(folder), ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000_000))
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "an image is written again": touch,
+    "a caption grows": lambda folder: picture(folder).with_suffix(".txt").write_text("something else entirely"),
+    "a caption goes": lambda folder: picture(folder).with_suffix(".txt").unlink(),
+    "an image goes": lambda folder: picture(folder).unlink(),
+    "an image comes": lambda folder: Image.new("RGB", (64, 64)).save(folder / "new.png"),
+    "an image is renamed": lambda folder: picture(folder).rename(folder / "other.png"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_digest_changes_with_the_files(change: Callable[[Path], object], pictures: Path) -> None:
+    before = digest(dataset(pictures))
+    assert digest(dataset(pictures)) == before
+    change(pictures)
+    assert digest(dataset(pictures)) != before
+
+
+def test_digest_changes_with_the_settings_and_not_with_other_files(pictures: Path) -> None:
+    before = digest(dataset(pictures))
+    (pictures / "notes.md").write_text("x")
+    assert digest(dataset(pictures)) == before
+    assert digest(dataset(pictures, trigger="zorble")) != before
+    assert digest(dataset(pictures, flip_x=True)) != before
+
+
+def test_digest_of_a_missing_folder_is_one_of_its_own(tmp_path: Path) -> None:
+    one, other = digest(dataset(tmp_path / "one")), digest(dataset(tmp_path / "other"))
+    assert one != other
+    (tmp_path / "one").mkdir()
+    assert digest(dataset(tmp_path / "one")) != one
+
+
+@pytest.mark.parametrize("folder", ["~nosuchuser/x", "", "\0", "x" * 5000])
+def test_digest_never_raises(folder: str) -> None:
+    assert digest(dataset(folder))
+
+
+@pytest.mark.parametrize("extension", ["", ".", "a/b", " "])
+def test_digest_bears_odd_caption_extensions(extension: str, pictures: Path) -> None:
+    """If such an extension is refused at all, it is when the settings are read."""
+    try:
+        config = dataset(pictures, caption_extension=extension)
+    except ValueError:
+        return
+    assert digest(config)

@@ -1,0 +1,266 @@
+"""Nothing is lost: a run that was stopped, broken or killed ends bit for bit like one that never was."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer_core.config import JobConfig
+from trainer_core.errors import FoundryError, SaveError
+from trainer_core.training import run_folder
+from trainer_core.training.events import CheckpointSaved, Event, StateChanged, StepDone, Warning
+from trainer_core.training.job import TrainingJob
+from trainer_core.training.run_folder import RunFolder
+
+Jobs = Callable[..., JobConfig]
+Train = Callable[..., TrainingJob]
+
+
+@pytest.fixture
+def job(job_of: Jobs) -> JobConfig:
+    """All that draws numbers is on."""
+    return job_of(
+        dataset={"flip_x": True, "caption_dropout": 0.3, "weight": 1.5},
+        adapter={"dropout": 0.2, "alpha": 1.0},
+        train={"steps": 7, "batch_size": 3, "gradient_accumulation": 2, "lr_scheduler": "cosine", "warmup_steps": 2},
+        save={"every": 2, "keep": 2},
+    )
+
+
+def go_on(run: RunFolder, stop_at: int | None = None) -> tuple[str, list[Event]]:
+    """Goes on with a run as a new process does; asks for a stop when a step is done."""
+    training, events = TrainingJob(RunFolder.open(run.path)), []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == stop_at:
+            training.stop()
+
+    return training.run_here(listen), events
+
+
+def lora(run: RunFolder) -> bytes:
+    latest = run.latest()
+    assert latest is not None
+    return latest.lora.read_bytes()
+
+
+def comparable(run: RunFolder) -> list[dict[str, Any]]:
+    """Metrics but for the times."""
+    return [{key: line[key] for key in ("step", "loss", "lr", "grad_norm")} for line in run.metrics()]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_stopped_anywhere_and_resumed(seed: int, job: JobConfig, train: Train, tmp_path: Path) -> None:
+    straight = train(job).run
+    run = RunFolder.create(tmp_path / "runs", job)
+    stops = sorted(random.Random(seed).sample(range(1, 7), 2 + seed % 2))
+    for stop in stops:
+        outcome, _ = go_on(run, stop)
+        assert outcome == "stopped"
+        assert run.status()["state"] == "stopped"
+        assert run.status()["step"] == stop
+        assert run.latest().step == stop  # type: ignore[union-attr]
+    assert go_on(run)[0] == "finished"
+    assert lora(run) == lora(straight)
+    assert run.latest().state.read_bytes() == straight.latest().state.read_bytes()  # type: ignore[union-attr]
+    assert comparable(run) == comparable(straight)
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [6, 7]
+
+
+def test_killed_between_checkpoints_and_resumed(job: JobConfig, train: Train, tmp_path: Path) -> None:
+    """The process is gone after step 5: the steps since the checkpoint at 4 are made again, the same."""
+    straight, events = train(job).run, []
+    run = RunFolder.create(tmp_path / "runs", job)
+
+    class Killed(BaseException):
+        pass
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        TrainingJob(run).run_here(listen)
+    # what a kill leaves: a run that says it is running, half a line, half a checkpoint
+    run.write_status("running", 5, 7)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    shutil.copytree(run.path / "checkpoints" / "step_00000004", run.path / "checkpoints" / ".tmp_12345678")
+    outcome, events = go_on(run)
+    assert outcome == "finished"
+    assert [event.step for event in events if isinstance(event, StepDone)] == [5, 6, 7]
+    assert lora(run) == lora(straight)
+    assert comparable(run) == comparable(straight)
+    assert not list((run.path / "checkpoints").glob(".*"))
+
+
+def test_killed_by_the_system_and_resumed(job: JobConfig, train: Train, tmp_path: Path) -> None:
+    """SIGKILL in another process, at whatever it was doing."""
+    straight = train(job).run
+    run = RunFolder.create(tmp_path / "runs", job)
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "import trainer_core.families.sources as sources\n"
+        "from trainer_core.training.events import CheckpointSaved, StepDone\n"
+        "from trainer_core.training.job import TrainingJob\n"
+        "from trainer_core.training.run_folder import RunFolder\n"
+        "sources.EMBEDDED = Path(sys.argv[2])\n"
+        "def listen(event):\n"
+        "    if isinstance(event, StepDone) and event.step == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "TrainingJob(RunFolder.open(Path(sys.argv[1]))).run_here(listen)\n"
+    )
+    import sys
+
+    from trainer_core.families import sources
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run.path), str(sources.EMBEDDED)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert done.returncode != 0
+    assert run.status()["state"] == "running", done.stderr[-2000:]
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [2]
+    assert go_on(run)[0] == "finished"
+    assert lora(run) == lora(straight)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "bit flipped", "no manifest"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(damage: str, job: JobConfig, train: Train) -> None:
+    straight = train(job).run
+    whole, run = lora(straight), straight
+    last = run.path / "checkpoints" / "step_00000007"
+    if damage == "no manifest":
+        (last / "manifest.json").unlink()
+    else:
+        data = bytearray((last / "state.safetensors").read_bytes())
+        data[-5] ^= 1
+        (last / "state.safetensors").write_bytes(data[:-100] if damage == "truncated" else data)
+    outcome, events = go_on(run)
+    assert outcome == "finished"
+    assert [event.step for event in events if isinstance(event, StepDone)] == [7]
+    assert any("step_00000007" in event.message for event in events if isinstance(event, Warning))
+    assert "step_00000007" in (run.path / "log.txt").read_text()
+    assert lora(run) == whole
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [6, 7]
+
+
+def test_all_checkpoints_damaged_starts_over(job: JobConfig, train: Train) -> None:
+    run = train(job).run
+    whole = lora(run)
+    for path in (run.path / "checkpoints").iterdir():
+        (path / "lora.safetensors").write_bytes(b"")
+    outcome, events = go_on(run)
+    assert outcome == "finished"
+    assert [event.step for event in events if isinstance(event, StepDone)] == list(range(1, 8))
+    assert lora(run) == whole
+
+
+def test_a_finished_run_does_nothing_more(job: JobConfig, train: Train) -> None:
+    run = train(job).run
+    before = lora(run)
+    outcome, events = go_on(run)
+    assert outcome == "finished"
+    assert not [event for event in events if isinstance(event, (StepDone, CheckpointSaved))]
+    assert lora(run) == before
+
+
+def test_more_steps_go_on_from_the_last(job_of: Jobs, train: Train, tmp_path: Path) -> None:
+    """A finished run with a constant rate, extended: the same as if it had been that long from the start."""
+    long = train(job_of(train={"steps": 5})).run
+    run = train(job_of(train={"steps": 3})).run
+    assert TrainingJob(run, job_of(train={"steps": 5})).run_here(lambda _: None) == "finished"
+    assert run.latest().state.read_bytes() == long.latest().state.read_bytes()  # type: ignore[union-attr]
+
+
+def test_a_checkpoint_of_another_shape_is_refused_with_a_message(job_of: Jobs, train: Train) -> None:
+    run = train(job_of()).run
+    with pytest.raises(FoundryError, match=r"shape|layers"):
+        TrainingJob(run, job_of(adapter={"rank": 3}, train={"steps": 5})).run_here(lambda _: None)
+    assert run.latest().step == 3  # type: ignore[union-attr]
+
+
+# --- the disk is full ------------------------------------------------------------------------------------------------
+
+
+def broken_save(run: RunFolder, job: JobConfig) -> tuple[str, list[Event]]:
+    """Trains until saving fails; gives the message and the events."""
+    events: list[Event] = []
+    with pytest.raises(SaveError) as caught:
+        TrainingJob(RunFolder.open(run.path), job).run_here(events.append)
+    return str(caught.value), events
+
+
+def check_after_failure(run: RunFolder, job: JobConfig, message: str, events: list[Event], straight: RunFolder) -> None:
+    assert "disk is full" in message
+    assert "\n" not in message.strip()
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [2]
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["step_00000002"]
+    assert not list(run.path.rglob("*.tmp"))
+    last = events[-1]
+    assert isinstance(last, StateChanged)
+    assert last.state == "failed"
+    assert "disk is full" in (last.error or "")
+
+
+def test_a_full_disk_while_saving(
+    job: JobConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = train(job).run
+    run = RunFolder.create(tmp_path / "runs", job)
+    original = run_folder.write_durably
+
+    def full_at_4(path: Path, data: bytes) -> None:
+        if path.name == "state.safetensors" and (run.path / "checkpoints" / "step_00000002").exists():
+            path.write_bytes(data[:1000])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(path, data)
+
+    monkeypatch.setattr(run_folder, "write_durably", full_at_4)
+    message, events = broken_save(run, job)
+    monkeypatch.undo()
+    check_after_failure(run, job, message, events, straight)
+    assert run.status()["state"] == "failed"
+    assert run.status()["step"] == 2
+    assert "disk is full" in run.status()["error"]
+    assert go_on(run)[0] == "finished"
+    assert lora(run) == lora(straight)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("no file system may be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full(job: JobConfig, train: Train, small_disk: Path) -> None:
+    straight = train(job).run
+    run = RunFolder.create(small_disk / "runs", job)
+    assert go_on(run, stop_at=2)[0] == "stopped"
+    ballast = small_disk / "ballast"
+    free = shutil.disk_usage(small_disk).free
+    ballast.write_bytes(b"x" * (free - 200_000))
+    message, events = broken_save(run, job)
+    check_after_failure(run, job, message, events, straight)
+    ballast.unlink()
+    assert go_on(run)[0] == "finished"
+    assert lora(run) == lora(straight)

@@ -1,0 +1,83 @@
+"""A ComfyUI server and its page in a headless browser. SCREENSHOTS=<folder> keeps pictures of what the tests saw."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..host.server import ROOT, ComfyServer
+
+_SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+"""No welcome dialog over the graph."""
+_OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
+_OPTIONS += ("--disable-sync", "--no-first-run")
+_READY = "() => window.app?.graph && window.app?.extensionManager && window.app?.ui"
+_PATIENCE = 120_000
+"""Milliseconds; only bounds how long a broken page is waited for."""
+
+
+@pytest.fixture(scope="package")
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    pytest.importorskip("playwright", reason="the browser tests need `pip install playwright`")
+    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui_web")) as running:
+        request = urllib.request.Request(
+            running.url + "/settings",
+            json.dumps(_SETTINGS).encode(),
+            {"Content-Type": "application/json"},
+            method="POST",
+        )
+        with urllib.request.urlopen(request, timeout=60):
+            pass
+        yield running
+
+
+@pytest.fixture(scope="package")
+def browser(server: ComfyServer) -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=list(_OPTIONS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: ComfyServer) -> Iterator[Any]:
+    """ComfyUI's page, loaded. An error that a script of the page throws fails the test."""
+    errors: list[str] = []
+    tab = browser.new_page(viewport={"width": 1760, "height": 1000})
+    tab.set_default_timeout(_PATIENCE)
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.goto(server.url)
+    tab.wait_for_function(_READY)
+    tab.wait_for_timeout(2000)
+    yield tab
+    tab.close()
+    assert not errors
+
+
+def workflow(name: str) -> dict[str, Any]:
+    """A workflow that we ship, in the page's format."""
+    return json.loads((ROOT / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def open_workflow(page: Any, graph: dict[str, Any]) -> None:
+    """Loads a workflow into the page, all of it in view."""
+    page.evaluate("async (graph) => { await window.app.loadGraphData(graph) }", graph)
+    page.wait_for_function("(count) => window.app.graph.nodes.length === count", arg=len(graph["nodes"]))
+    page.keyboard.press(".")
+    page.wait_for_timeout(1000)
+
+
+def screenshot(page: Any, name: str) -> None:
+    """Keeps a picture, if asked to."""
+    if os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(os.environ["SCREENSHOTS"]) / f"{name}.png")

@@ -1,0 +1,94 @@
+"""The real page in a real browser: it opens our workflows, shows a training as it runs, and learns of new LoRAs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ..host.server import ComfyServer, api_prompt
+from .conftest import open_workflow, screenshot, workflow
+
+WORKFLOWS = ("train_and_test", "train_and_sample_with_stock_nodes")
+SHORT = {"steps": 6, "save_every": 3, "sample_every": 3, "batch_size": 2, "sample_steps": 2, "name": "in the page"}
+MISSING = (
+    "() => window.app.graph.nodes.filter((n) => !window.LiteGraph.registered_node_types[n.type]).map((n) => n.type)"
+)
+SET_WIDGETS = """([type, values]) => {
+  const node = window.app.graph.nodes.find((n) => n.type === type);
+  for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name];
+}"""
+SHOWN_TEXT = """(type) => {
+  const node = window.app.graph.nodes.find((n) => n.type === type);
+  const live = node.widgets.find((w) => w.name === "$$node-text-preview")?.value ?? "";
+  const kept = node.widgets.find((w) => w.name === "foundry_panel")?.foundry.text.textContent ?? "";
+  return live + kept;
+}"""
+CURVE = """() => {
+  const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
+  const panel = node.widgets.find((w) => w.name === "foundry_panel");
+  return panel?.foundry.line.getAttribute("points") ?? "";
+}"""
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_opens_and_queues_as_the_host_tests_run_it(page: Any, server: ComfyServer, name: str) -> None:
+    graph = workflow(name)
+    open_workflow(page, graph)
+    screenshot(page, f"{name}_opened")
+    assert page.evaluate(MISSING) == []
+    queued = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    expected = api_prompt(graph, server.get("/object_info"))
+    assert {key: node["inputs"] for key, node in queued.items()} == {
+        key: node["inputs"] for key, node in expected.items()
+    }
+
+
+def test_training_shows_on_the_node_and_loaders_list_the_file(page: Any, server: ComfyServer) -> None:
+    open_workflow(page, workflow("train_and_test"))
+    page.evaluate(SET_WIDGETS, ["FoundryTrainLoRA", SHORT])
+    page.evaluate(SET_WIDGETS, ["FoundrySaveCheckpoint", {"name": "from the page"}])
+    page.evaluate(SET_WIDGETS, ["FoundryPreviewSamples", {"steps": 2}])
+    page.evaluate("""() => {
+      const loader = window.LiteGraph.createNode("LoraLoaderModelOnly");
+      loader.pos = [0, 1400];
+      loader.mode = 2;  // never runs: it only lists
+      window.app.graph.add(loader);
+    }""")
+    page.evaluate("() => window.app.queuePrompt(0)")
+    page.wait_for_function(f"() => ({CURVE})().split(' ').length >= 2")
+    screenshot(page, "training")
+    page.wait_for_function("""() => {
+      const loader = window.app.graph.nodes.find((n) => n.type === "LoraLoaderModelOnly");
+      const list = loader.widgets[0].options.values;
+      const names = typeof list === "function" ? list() : list;
+      return names.includes("from the page.safetensors") && names.includes("in the page_6_steps.safetensors");
+    }""")
+    while server.get("/prompt")["exec_info"]["queue_remaining"]:
+        page.wait_for_timeout(200)
+    page.wait_for_timeout(1500)
+    screenshot(page, "trained")
+    text = page.evaluate(SHOWN_TEXT, "FoundryTrainLoRA")
+    assert "step 6 / 6" in text
+    assert "loss" in text
+    assert "s/step" in text
+    assert "in the page_6_steps.safetensors" in text
+    assert len(page.evaluate(CURVE).split(" ")) == 6
+    assert "12 images" in page.evaluate(SHOWN_TEXT, "FoundryLoadDataset")
+    assert "zorble" in page.evaluate(SHOWN_TEXT, "FoundryCaptionWithTrigger")
+    assert "from the page.safetensors" in page.evaluate(SHOWN_TEXT, "FoundrySaveCheckpoint")
+
+
+def test_saved_workflow_does_not_change_by_running(page: Any, server: ComfyServer) -> None:
+    """What we add to nodes is display only: values are kept by position, and must be the widgets' own."""
+    graph = workflow("train_and_test")
+    open_workflow(page, graph)
+    page.evaluate("""() => {
+      const api = window.comfyAPI.api.api;
+      const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
+      api.dispatchCustomEvent("lora_foundry.progress", { node: String(node.id), losses: [3, 2, 1] });
+      node.onExecuted({ text: ["done"], losses: [3, 2, 1] });
+    }""")
+    saved = page.evaluate("() => window.app.graph.serialize()")
+    values = {node["id"]: node.get("widgets_values") for node in saved["nodes"]}
+    assert values == {node["id"]: node["widgets_values"] for node in graph["nodes"]}
