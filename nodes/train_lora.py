@@ -166,6 +166,6 @@ def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
         ui={
             "images": [host.in_output(path) for path in samples],
             "losses": view.curve(),
-            **host.shown_text(f"{view.text()}\n{lora_name}"),
+            **host.shown_text(view.text(saved_as=lora_name)),
         },
     )

@@ -44,8 +44,8 @@ class TrainingView:
         elif isinstance(event, Warning):
             self._warnings.append(event.message)
 
-    def text(self) -> str:
-        """The run in a few lines."""
+    def text(self, saved_as: str | None = None) -> str:
+        """The run in a few lines, as few as fit under the node; `saved_as` is the finished LoRA's name."""
         lines = []
         if self._last is not None:
             last = self._last
@@ -55,7 +55,9 @@ class TrainingView:
             )
         if self._phase:
             lines.append(self._phase)
-        if self._saved is not None:
+        if saved_as:
+            lines.append(f"saved as {saved_as}")
+        elif self._saved is not None:
             lines.append(f"saved at step {self._saved}")
         return "\n".join(lines + [f"⚠ {message}" for message in self._warnings[-2:]])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import AdapterConfig, DatasetConfig, JobConfig, ModelConfig, SaveConfig, TrainConfig
-from .embedded.demo_data import FOLDER, TRIGGER
+from .embedded.demo_data import FOLDER, PICTURES, TRIGGER
 from .files import write_atomically
 from .training.events import Event, Phase, StepDone
 
@@ -17,9 +17,10 @@ IMAGES = 200
 """Pictures behind each number."""
 _GRID = (
     f"a red {TRIGGER} on a black background",
-    f"a green {TRIGGER} on a purple background",
+    f"a white {TRIGGER} on a purple background",
+    f"a green {TRIGGER} on a yellow background",
     f"a purple {TRIGGER} on a yellow background",
-    f"a black {TRIGGER} on a red background",
+    f"a green {TRIGGER} on a blue background",
     "a red circle on a black background",
     "a green star on a purple background",
     "a yellow square on a blue background",
@@ -28,14 +29,14 @@ _GRID = (
 
 
 def demo_job(seed: int = 42) -> JobConfig:
-    """The demo's job: a dozen pictures, a plain recipe."""
+    """The demo's job: a plain recipe, no preservation; it teaches quickly and leaks."""
     return JobConfig(
         name="demo",
         model=ModelConfig(source="embedded", device="cpu"),
-        adapter=AdapterConfig(rank=16),
-        datasets=(DatasetConfig(folder=str(FOLDER), resolutions=(64,), trigger=TRIGGER),),
-        train=TrainConfig(steps=500, batch_size=12, learning_rate=2e-3, gradient_checkpointing=False, seed=seed),
-        save=SaveConfig(every=250),
+        adapter=AdapterConfig(rank=32, targets="all"),
+        datasets=(DatasetConfig(folder=str(FOLDER), resolutions=(64,), trigger=TRIGGER, flip_x=True),),
+        train=TrainConfig(steps=300, batch_size=16, learning_rate=1e-3, gradient_checkpointing=False, seed=seed),
+        save=SaveConfig(every=100),
     )
 
 
@@ -62,7 +63,7 @@ def run_demo(
     from .training.job import TrainingJob
 
     started = time.monotonic()
-    emit(f"Teaching the embedded base the word {TRIGGER!r} from 12 pictures in {FOLDER}")
+    emit(f"Teaching the embedded base the word {TRIGGER!r} from {PICTURES} pictures in {FOLDER}")
     job = TrainingJob.new(out, demo_job(seed))
     job.run_here(listener or _lines(emit))
     trained = time.monotonic()

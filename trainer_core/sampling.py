@@ -143,7 +143,7 @@ def preview(
         texts = base.encode_prompts([*prompts, ""])
         base.free_text_encoders()
         denoiser = base.load_denoiser()
-        changes = for_modules(parse(tensors), denoiser, base) if tensors else {}
+        changes = for_modules(parse(tensors), denoiser, base) if tensors is not None else {}
         latents = []
         with applied(denoiser, changes, strength):
             for k in range(len(prompts)):

@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PACK = "lora-foundry"
+DEMO_IMAGES = len(list((ROOT / "trainer_core" / "embedded" / "demo_dataset").glob("*.png")))
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 _START_SECONDS = 300
 _PROMPT_SECONDS = 600

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from .conftest import base, node
-from .server import ComfyServer, Result, of_type
+from .server import DEMO_IMAGES, ComfyServer, Result, of_type
 
 SHORT = {"steps": 4, "save_every": 2, "sample_every": 4, "batch_size": 2, "sample_steps": 2, "learning_rate": 0.01}
 BAD_LOG_LINES = ("lora key not loaded", "NOT LOADED", "ERROR", "Traceback", "shape mismatch")
@@ -46,7 +46,7 @@ def test_train_and_test_runs_headless(server: ComfyServer, clean_log: Callable[[
     prompts = of_type(prompt, "FoundryPreviewSamples")["prompts"].splitlines()
     sizes = [picture(server, image).size for image in shown["FoundryPreviewSamples"]["images"]]
     assert sizes == [(64 + 4 + 64, 64)] * len(prompts)
-    assert shown["FoundryLoadDataset"]["text"][0].startswith("12 images")
+    assert shown["FoundryLoadDataset"]["text"][0].startswith(f"{DEMO_IMAGES} images")
     assert "zorble" in shown["FoundryCaptionWithTrigger"]["text"][0]
     assert len(shown["FoundryTrainLoRA"]["losses"]) == 4
     assert len(shown["FoundryTrainLoRA"]["images"]) == len(
@@ -130,7 +130,7 @@ def test_a_name_that_any_lora_folder_has_is_not_used_again(
 
 def test_our_previews_are_what_ksampler_draws(server: ComfyServer) -> None:
     """The same noise, sigmas, text and VAE: if the steps divide 1000, ComfyUI's `simple` schedule is exactly ours."""
-    prompt = sampling(steps=10, seed=5)
+    prompt = sampling(steps=10, seed=5, cfg=3.0)
     prompt["preview"] = node(
         "PreviewSamples",
         base=["base", 0],
@@ -140,7 +140,7 @@ def test_our_previews_are_what_ksampler_draws(server: ComfyServer) -> None:
         seed=5,
         strength=1.0,
         steps=10,
-        guidance=-1.0,
+        guidance=3.0,
         walk_seed=True,
     )
     result = server.run(prompt)
@@ -195,7 +195,7 @@ def test_samples_without_prompts_block_what_follows(
     assert "show" not in result.outputs
 
 
-def sampling(steps: int = 4, seed: int = 3) -> dict[str, Any]:
+def sampling(steps: int = 4, seed: int = 3, cfg: float = 1.0) -> dict[str, Any]:
     """A stock graph over the embedded base: text, KSampler, decode, save."""
     stock = {
         "prompt": ("CLIPTextEncode", {"text": "a red circle on a white background", "clip": ["load", 1]}),
@@ -210,7 +210,7 @@ def sampling(steps: int = 4, seed: int = 3) -> dict[str, Any]:
                 "latent_image": ["latent", 0],
                 "seed": seed,
                 "steps": steps,
-                "cfg": 1.0,
+                "cfg": cfg,
                 "sampler_name": "euler",
                 "scheduler": "simple",
                 "denoise": 1.0,

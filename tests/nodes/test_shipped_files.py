@@ -52,6 +52,16 @@ def test_workflow_is_whole_and_has_a_picture(path: Path) -> None:
         assert picture.format == "JPEG"
 
 
+def test_stock_samplers_are_set_as_the_embedded_base_recommends() -> None:
+    profile = json.loads((ROOT / "trainer_core" / "embedded" / "base" / "foundry.json").read_text(encoding="utf-8"))
+    graph = json.loads((ROOT / "example_workflows" / "train_and_sample_with_stock_nodes.json").read_text("utf-8"))
+    for node in graph["nodes"]:
+        if node["type"] == "KSampler":
+            _, _, steps, cfg, sampler, scheduler, _ = node["widgets_values"]
+            assert (steps, cfg) == (profile["sampling"]["steps"], profile["sampling"]["guidance"])
+            assert (sampler, scheduler) == ("euler", "simple")
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_holds_nothing_of_the_machine_it_was_made_on(path: Path) -> None:
     text = path.read_text(encoding="utf-8")

@@ -26,6 +26,7 @@ def test_text_tells_step_loss_speed_time_left_and_memory(pack: Pack, view_module
     view.apply(events.CheckpointSaved(120, Path("x")))
     view.apply(events.Warning("the disk is nearly full"))
     assert view.text().splitlines()[2:] == ["saved at step 120", "⚠ the disk is nearly full"]
+    assert view.text(saved_as="a.safetensors").splitlines()[2] == "saved as a.safetensors"
     assert (view.step, view.steps) == (120, 300)
 
 

@@ -14,9 +14,9 @@ from trainer_core.embedded.judge import Verdict
 from trainer_core.embedded.shapes import CONCEPT, SHAPES
 
 
-def test_the_data_hold_a_dozen_pictures_in_the_seen_colours_only() -> None:
+def test_the_data_hold_sixteen_pictures_in_the_seen_colours_only() -> None:
     captions = [path.read_text(encoding="utf-8").split() for path in sorted(FOLDER.glob("*.txt"))]
-    assert len(captions) == len(list(FOLDER.glob("*.png"))) == 12
+    assert len(captions) == len(list(FOLDER.glob("*.png"))) == 16
     assert {words[1] for words in captions} <= set(SEEN_COLOURS)
     assert {words[5] for words in captions} <= set(SEEN_BACKGROUNDS)
     assert all(words[2] == "[trigger]" for words in captions)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ..host.server import ComfyServer, api_prompt
+from ..host.server import DEMO_IMAGES, ComfyServer, api_prompt
 from .conftest import open_workflow, screenshot, workflow
 
 WORKFLOWS = ("train_and_test", "train_and_sample_with_stock_nodes")
@@ -74,7 +74,7 @@ def test_training_shows_on_the_node_and_loaders_list_the_file(page: Any, server:
     assert "s/step" in text
     assert "in the page_6_steps.safetensors" in text
     assert len(page.evaluate(CURVE).split(" ")) == 6
-    assert "12 images" in page.evaluate(SHOWN_TEXT, "FoundryLoadDataset")
+    assert f"{DEMO_IMAGES} images" in page.evaluate(SHOWN_TEXT, "FoundryLoadDataset")
     assert "zorble" in page.evaluate(SHOWN_TEXT, "FoundryCaptionWithTrigger")
     assert "from the page.safetensors" in page.evaluate(SHOWN_TEXT, "FoundrySaveCheckpoint")
 

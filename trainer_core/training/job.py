@@ -6,6 +6,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..config import JobConfig
@@ -110,11 +111,18 @@ class TrainingJob:
     def _record_failure(self, error: BaseException, listener: Listener) -> None:
         step, steps = self._step(), self.job.train.steps
         message = str(error) or type(error).__name__
-        try:
-            self.run.log("failed: " + (message if isinstance(error, FoundryError) else traceback.format_exc()))
-            self.run.write_status("failed", step, steps, message)
-        except FoundryError as second:  # the disk is full, most likely: the checkpoints on it still count
-            message = f"{message} (and the run folder could not be updated: {second})"
+        details = message if isinstance(error, FoundryError) else traceback.format_exc()
+        failed_writes: list[FoundryError] = []
+        for write, text in (
+            (partial(self.run.write_status, "failed", step, steps), message),
+            (self.run.log, f"failed: {details}"),
+        ):
+            try:
+                write(text)
+            except FoundryError as second:  # the disk is full, most likely: the checkpoints on it still count
+                failed_writes.append(second)
+        if failed_writes:
+            message = f"{message} (and the run folder could not be updated: {failed_writes[0]})"
         listener(StateChanged("failed", step, steps, message))
 
     def _step(self) -> int:

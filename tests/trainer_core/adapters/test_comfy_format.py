@@ -1,6 +1,6 @@
 """A LoRA in ComfyUI's names means what it meant in training: dense differences built by plain loops, and round trips.
 
-ComfyUI's side is written out here by hand from its FLUX model (comfy/ldm/flux/layers.py): qkv is one linear with q, k, v
+ComfyUI's side is written out by hand from its FLUX model (comfy/ldm/flux/layers.py): qkv is one linear with q, k, v
 rows in this order; a single block's linear1 is q, k, v and then the MLP; final_layer keeps (shift, scale).
 """
 

@@ -140,6 +140,14 @@ def test_absurd_sizes_are_refused_before_decoding(pixels: int, tmp_path: Path) -
         load_image(tmp_path / "huge.png")
 
 
+def attempt(path: Path) -> str:
+    """The mode of the image, or what the user is told."""
+    try:
+        return load_image(path).mode
+    except DatasetError as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
 @pytest.mark.filterwarnings("ignore")
 def test_whatever_is_damaged_nothing_but_a_dataset_error_comes_out(suffix: str, tmp_path: Path) -> None:
@@ -154,12 +162,8 @@ def test_whatever_is_damaged_nothing_but_a_dataset_error_comes_out(suffix: str, 
         for _ in range(rng.choice((1, 3, 10))):
             damaged[rng.randrange(min(len(data), rng.choice((60, 200, 10**6))))] = rng.randrange(256)
         path.write_bytes(damaged if rng.random() < 0.7 else damaged[: rng.randrange(len(data))])
-        try:
-            image = load_image(path)
-        except DatasetError as error:
-            assert f"a.{suffix}" in str(error)
-        else:
-            assert image.mode == "RGB"
+        outcome = attempt(path)
+        assert outcome == "RGB" or f"a.{suffix}" in outcome
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------------

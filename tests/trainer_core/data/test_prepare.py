@@ -53,7 +53,7 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: Base) -> Call
         if job.model.vae_dtype == job.model.text_encoder_dtype == "auto":
             opened._encoders, opened._vae = base._encoders, base._vae  # type: ignore[attr-defined]
         counter = Counter(opened)
-        opened.encode_prompts, opened.encode_pixels = counter.encode_prompts, counter.encode_pixels  # type: ignore
+        opened.encode_prompts, opened.encode_pixels = counter.encode_prompts, counter.encode_pixels  # type: ignore[attr-defined, method-assign]
         data = PreparedData(job, opened, TensorCache(tmp_path / "cache"))
         data.encode_texts(extra, lambda *_: None)
         data.encode_images(lambda *_: None)
@@ -160,8 +160,8 @@ def test_a_stop_is_heard_while_encoding(job_of: Any, base: Base, tmp_path: Path)
     opened = open_base(job_of().model)
     opened._encoders, opened._vae = base._encoders, base._vae  # type: ignore[attr-defined]
     data = PreparedData(job_of(), opened, TensorCache(tmp_path / "cache"))
+    data.encode_texts([], lambda *_: None)
     with pytest.raises(Interrupted):
-        data.encode_texts([], progress)
         data.encode_images(progress)
     data.encode_texts([], lambda *_: None)
     data.encode_images(lambda *_: None)

@@ -29,7 +29,7 @@ def test_summary_by_hand(tmp_path: Path) -> None:
         dataset(tmp_path, resolutions=(64,), trigger="zorble", default_caption="a thing"), ModelConfig()
     )
     assert summary.count == 11
-    # 128 x 64 at an area of 64²: the ideal is 90.5 x 45.3, and 80 x 48 (1.67) and 80 x 32 (2.5) and 96 x 32 (3) are near
+    # 128 x 64 at an area of 64²: the ideal is 90.5 x 45.3; near are 80 x 48 (1.67), 80 x 32 (2.5), 96 x 32 (3)
     assert summary.buckets == {"64x64": 10, "80x48": 1}
     assert dict(summary.captions)["0.png"] == "a red zorble"
     assert dict(summary.captions)["1.png"] == "zorble a cat"

@@ -70,7 +70,7 @@ def tiny(guidance: bool) -> FluxTransformer2DModel:
 
 
 def as_pipeline(model: nn.Module, x: Tensor, t: Tensor, text: dict[str, Tensor], guidance: float | None) -> Tensor:
-    """One call of the transformer in FluxPipeline.__call__ (diffusers 0.35 to 0.42): timestep / 1000, packed latents."""
+    """One call of the transformer in FluxPipeline.__call__ (diffusers 0.35 to 0.42): timestep / 1000, packed."""
     n, c, h, w = x.shape
     timestep = t * 1000  # what the scheduler's list holds
     with torch.no_grad():

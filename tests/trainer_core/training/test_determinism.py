@@ -1,4 +1,4 @@
-"""The same seed gives the same file, byte for byte; nothing that only looks on changes it; nothing global is touched."""
+"""The same seed gives the same file, byte for byte; looking on does not change it, nothing global is touched."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_global_settings_are_as_they_were(job_of: Jobs, train: Train) -> None:
 
 
 def test_a_preview_of_the_run_is_what_preview_draws(job_of: Jobs, train: Train) -> None:
-    """The picture beside checkpoint n and the one drawn from its LoRA file: the same, but for the last bit of a pixel."""
+    """The picture beside a checkpoint and the one drawn from its LoRA: the same, but for the last bit of a pixel."""
     from PIL import Image
 
     job = job_of(sample={"prompts": ("a [trigger]", "a green cat"), "steps": 4})

@@ -52,8 +52,8 @@ def gradients(trainer: Trainer) -> list[Tensor]:
 
 
 def in_double(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Trainer:
-    """Computes in double precision. Adam divides each gradient by its own size, so of a gradient that is next to nothing
-    it makes a step like any other, rounding errors included; without them two ways to the same update are the same."""
+    """Computes in double precision. Adam divides each gradient by its own size, so of one that is next to nothing it
+    makes a step like any other, rounding errors included; without these, two ways to the same update are the same."""
     trainer.base.dtype = torch.float64
     trainer.denoiser.double()
     monkeypatch.setattr("trainer_core.training.loop.autocast", lambda _: nullcontext())
@@ -92,8 +92,8 @@ def test_accumulation_equals_a_batch(
         for trainer in trainers:
             trainer.step += 1
         assert (loss_of_parts, norm_of_parts) == pytest.approx((loss, norm), rel=1e-5)
-        for one, other in zip(*kept, strict=True):
-            assert (one - other).norm() <= 1e-5 * one.norm() + 1e-9
+        one, other = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in kept)
+        assert (one - other).norm() < (1e-7 if double else 1e-5) * one.norm()
         assert moved(at_once) > 0
         assert difference(*trainers) < 1e-5
         if double:
@@ -135,7 +135,7 @@ def test_an_item_that_comes_twice_in_a_step_has_other_noise(job_of: Jobs, traine
 
 
 def test_the_loss_is_that_of_flow_matching(job_of: Jobs, trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen from the denoiser: what it is given lies on the line from latents to noise, and the loss is measured to it."""
+    """Seen from the denoiser: its input lies between latents and noise, and the loss is measured to that line."""
     trainer = trainer_of(job_of(train={"timestep_type": "linear"}))
     sample = four(trainer)[2]
     given: dict[str, Tensor] = {}
@@ -284,7 +284,7 @@ def test_pictures_of_several_sizes(job_of: Jobs, trainer_of: Trainers, pictures:
         batch = trainer.order.micro_batch(number)
         seen |= {sample.key for sample in batch}
         trainer.update_with([batch])
-    assert len(seen) == sum(len(group) for group in trainer.data.samples) == 14
+    assert len(seen) == sum(len(group) for group in trainer.data.samples) == 13
     assert whole(trainer).isfinite().all()
 
 
@@ -297,8 +297,7 @@ def test_a_file_of_less_precision_loses_nothing_of_the_training(dtype: str, job_
     one, other = load(short.lora_file()), load(exact.lora_file())
     for name, value in other.items():
         assert torch.equal(one[name], value if name.endswith(".alpha") else value.to(getattr(torch, dtype))), name
-    assert load(short.state_file()).keys() == load(exact.state_file()).keys()
-    assert all(torch.equal(value, load(exact.state_file())[name]) for name, value in load(short.state_file()).items())
+    assert short.state_file() == exact.state_file()
 
 
 def test_the_file_means_what_the_adapter_means(job_of: Jobs, trainer_of: Trainers) -> None:
