@@ -68,9 +68,10 @@ class LoraAdapter:
             down, up = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
             # kaiming_uniform with a = √5, as nn.Linear and the reference do, is U(±1 / √in)
             bound = 1 / math.sqrt(down.shape[1])
-            first = torch.empty(down.shape).uniform_(-bound, bound, generator=generator(seed, "lora_init", name))
-            down.data = first.to(down.device)
-            up.data = torch.zeros(up.shape, device=up.device)
+            start = torch.empty(down.shape).uniform_(-bound, bound, generator=generator(seed, "lora_init", name))
+            # peft gives adapters of a bf16 base that precision; ours are trained in fp32 always
+            layer.lora_A[_NAME].weight = nn.Parameter(start.to(down.device))
+            layer.lora_B[_NAME].weight = nn.Parameter(torch.zeros(up.shape, device=up.device))
             if config.dropout > 0:
                 layer.lora_dropout[_NAME] = SeededDropout(config.dropout, name)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from ..config import JobConfig, load_job
+from ..config import load_job
 from ..errors import RunError
 from ..training.events import Event, StepDone
 from ..training.job import TrainingJob
@@ -23,7 +23,6 @@ from .terminal import Progress, quiet_libraries
 def train(args: argparse.Namespace) -> int:
     """Trains a job from YAML in a new run folder."""
     job = load_job(args.job)
-    _refuse_early(job)
     return _run(TrainingJob.new(args.runs, job), args.runs)
 
 
@@ -48,20 +47,6 @@ def find_run(name: str, runs: Path) -> RunFolder:
     there = sorted(path.parent.name for path in runs.glob("*/run.json"))
     hint = f"{runs} holds: {', '.join(there)}" if there else f"{runs} holds no runs; --runs names another folder"
     raise RunError(f"no run {name!r}: {hint}")
-
-
-def _refuse_early(job: JobConfig) -> None:
-    """Finds what is wrong with data or base before there is a run folder, so that a mistake leaves nothing behind.
-
-    Raises:
-        FoundryError: the same as the run would.
-    """
-    from ..data.summary import summarize
-    from ..families.registry import open_base
-
-    for dataset in job.datasets:
-        summarize(dataset, job.model)
-    open_base(job.model)
 
 
 def _run(job: TrainingJob, runs: Path) -> int:

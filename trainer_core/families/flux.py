@@ -10,7 +10,7 @@ from ..errors import AdapterError, BaseModelError
 from .base import Base, ComfyModule, FamilySpec, SamplingDefaults, TextEmbedding
 from .device import release_memory
 from .registry import register_family
-from .sources import reading
+from .sources import complete, reading
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +157,9 @@ class Flux(Base):
             with reading(folder):
                 if kind is AutoTokenizer:
                     return kind.from_pretrained(folder)
-                model = kind.from_pretrained(folder, dtype=self.text_encoder_dtype)
+                model = complete(
+                    folder, *kind.from_pretrained(folder, dtype=self.text_encoder_dtype, output_loading_info=True)
+                )
             return model.to(self.device).eval().requires_grad_(False)
 
         self._encoders = (
@@ -200,7 +202,10 @@ class Flux(Base):
 
             folder = self.source.component("vae")
             with reading(folder):
-                vae: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=self.vae_dtype)
+                vae = complete(
+                    folder,
+                    *AutoencoderKL.from_pretrained(folder, torch_dtype=self.vae_dtype, output_loading_info=True),
+                )
             self._vae = vae.to(self.device).eval().requires_grad_(False)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,7 +238,10 @@ class Flux(Base):
 
         folder = self.source.component("transformer")
         with reading(folder):
-            denoiser: nn.Module = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=self.dtype)
+            denoiser: nn.Module = complete(
+                folder,
+                *FluxTransformer2DModel.from_pretrained(folder, torch_dtype=self.dtype, output_loading_info=True),
+            )
         return denoiser.to(self.device).eval().requires_grad_(False)
 
     def predict(

@@ -147,6 +147,17 @@ def reading(part: Path) -> Iterator[None]:
         raise BaseModelError(f"{part}: cannot be loaded ({first_line}). Download or copy it again") from error
 
 
+def complete(part: Path, model: Any, loading: dict[str, Any]) -> Any:
+    """The model, if its files held every weight: libraries fill in what is missing at random, and only warn.
+
+    Raises:
+        BaseModelError: naming a weight that was missing.
+    """
+    if missing := sorted(loading["missing_keys"]):
+        raise BaseModelError(f"{part}: is incomplete: {missing[0]} and {len(missing) - 1} more weights are missing")
+    return model
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -41,11 +41,18 @@ class TrainingJob:
 
     @classmethod
     def new(cls, runs_root: Path, job: JobConfig) -> TrainingJob:
-        """A job in a new run folder.
+        """A job in a new run folder, which is made only if data, base and preview size can be used.
 
         Raises:
-            SaveError: if the folder cannot be written.
+            FoundryError: what is wrong with them, or with writing the folder; then nothing is left behind.
         """
+        from ..data.summary import summarize
+        from ..families.registry import open_base
+        from ..sampling import SamplerSettings
+
+        for dataset in job.datasets:
+            summarize(dataset, job.model)
+        SamplerSettings.of(job.sample, open_base(job.model))
         return cls(RunFolder.create(runs_root, job), job)
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -242,13 +243,20 @@ class RunFolder:
         kept = {found.path for found in self.checkpoints()[-keep:]}
         for path in self._checkpoint_folders():
             if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+                self._remove(path)
+
+    def _remove(self, folder: Path) -> None:
+        """Deletes a checkpoint so that a kill on the way leaves no half of one: it is renamed first."""
+        old = self._checkpoints / f".old_{uuid.uuid4().hex[:8]}"
+        with contextlib.suppress(OSError):  # a file of it is open elsewhere (Windows): the next pruning tries again
+            os.replace(folder, old)
+        shutil.rmtree(old, ignore_errors=True)
 
     def clear_leftovers(self) -> None:
         """Removes what a crash left half-written."""
         for path in [*self._checkpoints.glob(".tmp_*"), *self._checkpoints.glob(".old_*")]:
             shutil.rmtree(path, ignore_errors=True)
-        for path in self.path.glob(".*.tmp"):
+        for path in [*self.path.glob(".*.tmp"), *self.path.glob("samples/*/.*.tmp")]:
             path.unlink(missing_ok=True)
 
 

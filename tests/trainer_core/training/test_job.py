@@ -24,7 +24,8 @@ Jobs = Callable[..., JobConfig]
 
 
 def new(job: JobConfig, root: Path) -> TrainingJob:
-    return TrainingJob.new(root / "runs", job)
+    # not TrainingJob.new, which refuses a job that cannot start: here it cannot any more (a drive is gone, say)
+    return TrainingJob(RunFolder.create(root / "runs", job), job)
 
 
 def failed(job: JobConfig, root: Path) -> tuple[FoundryError, RunFolder, list[Event]]:
