@@ -108,7 +108,7 @@ def train(tmp_path: Path) -> Callable[..., TrainingJob]:
     """Runs a job to its end on this thread, in a new run or going on with one."""
 
     def run(job: JobConfig, listener: Callable[[Event], None] | None = None, root: Path | None = None) -> TrainingJob:
-        training = TrainingJob(RunFolder.create(root or tmp_path / "runs", job), job)
+        training = TrainingJob.new(root or tmp_path / "runs", job)
         training.run_here(listener or silent)
         return training
 
