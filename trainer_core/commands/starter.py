@@ -60,8 +60,8 @@ def starter_job(file: str = "job.yaml") -> str:
     prompts = [f"a red {PLACEHOLDER} on a white background"]
     sections: tuple[tuple[str, type[Section], dict[str, Any]], ...] = (
         ("model", ModelConfig, _of(demo.model, "family", "source")),
-        ("adapter", AdapterConfig, _of(demo.adapter, "rank")),
-        ("datasets", DatasetConfig, _of(demo.datasets[0], "folder", "resolutions", "trigger")),
+        ("adapter", AdapterConfig, _of(demo.adapter, "rank", "targets")),
+        ("datasets", DatasetConfig, _of(demo.datasets[0], "folder", "resolutions", "trigger", "flip_x")),
         ("train", TrainConfig, _of(demo.train, "steps", "batch_size", "learning_rate", "gradient_checkpointing")),
         ("save", SaveConfig, {"every": 100}),
         ("sample", SampleConfig, {"prompts": prompts, "every": 100}),
