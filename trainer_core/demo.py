@@ -92,11 +92,9 @@ def run_demo(
 
 def draw_grid(lora: Path, target: Path) -> None:
     """Writes the comparison: rows are prompts, columns the base and the LoRA, each with the same seeds."""
-    import io
-
     from PIL import Image, ImageDraw
 
-    from .data.images import to_image
+    from .data.images import png_bytes, to_image
     from .embedded.evaluate import Painter, Prompt
     from .embedded.shapes import CONCEPT, Scene
 
@@ -117,9 +115,7 @@ def draw_grid(lora: Path, target: Path) -> None:
             row, place = divmod(k, len(seeds))
             small = to_image(pictures[k]).resize((cell - 2, cell - 2), Image.Resampling.NEAREST)
             image.paste(small, (left + place * cell, head + row * (cell + 4)))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    write_atomically(target, buffer.getvalue())
+    write_atomically(target, png_bytes(image))
 
 
 def _lines(emit: Callable[[str], None]) -> Callable[[Event], None]:

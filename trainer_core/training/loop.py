@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from ..adapters.metadata import lora_metadata
 from ..adapters.safetensors_file import read_header, read_tensors, serialize
 from ..data.batches import BatchOrder
 from ..data.captions import choose
-from ..data.images import to_image
+from ..data.images import png_bytes, to_image
 from ..data.prepare import PreparedData
 from ..data.scan import Sample
 from ..errors import RunError, TrainingError
@@ -226,8 +227,6 @@ class Trainer:
     def _warm_start(self) -> None:
         if not self.job.adapter.warm_start:
             return
-        from pathlib import Path
-
         changes = for_modules(parse(read_tensors(Path(self.job.adapter.warm_start))), self.denoiser, self.base)
         state, config = self.adapter.state(), self.job.adapter
         for path, change in changes.items():
@@ -256,7 +255,7 @@ class Trainer:
                 seed = config.seed + index * config.walk_seed
                 latents = draw(self.base, self.denoiser, texts, [seed], settings, self.data.text(""), self.should_stop)
                 path = self.run.sample_folder(self.step) / f"{index:02d}.png"
-                write_atomically(path, _png(to_image(self.base.decode_latents(latents)[0])))
+                write_atomically(path, png_bytes(to_image(self.base.decode_latents(latents)[0])))
                 self.emit(SampleReady(self.step, path, prompt, index))
         except Interrupted:
             return  # the loop sees the same request to stop
@@ -267,11 +266,3 @@ class Trainer:
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _png(image) -> bytes:  # type: ignore[no-untyped-def]
-    import io
-
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
