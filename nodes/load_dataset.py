@@ -10,6 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..trainer_core.config import DatasetConfig, validated
+from ..trainer_core.data.images import png_bytes
 from ..trainer_core.data.summary import DatasetSummary, digest, summarize
 from ..trainer_core.errors import ConfigError, DatasetError, FoundryError
 from ..trainer_core.files import write_atomically
@@ -152,7 +153,7 @@ def _collect(images: list[torch.Tensor], captions: list[str]) -> Path:
     folder = host.collected_datasets_root() / content.hexdigest()[:16]
     width = len(str(len(found)))
     for k, picture in enumerate(found):
-        write_atomically(folder / f"{k:0{width}}.png", pictures.png(picture))
+        write_atomically(folder / f"{k:0{width}}.png", png_bytes(picture))
         if texts:
             write_atomically(folder / f"{k:0{width}}.txt", texts[k].encode())
     return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -28,13 +27,6 @@ def from_batches(batches: Iterable[torch.Tensor]) -> list[Image.Image]:
     """The pictures of a list of IMAGEs."""
     images = [image for batch in batches for image in (batch if batch.ndim == 4 else batch[None])]
     return [Image.fromarray((image.cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()) for image in images]
-
-
-def png(picture: Image.Image) -> bytes:
-    """A picture as a PNG file's content."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def opened(path: Path) -> Image.Image:

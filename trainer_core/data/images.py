@@ -62,7 +62,7 @@ def to_image(pixels: Tensor) -> Image.Image:
 def png_bytes(image: Image.Image) -> bytes:
     """An image as a PNG file."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

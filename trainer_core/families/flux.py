@@ -10,7 +10,7 @@ from ..errors import AdapterError, BaseModelError
 from .base import Base, ComfyModule, FamilySpec, SamplingDefaults, TextEmbedding
 from .device import release_memory
 from .registry import register_family
-from .sources import complete, reading
+from .sources import load_weights, reading
 
 if TYPE_CHECKING:
     import torch
@@ -152,21 +152,20 @@ class Flux(Base):
             return
         from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-        def load(kind: Any, name: str) -> Any:
+        def tokenizer(name: str) -> Any:
             folder = self.source.component(name)
             with reading(folder):
-                if kind is AutoTokenizer:
-                    return kind.from_pretrained(folder)
-                model = complete(
-                    folder, *kind.from_pretrained(folder, dtype=self.text_encoder_dtype, output_loading_info=True)
-                )
+                return AutoTokenizer.from_pretrained(folder)
+
+        def encoder(kind: Any, name: str) -> Any:
+            model = load_weights(kind, self.source.component(name), dtype=self.text_encoder_dtype)
             return model.to(self.device).eval().requires_grad_(False)
 
         self._encoders = (
-            load(AutoTokenizer, "tokenizer"),
-            load(AutoTokenizer, "tokenizer_2"),
-            load(CLIPTextModel, "text_encoder"),
-            load(T5EncoderModel, "text_encoder_2"),
+            tokenizer("tokenizer"),
+            tokenizer("tokenizer_2"),
+            encoder(CLIPTextModel, "text_encoder"),
+            encoder(T5EncoderModel, "text_encoder_2"),
         )
 
     def encode_prompts(self, prompts: list[str]) -> list[TextEmbedding]:
@@ -200,12 +199,7 @@ class Flux(Base):
         if self._vae is None:
             from diffusers import AutoencoderKL
 
-            folder = self.source.component("vae")
-            with reading(folder):
-                vae = complete(
-                    folder,
-                    *AutoencoderKL.from_pretrained(folder, torch_dtype=self.vae_dtype, output_loading_info=True),
-                )
+            vae = load_weights(AutoencoderKL, self.source.component("vae"), torch_dtype=self.vae_dtype)
             self._vae = vae.to(self.device).eval().requires_grad_(False)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,11 +231,7 @@ class Flux(Base):
         from diffusers import FluxTransformer2DModel
 
         folder = self.source.component("transformer")
-        with reading(folder):
-            denoiser: nn.Module = complete(
-                folder,
-                *FluxTransformer2DModel.from_pretrained(folder, torch_dtype=self.dtype, output_loading_info=True),
-            )
+        denoiser: nn.Module = load_weights(FluxTransformer2DModel, folder, torch_dtype=self.dtype)
         return denoiser.to(self.device).eval().requires_grad_(False)
 
     def predict(

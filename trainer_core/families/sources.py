@@ -147,14 +147,16 @@ def reading(part: Path) -> Iterator[None]:
         raise BaseModelError(f"{part}: cannot be loaded ({first_line}). Download or copy it again") from error
 
 
-def complete(part: Path, model: Any, loading: dict[str, Any]) -> Any:
-    """The model, if its files held every weight: libraries fill in what is missing at random, and only warn.
+def load_weights(kind: Any, folder: Path, **settings: Any) -> Any:
+    """A diffusers or transformers model of a kind from its folder, with every weight from its files.
 
     Raises:
-        BaseModelError: naming a weight that was missing.
+        BaseModelError: if the files cannot be read, or lack a weight (which the libraries fill in at random, and warn).
     """
+    with reading(folder):
+        model, loading = kind.from_pretrained(folder, output_loading_info=True, **settings)
     if missing := sorted(loading["missing_keys"]):
-        raise BaseModelError(f"{part}: is incomplete: {missing[0]} and {len(missing) - 1} more weights are missing")
+        raise BaseModelError(f"{folder}: is incomplete: {missing[0]} and {len(missing) - 1} more weights are missing")
     return model
 
 
