@@ -112,7 +112,7 @@ def test_nodes_import_the_core_relatively(path: Path) -> None:
 @parametrized([*CORE, *NODES])
 def test_no_global_random_state(path: Path) -> None:
     """ComfyUI shares the process: seeding torch, numpy or random globally would change its results, and ours theirs."""
-    if path.parent == ROOT / "trainer_core" / "embedded" / "build":  # scripts with a process of their own
+    if path.parent == ROOT / "trainer_core" / "embedded" / "make_base":  # scripts with a process of their own
         return
     seeding = {"torch.manual_seed", "torch.random.manual_seed", "torch.seed", "np.random.seed", "random.seed"}
     assert not {
@@ -215,3 +215,14 @@ def test_registry_metadata() -> None:
 def _import_name(requirement: str) -> str:
     name = re.split(r"[<>=~!;\[ ]", requirement)[0].lower()
     return IMPORT_NAMES.get(name, name.replace("-", "_"))
+
+
+def test_git_keeps_every_source_file() -> None:
+    """A source folder that .gitignore hides works for its author and is absent from every clone."""
+    asked = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "--", "*.py", "*.js", "*.json"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    source = ("trainer_core/", "nodes/", "web/", "example_workflows/", "tests/", "benchmarks/")
+    assert [line for line in done.stdout.splitlines() if line.startswith(source)] == []
