@@ -1,4 +1,4 @@
-"""Flow matching against closed forms, diffusers' scheduler and the distributions it claims."""
+"""Flow matching against closed forms and diffusers' scheduler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_core.objective.flow import TIMESTEP_TYPES, FlowSchedule, noised, shifted, velocity
+from trainer_core.objective.flow import FlowSchedule, shifted
 
 DEV = {
     "base_image_seq_len": 256,
@@ -26,12 +26,14 @@ DEV = {
 SCHNELL = {**DEV, "shift": 1.0, "use_dynamic_shifting": False, "max_shift": 1.15}
 SHIFTED = {**DEV, "use_dynamic_shifting": False}
 """A fixed shift of 3, as the embedded base has."""
+FLOW = FlowSchedule()
 
 
 def test_noised_ends_and_middle() -> None:
     clean, noise = torch.tensor([[2.0, -4.0]] * 3), torch.tensor([[1.0, 8.0]] * 3)
-    x = noised(clean, noise, torch.tensor([0.0, 0.25, 1.0]))
+    x = FLOW.noised(clean, noise, torch.tensor([0.0, 0.25, 1.0]))
     assert x.tolist() == [[2.0, -4.0], [1.75, -1.0], [1.0, 8.0]]
+    assert FLOW.target(clean, noise, torch.tensor([0.0, 0.25, 1.0])).tolist() == [[-1.0, 12.0]] * 3
 
 
 def test_times_belong_to_samples_and_not_to_positions() -> None:
@@ -39,28 +41,72 @@ def test_times_belong_to_samples_and_not_to_positions() -> None:
     clean, noise = torch.zeros(4, 4, 4, 4), torch.ones(4, 4, 4, 4)
     times = torch.tensor([0.1, 0.2, 0.3, 0.4])
     for k in range(4):
-        assert torch.equal(noised(clean, noise, times)[k], torch.full((4, 4, 4), times[k].item()))
+        assert torch.equal(FLOW.noised(clean, noise, times)[k], torch.full((4, 4, 4), times[k].item()))
+
+
+def test_noise_is_added_as_diffusers_adds_it() -> None:
+    theirs, source = FlowMatchEulerDiscreteScheduler(shift=3.0), torch.Generator().manual_seed(4)
+    clean, noise = torch.randn(5, 3, 4, 4, generator=source), torch.randn(5, 3, 4, 4, generator=source)
+    chosen = torch.tensor([0, 10, 500, 900, 999])
+    expected = theirs.scale_noise(clean, theirs.timesteps[chosen], noise)
+    torch.testing.assert_close(FLOW.noised(clean, noise, theirs.sigmas[chosen]), expected, atol=1e-6, rtol=1e-6)
 
 
 @given(st.floats(0, 1), st.integers(0, 2**32))
 def test_a_perfect_prediction_leads_back_to_the_clean_latents(t: float, seed: int) -> None:
     source = torch.Generator().manual_seed(seed)
     clean, noise = torch.randn(2, 3, 4, generator=source), torch.randn(2, 3, 4, generator=source)
-    x = noised(clean, noise, torch.full((2,), t))
-    v = velocity(clean, noise)
+    times = torch.full((2,), t)
+    x, v = FLOW.noised(clean, noise, times), FLOW.target(clean, noise, times)
     torch.testing.assert_close(x - t * v, clean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(x + (1 - t) * v, noise, atol=1e-5, rtol=1e-5)
 
 
-def test_velocity_is_the_derivative_in_time() -> None:
-    clean, noise = torch.randn(5, generator=torch.Generator().manual_seed(0)).double(), torch.ones(5).double()
-    low, high = (noised(clean[None], noise[None], torch.tensor([t], dtype=torch.float64)) for t in (0.4, 0.4 + 1e-6))
-    torch.testing.assert_close((high - low)[0] / 1e-6, velocity(clean, noise), atol=1e-8, rtol=1e-6)
+def test_the_target_is_the_derivative_in_time() -> None:
+    clean = torch.randn(1, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    noise = torch.ones_like(clean)
+    here = torch.tensor([0.4], dtype=torch.float64)
+    low, high = FLOW.noised(clean, noise, here), FLOW.noised(clean, noise, here + 1e-6)
+    torch.testing.assert_close((high - low) / 1e-6, FLOW.target(clean, noise, here), atol=1e-8, rtol=1e-6)
 
 
 def test_noised_keeps_the_latents_precision() -> None:
-    x = noised(torch.zeros(1, 2, dtype=torch.bfloat16), torch.ones(1, 2, dtype=torch.bfloat16), torch.tensor([0.5]))
-    assert x.dtype == torch.bfloat16
+    clean, noise = torch.zeros(1, 2, dtype=torch.bfloat16), torch.ones(1, 2, dtype=torch.bfloat16)
+    assert FLOW.noised(clean, noise, torch.tensor([0.5])).dtype == torch.bfloat16
+
+
+# --- weighting -------------------------------------------------------------------------------------------------------
+
+
+def test_snr_is_measured_in_what_is_noised() -> None:
+    """The squared share of the picture over that of the noise, read off x_t of a picture of ones and noise of ones."""
+    times = torch.tensor([0.01, 0.2, 0.5, 0.8, 0.99], dtype=torch.float64)
+    ones, zeros = torch.ones(5, 1, dtype=torch.float64), torch.zeros(5, 1, dtype=torch.float64)
+    signal, rest = FLOW.noised(ones, zeros, times), FLOW.noised(zeros, ones, times)
+    torch.testing.assert_close(FLOW.snr(times), (signal / rest).square()[:, 0])
+    assert FLOW.snr(torch.tensor([0.5])).item() == 1
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 5.0, 20.0])
+def test_min_snr_is_the_weighting_of_the_error_in_the_picture(gamma: float) -> None:
+    """Hang et al. weight the error of x_0 by min(SNR, γ). Here that error is made by an Euler step down to 0."""
+    source = torch.Generator().manual_seed(11)
+    times = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    clean, noise, slip = (torch.randn(50, 32, generator=source, dtype=torch.float64) for _ in range(3))
+    x, v = FLOW.noised(clean, noise, times), FLOW.target(clean, noise, times)
+    wrong = x + (0 - times)[:, None] * (v + slip)
+    snr = (1 - times) ** 2 / times**2
+    expected = torch.minimum(snr, torch.tensor(gamma)) * (wrong - clean).square().mean(1)
+    torch.testing.assert_close(FLOW.min_snr_weight(times, gamma) * slip.square().mean(1), expected)
+
+
+def test_min_snr_by_hand_and_at_the_ends() -> None:
+    """At t = 1/2 SNR is 1: min(1, 5) / 4. At t = 1/4 it is 9: 5 / 16. Without noise or picture there is no weight."""
+    weight = FLOW.min_snr_weight(torch.tensor([0.0, 0.25, 0.5, 1.0]), 5.0)
+    assert weight.tolist() == [0.0, 0.3125, 0.25, 0.0]
+
+
+# --- shift -----------------------------------------------------------------------------------------------------------
 
 
 def test_shift_by_hand() -> None:
@@ -76,6 +122,15 @@ def test_shift_is_that_of_diffusers(shift: float) -> None:
     theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
     theirs.set_timesteps(sigmas=sigmas)
     torch.testing.assert_close(shifted(torch.from_numpy(sigmas), shift), theirs.sigmas[:-1], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.5, 3.0, 12.0])
+def test_shift_divides_the_odds(shift: float) -> None:
+    """Esser et al.: shifting multiplies the ratio of noise to picture t / (1 - t) by the shift."""
+    t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    moved = shifted(t, shift)
+    torch.testing.assert_close(moved / (1 - moved), shift * t / (1 - t))
+    torch.testing.assert_close(shifted(moved, 1 / shift), t)
 
 
 @pytest.mark.parametrize("config", [DEV, SCHNELL, SHIFTED], ids=["dev", "schnell", "shift 3"])
@@ -107,56 +162,7 @@ def test_schedule_of_an_empty_configuration_shifts_nothing() -> None:
     assert FlowSchedule.from_scheduler_config({}).sampling_times(4, 16).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
-# --- how training draws its times ------------------------------------------------------------------------------------
-
-DRAWS = 200_000
-QUANTILES = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-
-
-def normal_cdf(x: float) -> float:
-    return 0.5 * (1 + math.erf(x / math.sqrt(2)))
-
-
-def below(kind: str, t: float) -> float:
-    """P(time < t), derived by hand. Shift 3: t = 3u / (1 + 2u), so u = t / (3 - 2t)."""
-    return {"linear": t, "sigmoid": normal_cdf(math.log(t / (1 - t))), "shift": t / (3 - 2 * t)}[kind]
-
-
-@pytest.mark.parametrize("kind", TIMESTEP_TYPES)
-def test_distribution_of_training_times(kind: str) -> None:
-    uniform = torch.rand(DRAWS, generator=torch.Generator().manual_seed(5))
-    times = FlowSchedule.from_scheduler_config(SHIFTED).training_times(kind, uniform, tokens=16)
-    assert times.dtype == torch.float32
-    assert times.min() >= 0
-    assert times.max() <= 1
-    for t in QUANTILES:
-        expected = below(kind, t)
-        error = math.sqrt(expected * (1 - expected) / DRAWS)
-        assert (times < t).double().mean().item() == pytest.approx(expected, abs=4 * error)
-
-
-def test_sigmoid_times_against_draws_of_a_normal() -> None:
-    normal = torch.distributions.Normal(0.0, 1.0)
-    uniform = torch.linspace(0.001, 0.999, 999)
-    times = FlowSchedule().training_times("sigmoid", uniform, tokens=16)
-    torch.testing.assert_close(times, normal.icdf(uniform).sigmoid(), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", TIMESTEP_TYPES)
-def test_training_times_grow_with_the_draw_and_bear_its_ends(kind: str) -> None:
-    uniform = torch.tensor([0.0, 1e-7, 0.1, 0.5, 0.9, 1 - 1e-7, 1.0])
-    times = FlowSchedule(shift=3).training_times(kind, uniform, tokens=16)
-    assert times.isfinite().all()
-    assert (times.diff() >= 0).all()
-
-
-def test_shift_times_follow_the_size_where_the_schedule_does() -> None:
-    dev, u = FlowSchedule.from_scheduler_config(DEV), torch.tensor([0.5])
-    small, large = (dev.training_times("shift", u, tokens) for tokens in (256, 4096))
-    assert small.item() == pytest.approx(math.exp(0.5) / (1 + math.exp(0.5)), rel=1e-6)
-    assert large.item() == pytest.approx(math.exp(1.15) / (1 + math.exp(1.15)), rel=1e-6)
-
-
-def test_unknown_kind_is_named() -> None:
-    with pytest.raises(ValueError, match="bell"):
-        FlowSchedule().training_times("bell", torch.tensor([0.5]), 16)
+def test_a_dynamic_shift_of_nothing_is_read_as_written() -> None:
+    """exp(0) = 1: a base_shift of 0 is a value, not an absent one."""
+    config = {"use_dynamic_shifting": True, "base_shift": 0.0, "max_shift": 0.0}
+    assert FlowSchedule.from_scheduler_config(config).shift_for(1000) == 1.0

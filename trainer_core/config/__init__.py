@@ -1,0 +1,35 @@
+"""What a job is: the one source of fields, defaults, limits and descriptions, for YAML, nodes and tooltips.
+
+Unknown keys are errors that name the nearest known one. A description is what a user reads in a tooltip, so it says
+what the setting does and when to change it.
+"""
+
+from .data import CacheConfig, DatasetConfig
+from .job import JobConfig, dump_job, load_job, plain_name, resolved
+from .model import AdapterConfig, ModelConfig, Precision
+from .objective import RegularizationConfig, ValidationConfig
+from .output import SampleConfig, SaveConfig
+from .section import Section, description, validated
+from .train import TimestepType, TrainConfig
+
+__all__ = [
+    "AdapterConfig",
+    "CacheConfig",
+    "DatasetConfig",
+    "JobConfig",
+    "ModelConfig",
+    "Precision",
+    "RegularizationConfig",
+    "SampleConfig",
+    "SaveConfig",
+    "Section",
+    "TimestepType",
+    "TrainConfig",
+    "ValidationConfig",
+    "description",
+    "dump_job",
+    "load_job",
+    "plain_name",
+    "resolved",
+    "validated",
+]

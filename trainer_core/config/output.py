@@ -1,0 +1,39 @@
+"""What a run writes: checkpoints, the exported file, preview pictures."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from .section import Section
+
+Weights = Literal["auto", "raw", "ema"]
+_WEIGHTS = "Weights %s: raw as trained, or their moving average (ema); auto is ema where train.ema_decay is set."
+
+
+class SaveConfig(Section):
+    """Checkpoints and the exported file."""
+
+    every: int = Field(250, ge=1, description="Steps between checkpoints.")
+    keep: int = Field(4, ge=1, description="How many step checkpoints are kept; the newest are.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Precision of the LoRA file; float32 keeps exactly what was trained."
+    )
+    weights: Weights = Field("auto", description=_WEIGHTS % "that the LoRA file holds")
+
+
+class SampleConfig(Section):
+    """Preview pictures."""
+
+    prompts: tuple[str, ...] = Field((), description="What the previews show; `[trigger]` is replaced.")
+    every: int = Field(250, ge=1, description="Steps between previews.")
+    before_training: bool = Field(True, description="Also draw the previews before the first step.")
+    width: int | None = Field(None, ge=16, le=8192, description="Width in pixels. Empty: the family's own.")
+    height: int | None = Field(None, ge=16, le=8192, description="Height in pixels. Empty: the family's own.")
+    steps: int | None = Field(None, ge=1, le=1000, description="Sampling steps. Empty: the family's own.")
+    guidance: float | None = Field(None, ge=0, le=100, description="Guidance scale. Empty: the family's own.")
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of the first preview.")
+    walk_seed: bool = Field(True, description="Each further prompt uses the next seed.")
+    negative_prompt: str = Field("", description="What previews keep away from, where guidance takes a second pass.")
+    weights: Weights = Field("auto", description=_WEIGHTS % "that previews are drawn with")

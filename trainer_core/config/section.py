@@ -1,0 +1,88 @@
+"""Strict, immutable sections, and what a user is told when one is wrong."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import ConfigError
+
+T = TypeVar("T", bound="Section")
+
+
+class Section(BaseModel):
+    """A strict, immutable part of a job."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def but(self, **changes: Any) -> Any:
+        """A validated copy with some fields changed."""
+        return validated(type(self), {**self.model_dump(mode="json"), **changes})
+
+
+def validated(section: type[T], data: Any) -> T:
+    """Data as a section.
+
+    Raises:
+        ConfigError: with one line for each thing that is wrong, each naming its field.
+    """
+    try:
+        return section.model_validate(data)
+    except ValidationError as error:
+        found = error.errors()
+        # A list counts as too short when its only item is wrong: that follows from the item's error and says nothing.
+        told = [one for one in found if not any(_is_inside(other["loc"], one["loc"]) for other in found)]
+        raise ConfigError("\n".join(_explain(section, item) for item in told)) from None
+
+
+def description(section: type[Section], field: str) -> str:
+    """The tooltip of a field."""
+    return section.model_fields[field].description or ""
+
+
+def empty_is_none(value: str | None) -> str | None:
+    """A text without the white space around it; None if nothing is left."""
+    return value.strip() or None if value is not None else None
+
+
+_PLAIN_WORDS = {
+    "too_short": "needs at least one item",
+    "tuple_type": "must be a list",
+    "model_type": "must be a section with settings of its own",
+}
+"""What pydantic says in Python's terms, by its error type."""
+
+
+def _is_inside(place: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(place) > len(outer) and place[: len(outer)] == outer
+
+
+def _explain(section: type[BaseModel], error: Any) -> str:
+    """One of pydantic's errors as a line that names the field and, for an unknown key, the nearest known one."""
+    location = error["loc"]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        known = list(_section_at(section, location[:-1]).model_fields)
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown setting; {hint}"
+    if error["type"] == "missing":
+        return f"{where}: is required"
+    message = _PLAIN_WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    given = (
+        "" if isinstance(error["input"], dict) or message in repr(error["input"]) else f" (given: {error['input']!r})"
+    )
+    return f"{where}: {message}{given}" if where else message
+
+
+def _section_at(section: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:
+    """The section that a path of field names and indices leads to."""
+    for part in location:
+        if isinstance(part, str) and part in section.model_fields:
+            kind: Any = section.model_fields[part].annotation
+            kind = next((a for a in getattr(kind, "__args__", ()) if isinstance(a, type)), kind)
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                section = kind
+    return section
