@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _training_commands(add)
     _sample_command(add)
     _listing_commands(add)
+    _data_commands(add)
     return parser
 
 
@@ -111,11 +112,41 @@ def _listing_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -
 
     captions = add("captions", "listing", "show a folder's captions exactly as the text encoder sees them")
     captions.add_argument("folder", metavar="FOLDER", type=Path)
-    captions.add_argument("--trigger", metavar="WORD", help="replaces [trigger], or is added where --placement says")
-    captions.add_argument("--placement", choices=("start", "end", "only_placeholder"), default="start")
-    captions.add_argument("--extension", metavar="EXT", default="txt", help="of caption files; default: txt")
-    captions.add_argument("--default", metavar="TEXT", dest="default_caption", help="for images without a caption")
+    _caption_options(captions)
     _json_option(captions)
+
+
+def _data_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """lint, cache."""
+    lint = add("lint", "data", "tell everything that is wrong with a data set, or with all of a job")
+    lint.add_argument("what", metavar="FOLDER_OR_JOB", type=Path, help="a folder of images, or a job.yaml")
+    lint.add_argument("--style", metavar="WORD", action="append", help="names the style; captions should not; repeat")
+    job = lint.add_argument_group("for a folder (a job says these itself)")
+    _caption_options(job)
+    job.add_argument("--class", metavar="WORD", dest="classes", action="append", help="what the trigger is; repeat")
+    job.add_argument("--family", default="flux1", help="model family; default: flux1")
+    job.add_argument("--base", metavar="SOURCE", help="whose tokenizers to ask: embedded, a folder, a repository id")
+    job.add_argument("--resolutions", metavar="PX", type=int, nargs="+", help="default: 512 768 1024")
+    job.add_argument("--validation-share", metavar="X", type=_share, default=0.0, help="held out; default: 0")
+    _json_option(lint)
+
+    cache = add("cache", "data", "show, shrink or clear the cache of encoded images and captions")
+    _runs_option(cache)
+    action = cache.add_mutually_exclusive_group()
+    action.add_argument("--clear", action="store_true", help="delete all of it; runs make again what they need")
+    action.add_argument("--limit", metavar="GB", type=_size, help="delete what was not used for longest, down to this")
+    _json_option(cache)
+
+
+def _caption_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """How captions are found, and where the trigger goes."""
+    parser.add_argument("--trigger", metavar="WORD", help="replaces [trigger], or is added where --placement says")
+    parser.add_argument("--placement", choices=("start", "end", "only_placeholder"), default="start")
+    parser.add_argument("--extension", metavar="EXT", default="txt", help="of caption files; default: txt")
+    parser.add_argument("--column", metavar="NAME", default="text", help="of captions in metadata; default: text")
+    parser.add_argument("--caption-per-line", action="store_true", help="each line of a file is a caption of its own")
+    parser.add_argument("--kohya-folders", action="store_true", help="folders named 10_name repeat their images")
+    parser.add_argument("--default", metavar="TEXT", dest="default_caption", help="for images without a caption")
 
 
 def _debug_option(parser: argparse.ArgumentParser, default: object) -> None:
@@ -155,7 +186,24 @@ def _number(text: str) -> float:
     return value
 
 
-_seed.__name__, _number.__name__ = "whole number", "number"  # argparse says "invalid number value: …"
+def _size(text: str) -> float:
+    """A number that is not negative."""
+    value = _number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+def _share(text: str) -> float:
+    """A share of a data set that validation may hold out."""
+    value = _number(text)
+    if not 0 <= value <= 0.5:
+        raise argparse.ArgumentTypeError("must lie between 0 and 0.5")
+    return value
+
+
+# argparse says "invalid number value: …"
+_seed.__name__, _number.__name__, _size.__name__, _share.__name__ = "whole number", "number", "number", "number"
 
 
 def _complain(message: str) -> None:

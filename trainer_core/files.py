@@ -44,8 +44,10 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, durably: bool = True) -> None:
     """Replaces a file in one step.
+
+    `durably` waits until it is on the disk; without it, a power cut may leave the file empty or half-written.
 
     Raises:
         SaveError: if that fails; what was there before is intact and nothing half-written is left.
@@ -53,9 +55,13 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(temporary, data)
+        if durably:
+            write_durably(temporary, data)
+        else:
+            temporary.write_bytes(data)
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        if durably:
+            sync_folder(path.parent)
     except OSError as error:
         _discard(temporary)
         raise save_error(path, error) from error

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from trainer_core.cli import main
 from trainer_core.commands.starter import starter_job
 from trainer_core.config import JobConfig, load_job, validated
+from trainer_core.demo import demo_job
 from trainer_core.errors import ConfigError
 
 Make = Callable[..., Path]
@@ -60,9 +62,30 @@ def test_starter_job_shows_every_setting_at_its_default() -> None:
     opened = yaml.safe_load(re.sub(r"^(\s*)#(?=\w+:)", r"\1", starter, flags=re.MULTILINE))
     assert validated(JobConfig, opened) == validated(JobConfig, yaml.safe_load(starter))
     dumped = json.loads(validated(JobConfig, opened).model_dump_json())
-    shown = {**opened, "datasets": opened["datasets"][0]}
-    for section, settings in {**dumped, "datasets": dumped["datasets"][0]}.items():
-        assert section == "name" or shown[section].keys() == settings.keys()
+    assert list(opened) == list(dumped), "in the config's order"
+    for name, value in dumped.items():
+        shown, settings = (opened[name][0], value[0]) if name == "datasets" else (opened[name], value)
+        if isinstance(settings, dict):
+            assert shown.keys() == settings.keys()
+
+
+def test_starter_job_is_the_demos_recipe() -> None:
+    """But for the device, the previews, and the name, and with the trigger set once, for the whole job."""
+    starter, demo = validated(JobConfig, yaml.safe_load(starter_job())), demo_job()
+    assert starter.preview_trigger == starter.trigger == demo.preview_trigger
+    assert starter.datasets == demo.datasets
+    assert starter.model == demo.model.but(device="auto")
+    for section in ("adapter", "train", "regularization", "validation", "save", "cache"):
+        assert getattr(starter, section) == getattr(demo, section), section
+    assert len(starter.sample.prompts) == 1
+
+
+def test_starter_job_explains_every_setting_and_fits_a_terminal() -> None:
+    lines = starter_job().splitlines()
+    for before, line in pairwise(lines):
+        if re.match(r"^\s*(- )?#?\w+:", line):
+            assert before.lstrip().startswith("# "), line
+        assert len(line) <= 120 or "folder:" in line
 
 
 def test_init_writes_once_and_never_over_a_file(capsys: pytest.CaptureFixture[str]) -> None:

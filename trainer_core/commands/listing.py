@@ -58,6 +58,9 @@ def captions(args: argparse.Namespace) -> int:
             "trigger": args.trigger,
             "trigger_placement": args.placement,
             "caption_extension": args.extension,
+            "caption_column": args.column,
+            "caption_per_line": args.caption_per_line,
+            "kohya_folders": args.kohya_folders,
             "default_caption": args.default_caption,
         },
     )

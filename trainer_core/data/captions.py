@@ -1,13 +1,14 @@
-"""What the text encoder reads: the trigger's place, caption dropout, tag shuffling.
+"""What the text encoder reads: the trigger's place, caption dropout, tag shuffling, the class word.
 
-All variants of a caption are known before training starts (so that they can be cached), and which one a draw uses is
-a function of the seed, the step and the item.
+All variants of an image's captions are known before training starts (so that they can be cached), and which one a
+draw uses is a function of the seed, the step and the item.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from ..config import DatasetConfig
 from ..randomness import permutation, uniform
@@ -16,46 +17,105 @@ PLACEHOLDER = "[trigger]"
 SHUFFLES = 8
 """How many shuffled forms of a caption there are; they are fixed so that their embeddings can be cached."""
 
+_JOINED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+"""Kana, ideographs and hangul, which are written without spaces or with particles joined on."""
+_LETTER = rf"(?:[^\W{_JOINED}]|[\u0300-\u036f])"
+"""A letter, digit or underscore of any other script, or an accent that is a character of its own."""
+_PLACEHOLDERS = rf"{re.escape(PLACEHOLDER)}(?:\s*{re.escape(PLACEHOLDER)})*"
+_EMPTY_TAG = re.compile(rf"^(?:\s*{_PLACEHOLDERS}\s*[,;]\s*)+|\s*[,;]\s*{_PLACEHOLDERS}\s*(?=[,;.]|$)")
+_GAP = re.compile(rf"(\s*){_PLACEHOLDERS}(\s*)")
+
 
 def contains_word(text: str, word: str) -> bool:
     """Whether a word or phrase stands in a text on word boundaries ("car" is not in "cartoon"), in any case."""
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+    return _word(word).search(text) is not None
+
+
+def with_class(text: str, trigger: str, class_word: str) -> str:
+    """The text with the class word wherever the trigger stands as a word, in any case; parts of words stay."""
+    return _word(trigger).sub(lambda _: class_word, text) if trigger.strip() else text
 
 
 def with_trigger(caption: str, trigger: str | None, placement: str) -> str:
     """The caption with the trigger in it, once if it was absent.
 
     `[trigger]` is replaced wherever it stands. Otherwise, a caption that holds the trigger as a word stays as it is,
-    and the trigger goes to the `start` or `end` of any other; with `only_placeholder` it goes nowhere.
+    and the trigger goes to the `start` or `end` of any other; with `only_placeholder` it goes nowhere. Without a
+    trigger, `[trigger]` is taken out, with the white space or comma that would be left over.
     """
+    if not trigger:
+        return without_placeholder(caption)
     if PLACEHOLDER in caption:
-        return caption.replace(PLACEHOLDER, trigger or "").strip()
-    if not trigger or placement == "only_placeholder" or contains_word(caption, trigger):
+        return caption.replace(PLACEHOLDER, trigger).strip()
+    if placement == "only_placeholder" or contains_word(caption, trigger):
         return caption
     parts = (trigger, caption) if placement == "start" else (caption, trigger)
     return " ".join(part for part in parts if part)
 
 
+def without_placeholder(caption: str) -> str:
+    """The caption without `[trigger]`; everything else stays as it was written."""
+    return _GAP.sub(_closed, _EMPTY_TAG.sub("", caption)).strip() if PLACEHOLDER in caption else caption
+
+
 def shuffled_tags(caption: str, keep: int, *place: int | str) -> str:
-    """The caption with its comma-separated parts in another order, the first `keep` excepted."""
-    tags = [tag.strip() for tag in caption.split(",")]
+    """The caption with its comma-separated parts in another order, the first `keep` excepted; empty parts go."""
+    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
     fixed, free = tags[:keep], tags[keep:]
     return ", ".join([*fixed, *(free[k] for k in permutation(len(free), "tags", *place))])
 
 
-def variants(caption: str, dataset: DatasetConfig, seed: int, key: str) -> list[str]:
-    """All texts that an item may be trained with; the last one is the dropped caption if there is dropout."""
-    forms = [caption]
+def encoder_text(caption: str, dataset: DatasetConfig) -> str:
+    """What the text encoder reads for a caption that is neither shuffled nor dropped."""
+    return with_trigger(caption, dataset.trigger, dataset.trigger_placement)
+
+
+def variants(captions: Sequence[str], dataset: DatasetConfig, seed: int, key: str) -> list[str]:
+    """All texts that an item with these captions may be trained with; `choose` knows what stands where.
+
+    Every caption gives as many as every other: itself, or `SHUFFLES` shuffles of its tags. Where captions can be
+    dropped, what is left of them then comes last.
+    """
+    forms = list(captions)
     if dataset.shuffle_tags:
-        forms = [shuffled_tags(caption, dataset.keep_tags, seed, key, k) for k in range(SHUFFLES)]
-    texts = [with_trigger(form, dataset.trigger, dataset.trigger_placement) for form in forms]
-    return [*texts, dataset.trigger or ""] if dataset.caption_dropout > 0 else texts
+        # before the shuffle, because an empty tag could no longer be told from one that the caption's author wrote
+        whole = captions if dataset.trigger else [without_placeholder(caption) for caption in captions]
+        forms = [
+            shuffled_tags(caption, dataset.keep_tags, seed, key, number, k)
+            for number, caption in enumerate(whole)
+            for k in range(SHUFFLES)
+        ]
+    texts = [encoder_text(form, dataset) for form in forms]
+    if dataset.caption_dropout > 0:
+        texts.append(dataset.trigger or "" if dataset.dropped_caption == "trigger" else "")
+    return texts
 
 
 def choose(texts: Sequence[str], dataset: DatasetConfig, *place: int | str) -> str:
-    """The variant that a draw uses."""
+    """The one of an item's `variants` that a draw uses."""
     if dataset.caption_dropout > 0:
         if uniform("dropout", *place) < dataset.caption_dropout:
             return texts[-1]
         texts = texts[:-1]
     return texts[int(uniform("variant", *place) * len(texts))]
+
+
+@lru_cache(maxsize=256)
+def _word(word: str) -> re.Pattern[str]:
+    """Matches a word or phrase that is no part of a longer word; between its words may stand any white space.
+
+    "zorble" is a word of its own in "一个zorble形状", where its neighbours are letters, but of another script.
+    """
+    inner = r"\s+".join(re.escape(part) for part in word.split()) or re.escape(word)
+    joined = re.compile(f"[{_JOINED}]")
+    before = joined.pattern if joined.match(word.strip()) else _LETTER
+    after = joined.pattern if joined.match(word.strip()[-1:]) else _LETTER
+    return re.compile(f"(?<!{before}){inner}(?!{after})", re.IGNORECASE)
+
+
+def _closed(gap: re.Match[str]) -> str:
+    """What stays of the white space around a placeholder: a line's end if there was one, nothing beside brackets."""
+    left, right = gap.string[: gap.start()][-1:], gap.string[gap.end() :][:1]
+    if left in tuple("([") or right in tuple(",.;:!?)]"):
+        return ""
+    return max(gap[1], gap[2], key=lambda white: ("\n" in white, len(white) > 0))

@@ -1,159 +1,143 @@
-"""Data sets ready to train on: scanned, put into buckets, encoded (from the cache where it can be)."""
+"""Data sets ready to train on: scanned, split, put into buckets, encoded (from the cache where it can be)."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
+import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import DatasetConfig, JobConfig
-from ..errors import DatasetError
+from ..errors import ConfigError, DatasetError
 from ..files import sha256_of
 from .buckets import bucket_sizes
-from .cache import TensorCache, key_of
-from .captions import variants
-from .images import load_image, to_bucket
-from .scan import Sample, scan
+from .cache import RecentEntries, TensorCache, key_of
+from .captions import encoder_text, variants, with_class
+from .encoded import EncodedPictures, EncodedTexts, Latents
+from .holdout import held_out
+from .scan import Item, Sample, scan
+from .variants import Variant, variants_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ..families.base import Base, FamilySpec, TextEmbedding
 
-    from ..families.base import Base, TextEmbedding
+__all__ = ["Latents", "PreparedData", "Progress", "check_controls", "samples_of"]
 
 _MEMORY_LIMIT = 1 << 30
 """Bytes of cache entries that are kept in memory."""
-_TRANSFORM_VERSION = 1
-"""Raise when the same file and size would give other pixels."""
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total); raises to stop the work."""
-
-
-@dataclass(frozen=True)
-class Latents:
-    """Distribution of a picture's normalised latents: mean and standard deviation (C, H, W), fp32."""
-
-    mean: Tensor
-    spread: Tensor
 
 
 class PreparedData:
     """What the loop reads: samples by data set, their latents, and the embedding of any text that was announced."""
 
     def __init__(self, job: JobConfig, base: Base, cache: TensorCache) -> None:
-        """Scans the folders and sorts images into buckets; encodes nothing yet.
+        """Scans the folders, splits off what validates and sorts images into buckets; encodes nothing yet.
 
         Raises:
             DatasetError: if a data set cannot be trained on.
         """
-        self.datasets, self._base, self._cache, self._seed = job.datasets, base, cache, job.train.seed
-        self.samples = [samples_of(dataset, base.spec.bucket_divisor, k) for k, dataset in enumerate(job.datasets)]
-        self._file_sums = {s.item.path: sha256_of(s.item.path) for samples in self.samples for s in samples}
-        self._memory: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
-        self._memory_used = 0
+        self.datasets, self._job = job.datasets, job
+        found = [samples_of(dataset, base.spec.bucket_divisor, k) for k, dataset in enumerate(job.datasets)]
+        self._digests = _digests({path: None for group in found for s in group for path in _files_of(s.item)})
+        self.samples: list[list[Sample]] = [[] for _ in found]
+        """What is trained on, by data set."""
+        self.validation: list[Sample] = []
+        """What is not: sets with the role validation, and the held-out share of the others."""
+        self._split(found)
+        entries = RecentEntries(cache, _MEMORY_LIMIT)
+        self._texts, self._pictures = (
+            EncodedTexts(base, entries),
+            EncodedPictures(base, entries, job.datasets, self._digests),
+        )
+        self._texts_of: dict[tuple[int, str], list[str]] = {}
 
     def digest(self) -> str:
         """Digest of all files and captions, for the LoRA's metadata; says nothing about where they lie."""
-        lines = [
-            f"{s.dataset}/{s.item.key}:{self._file_sums[s.item.path]}:{s.item.caption}"
-            for group in self.samples
-            for s in group
-        ]
-        return hashlib.sha256("\n".join(sorted(set(lines))).encode()).hexdigest()
+        lines = set()
+        for sample in (*(one for group in self.samples for one in group), *self.validation):
+            files = [self._digests[path] for path in _files_of(sample.item)]
+            lines.add(key_of(sample.dataset, sample.item.key, *files, *sample.item.captions))
+        return key_of(*sorted(lines))
 
     def texts_of(self, sample: Sample) -> list[str]:
-        """All captions that a sample may be trained with."""
-        return variants(sample.item.caption, self.datasets[sample.dataset], self._seed, sample.item.key)
+        """All texts that a sample may be trained with (`captions.variants`)."""
+        place = (sample.dataset, sample.item.key)
+        if place not in self._texts_of:
+            dataset, seed = self.datasets[sample.dataset], self._job.train.seed
+            self._texts_of[place] = variants(sample.item.captions, dataset, seed, sample.item.key)
+        return self._texts_of[place]
 
-    # text
+    def validation_text(self, sample: Sample) -> str:
+        """The text that a validation sample is measured with: its first caption whole, whatever the job's seed is."""
+        return encoder_text(sample.item.captions[0], self.datasets[sample.dataset])
 
     def encode_texts(self, extra: Iterable[str], progress: Progress, batch: int = 8) -> None:
-        """Embeds every caption, and `extra` texts; loads the text encoders only if something is missing."""
-        wanted = {text for group in self.samples for sample in group for text in self.texts_of(sample)} | set(extra)
-        self._text_mark = self._base.text_fingerprint()
-        missing = sorted(text for text in wanted if self._entry(self._text_key(text)) is None)
-        if not missing:
-            return
-        progress("loading the text encoders", 0, len(missing))
-        self._base.load_text_encoders()
-        for start in range(0, len(missing), batch):
-            progress("encoding captions", start, len(missing))
-            texts = missing[start : start + batch]
-            for text, embedding in zip(texts, self._base.encode_prompts(texts), strict=True):
-                self._store(self._text_key(text), embedding)
-        self._base.free_text_encoders()
-        progress("encoding captions", len(missing), len(missing))
+        """Embeds every text that a step may need, and `extra` ones; loads the text encoders only if some are missing.
+
+        Raises:
+            BaseModelError: if the encoders cannot be loaded.
+            SaveError: if the cache cannot be written.
+        """
+        self._texts.encode([*self._wanted_texts(), *extra], progress, batch)
 
     def text(self, text: str) -> TextEmbedding:
         """The embedding of a text that `encode_texts` has seen."""
-        entry = self._entry(self._text_key(text))
-        if entry is None:
-            raise DatasetError(f"the cached embedding of {text!r} is gone; resume the run to make it again")
-        return entry
-
-    def _text_key(self, text: str) -> str:
-        return key_of("text", self._base.spec.name, self._text_mark, text)
-
-    # pixels
+        return self._texts.of(text)
 
     def encode_images(self, progress: Progress) -> None:
-        """Encodes every sample, mirrored too where flips are on; loads the VAE only if something is missing."""
-        self._pixel_mark = self._base.pixel_fingerprint()
-        wanted = [
-            (sample, flip)
-            for dataset, group in zip(self.datasets, self.samples, strict=True)
-            for sample in group
-            for flip in ((False, True) if dataset.flip_x else (False,))
-        ]
-        missing = [pair for pair in wanted if self._entry(self._pixel_key(*pair)) is None]
-        if not missing:
-            return
-        progress("loading the VAE", 0, len(missing))
-        self._base.load_vae()
-        for done, (sample, flip) in enumerate(missing):
-            progress("encoding images", done, len(missing))
-            pixels = to_bucket(load_image(sample.item.path), sample.size, flip)
-            mean, spread = self._base.encode_pixels(pixels[None])
-            self._store(self._pixel_key(sample, flip), {"mean": mean[0], "spread": spread[0]})
-        self._base.free_vae()
-        progress("encoding images", len(missing), len(missing))
+        """Encodes every picture, mask and control image in every form that may be drawn; loads the VAE only if needed.
 
-    def latents(self, sample: Sample, flip: bool) -> Latents:
-        """The latents of a sample that `encode_images` has seen."""
-        entry = self._entry(self._pixel_key(sample, flip))
-        if entry is None:
-            raise DatasetError(f"the cached latents of {sample.item.key} are gone; resume the run to make them again")
-        return Latents(entry["mean"], entry["spread"])
+        Raises:
+            DatasetError: for a file that is no good or has changed since it was scanned, a mask of another shape than
+                its image, and a mask that leaves nothing to train on.
+            BaseModelError: if the VAE cannot be loaded, or its precision is too low for it.
+            SaveError: if the cache cannot be written.
+        """
+        forms = [variants_of(dataset) for dataset in self.datasets]
+        drawn = [(sample, form) for group in self.samples for sample in group for form in forms[sample.dataset]]
+        self._pictures.encode([*drawn, *((sample, Variant()) for sample in self.validation)], progress)
 
-    def _pixel_key(self, sample: Sample, flip: bool) -> str:
-        width, height = sample.size
-        file_sum = self._file_sums[sample.item.path]
-        return key_of(
-            "pixels", _TRANSFORM_VERSION, self._base.spec.name, self._pixel_mark, file_sum, width, height, flip
-        )
+    def latents(self, sample: Sample, variant: Variant) -> Latents:
+        """The latents of a sample that `encode_images` has seen, in one of its `variants_of`.
 
-    # entries
+        What only validates is there as `Variant()` alone.
+        """
+        return self._pictures.of(sample, variant)
 
-    def _entry(self, key: str) -> dict[str, Tensor] | None:
-        if key in self._memory:
-            self._memory.move_to_end(key)
-            return self._memory[key]
-        entry = self._cache.get(key)
-        if entry is not None:
-            self._remember(key, entry)
-        return entry
+    def _split(self, found: list[list[Sample]]) -> None:
+        contents: dict[str, list[list[str]]] = {"train": [], "regularization": [], "validation": []}
+        for dataset, group in zip(self.datasets, found, strict=True):
+            contents[dataset.role].append([self._digests[sample.item.path] for sample in group])
+        held = held_out(contents["train"], contents["regularization"], self._job.validation.share)
+        given = {content for group in contents["validation"] for content in group}
+        for sample in (one for group in found for one in group):
+            content, role = self._digests[sample.item.path], self.datasets[sample.dataset].role
+            if role == "validation" or (role == "train" and content in held):
+                self.validation.append(sample)
+            elif content in given:
+                raise DatasetError(
+                    f"{sample.item.path}: is in a validation set too, which would then measure what was learned by "
+                    "heart. Remove it from one of them"
+                )
+            elif content not in held:
+                self.samples[sample.dataset].append(sample)
 
-    def _store(self, key: str, entry: dict[str, Tensor]) -> None:
-        self._cache.put(key, entry)
-        self._remember(key, entry)
-
-    def _remember(self, key: str, entry: dict[str, Tensor]) -> None:
-        self._memory[key] = entry
-        self._memory_used += _bytes(entry)
-        while self._memory_used > _MEMORY_LIMIT and len(self._memory) > 1:
-            self._memory_used -= _bytes(self._memory.popitem(last=False)[1])
+    def _wanted_texts(self) -> set[str]:
+        """Captions; as the job needs them, also with the class word in the trigger's place, and the blank prompt."""
+        settings = self._job.regularization
+        wanted = {self.validation_text(sample) for sample in self.validation}
+        if settings.blank_preservation or settings.contrastive_guidance:
+            wanted.add("")
+        for dataset, group in zip(self.datasets, self.samples, strict=True):
+            texts = {text for sample in group for text in self.texts_of(sample)}
+            wanted |= texts
+            if settings.output_preservation and dataset.trigger:
+                wanted |= {with_class(text, dataset.trigger, word) for text in texts for word in settings.classes}
+        return wanted
 
 
 def samples_of(dataset: DatasetConfig, divisor: int, index: int = 0) -> list[Sample]:
@@ -172,5 +156,35 @@ def samples_of(dataset: DatasetConfig, divisor: int, index: int = 0) -> list[Sam
     return samples
 
 
-def _bytes(entry: dict[str, Tensor]) -> int:
-    return sum(value.nbytes for value in entry.values())
+def check_controls(job: JobConfig, spec: FamilySpec) -> None:
+    """Whether the family takes the job's control images; loads nothing.
+
+    Raises:
+        ConfigError: if it takes none, or fewer.
+    """
+    for number, dataset in enumerate(job.datasets):
+        count = len(dataset.control_folders)
+        if count > spec.max_controls:
+            most = f"at most {spec.max_controls}" if spec.max_controls else "no"
+            raise ConfigError(
+                f"datasets.{number}.control_folders: {count} given, but {spec.title} takes {most} control images. "
+                "Choose a family that takes more (`lora-foundry families`), or remove some"
+            )
+
+
+def _files_of(item: Item) -> list[Path]:
+    return [item.path, *([item.mask] if item.mask else []), *item.controls]
+
+
+def _digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """Digests of files' bytes; hashing lets other threads run, so several disks' or cores' worth goes at once."""
+
+    def digest(path: Path) -> str:
+        try:
+            return sha256_of(path)
+        except OSError as error:
+            raise DatasetError(f"{path}: cannot be read ({error.strerror or error}). Check the file") from None
+
+    several = list(paths)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(several, pool.map(digest, several), strict=True))

@@ -1,19 +1,15 @@
-"""Folder → items: which images there are, how large they are, and what their captions say."""
+"""Folder → items: which images there are, how large they are, what their captions say, and what goes with them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from PIL import Image
 
 from ..config import DatasetConfig
 from ..errors import DatasetError
 from .buckets import Size
-
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for files that are no images, or are broken, or are bombs."""
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+from .folder import DatasetFolder
+from .header import UNREADABLE, read_header
 
 
 @dataclass(frozen=True)
@@ -24,8 +20,15 @@ class Item:
     key: str
     """Path relative to the data set's folder, with `/`: the item's identity in everything random."""
     width: int
+    """In pixels as seen, EXIF rotation applied."""
     height: int
-    caption: str
+    captions: tuple[str, ...]
+    """As they were written; at least one."""
+    repeats: int = 1
+    """How many times as often as others of its set it is drawn."""
+    mask: Path | None = None
+    controls: tuple[Path, ...] = ()
+    """Control images, in the order of their folders."""
 
 
 @dataclass(frozen=True)
@@ -42,98 +45,89 @@ class Sample:
         return f"{self.dataset}/{self.item.key}@{self.size[0]}x{self.size[1]}"
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All images below a folder, in a stable order; folders and files that begin with a dot are passed over.
+@dataclass
+class Scan:
+    """What a data set's folder holds, and what keeps it from being trained on."""
 
-    Raises:
-        DatasetError: if there is no such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: there is no such folder. Check the data set's `folder`")
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not _hidden(path.relative_to(folder)) and path.is_file()
-    ]
-    if not found:
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DatasetError(f"{folder}: holds no images ({kinds}). Put the training images there")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
-
-
-def folder_of(dataset: DatasetConfig) -> Path:
-    """A data set's folder, `~` resolved.
-
-    Raises:
-        DatasetError: for the home of a user that there is not.
-    """
-    try:
-        return Path(dataset.folder).expanduser()
-    except RuntimeError as error:
-        raise DatasetError(f"{dataset.folder}: {error}") from None
+    folder: DatasetFolder
+    items: list[Item] = field(default_factory=list)
+    """Images that can be opened; one without any caption has an empty one, one without its mask has none."""
+    broken: list[str] = field(default_factory=list)
+    """Images that cannot be opened, each with the reason."""
+    silent: list[str] = field(default_factory=list)
+    """Keys of images without a caption of their own: they take that of their kohya folder, or the default caption."""
+    wordless: list[str] = field(default_factory=list)
+    """Keys of those for which there is neither."""
+    unmatched: list[str] = field(default_factory=list)
+    """Keys of images that lack their mask or a control image, each with the folder where it was looked for."""
+    transparent: int = 0
+    """How many images have transparency."""
 
 
 def scan(dataset: DatasetConfig) -> list[Item]:
     """Reads a data set's images' sizes and captions; decodes no pixels.
 
     Raises:
-        DatasetError: for a missing or empty folder, and for images that cannot be opened or have no caption where no
-            default caption is set; one message names them all.
+        DatasetError: as `examine` and `refuse` do.
     """
-    folder = folder_of(dataset)
-    items, broken, silent = [], [], []
-    for path in image_files(folder):
-        key = path.relative_to(folder).as_posix()
-        try:
-            width, height = _size(path)
-        except UNREADABLE as error:
-            broken.append(f"{key} ({error})")
-            continue
-        caption = read_caption(path, dataset.caption_extension)
-        if caption is None:
-            caption = dataset.default_caption
-        if caption is None:
-            silent.append(key)
-        items.append(Item(path, key, width, height, caption or ""))
-    if broken:
-        raise DatasetError(f"{folder}: {_some(broken)} cannot be read as an image. Replace or remove it")
-    if silent:
-        raise DatasetError(
-            f"{folder}: {_some(silent)} has no caption. Write one into a `.{dataset.caption_extension}` file of the "
-            "same name beside it, or set `default_caption`"
-        )
-    return items
+    found = examine(dataset)
+    refuse(found)
+    return found.items
 
 
-def read_caption(image: Path, extension: str) -> str | None:
-    """The caption beside an image, verbatim but for white space around it; None if the file is missing or empty.
+def examine(dataset: DatasetConfig) -> Scan:
+    """Reads a data set's folder; what is wrong with single images is told instead of raised.
 
     Raises:
-        DatasetError: if the file is not UTF-8 text.
+        DatasetError: for a missing or empty folder, and for caption and metadata files that cannot be read.
     """
-    path = image.with_suffix("." + extension.lstrip("."))
-    try:
-        return path.read_text(encoding="utf-8-sig").strip() or None
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError:
-        raise DatasetError(f"{path}: is not UTF-8 text. Save it as UTF-8") from None
-    except OSError as error:
-        raise DatasetError(f"{path}: the caption cannot be read ({error.strerror or error})") from None
+    folder = DatasetFolder.of(dataset)
+    found = Scan(folder)
+    for key, path in folder.images.items():
+        try:
+            header = read_header(path)
+        except UNREADABLE as error:
+            found.broken.append(f"{key} ({error})")
+            continue
+        captions = folder.own_captions(key)
+        if not captions:
+            found.silent.append(key)
+            fallback = folder.fallback_caption(key)
+            if fallback is None:
+                found.wordless.append(key)
+            captions = (fallback or "",)
+        found.unmatched += [f"{key} in {beside}" for beside in folder.lacks(key)]
+        found.transparent += header.transparent
+        mask, controls = folder.mask(key), folder.control_images(key)
+        found.items.append(Item(path, key, header.width, header.height, captions, folder.repeats(key), mask, controls))
+    return found
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height as they are seen, EXIF rotation applied."""
-    with Image.open(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(0x0112) in {5, 6, 7, 8}
-    return (height, width) if turned else (width, height)
+def refuse(found: Scan) -> None:
+    """Checks that a data set can be trained on.
+
+    Raises:
+        DatasetError: if there are images that cannot be opened, have no caption and no default one, or lack their mask
+            or a control image; one message names them all.
+    """
+    folder, dataset = found.folder.path, found.folder.dataset
+    if found.broken:
+        raise DatasetError(f"{folder}: {some(found.broken)} cannot be read as an image. Replace or remove it")
+    if found.wordless:
+        column, columns = dataset.caption_column, found.folder.metadata.columns
+        there = f" (which has: {', '.join(sorted(columns))})" if columns and column not in columns else ""
+        raise DatasetError(
+            f"{folder}: {some(found.wordless)} has no caption. Write one into a "
+            f"`.{dataset.caption_extension.lstrip('.')}` file of the same name beside it or into the column `{column}` "
+            f"of a metadata.jsonl or metadata.csv{there}, or set `default_caption`"
+        )
+    if found.unmatched:
+        raise DatasetError(
+            f"{folder}: nothing found for {some(found.unmatched)}. Put an image of the same name there (its suffix may "
+            "differ), or remove the one that has none"
+        )
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     """The first few of many names."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DatasetConfig, ModelConfig
 from ..errors import DatasetError
 from .buckets import bucket_sizes
-from .captions import with_trigger
-from .scan import folder_of, image_files, read_caption, scan
+from .captions import encoder_text
+from .folder import data_files, kohya_folder
+from .scan import Scan, examine, refuse, some
 
 _DEFAULT_DIVISOR = 16
 
@@ -25,9 +27,15 @@ class DatasetSummary:
     buckets: dict[str, int]
     """How many samples each size has, as "512x768"."""
     captions: list[tuple[str, str]]
-    """File and the exact text that the encoder sees when the caption is not dropped."""
+    """File and the exact text that the encoder sees when the caption is not dropped; one for each caption."""
     missing_captions: list[str]
-    """Files that fall back to the default caption."""
+    """Files that fall back to their kohya folder's name or to the default caption."""
+    masks: int
+    """Images with a mask, of a folder or of their own transparency."""
+    controls: int
+    """Control images that each image has."""
+    repeats: dict[str, int]
+    """How often each kohya folder's images come, by the folder's name."""
     thumbnails: list[Path]
     """The first images."""
     warnings: list[str]
@@ -37,14 +45,17 @@ def summarize(dataset: DatasetConfig, model: ModelConfig | None = None) -> Datas
     """Scans a data set.
 
     Raises:
-        DatasetError: for a missing or empty folder, unreadable images, images too small, missing captions.
+        DatasetError: for a missing or empty folder, unreadable images, images too small, missing captions, masks or
+            control images.
     """
     divisor = _DEFAULT_DIVISOR
     if model is not None:
         from ..families.registry import family_spec
 
         divisor = family_spec(model.family).bucket_divisor
-    items = scan(dataset)
+    found = examine(dataset)
+    refuse(found)
+    items = found.items
     buckets: Counter[str] = Counter()
     for item in items:
         try:
@@ -52,28 +63,49 @@ def summarize(dataset: DatasetConfig, model: ModelConfig | None = None) -> Datas
         except ValueError as error:
             raise DatasetError(f"{item.path}: {error}. Remove or replace it") from None
         buckets.update(f"{width}x{height}" for width, height in sizes)
-    silent = [item.key for item in items if read_caption(item.path, dataset.caption_extension) is None]
     return DatasetSummary(
         count=len(items),
         buckets=dict(sorted(buckets.items())),
-        captions=[(item.key, with_trigger(item.caption, dataset.trigger, dataset.trigger_placement)) for item in items],
-        missing_captions=silent,
+        captions=[(item.key, encoder_text(caption, dataset)) for item in items for caption in item.captions],
+        missing_captions=found.silent,
+        masks=found.transparent if dataset.alpha_mask else sum(item.mask is not None for item in items),
+        controls=len(dataset.control_folders),
+        repeats={item.key.split("/")[0]: item.repeats for item in items if kohya_folder(item.key)[1]}
+        if dataset.kohya_folders
+        else {},
         thumbnails=[item.path for item in items[:8]],
-        warnings=[f"{len(silent)} images have no caption of their own"] if silent else [],
+        warnings=list(_warnings(found, dataset)),
     )
 
 
+def _warnings(found: Scan, dataset: DatasetConfig) -> Iterator[str]:
+    """What a user should know and nothing is wrong with."""
+    if found.silent:
+        yield f"{len(found.silent)} images have no caption of their own"
+    if absent := found.folder.absent():
+        yield f"metadata files name {len(absent)} images that are not there: {some(absent)}"
+    folders = {item.key.split("/")[0] for item in found.items if kohya_folder(item.key)[1]}
+    if not dataset.kohya_folders and all(kohya_folder(item.key)[1] for item in found.items):
+        yield (
+            f"all images lie in folders named as in kohya's scripts ({some(sorted(folders))}), but kohya_folders is "
+            "off: their images are not repeated"
+        )
+    if dataset.kohya_folders and not folders:
+        yield "kohya_folders is on, but no folder is named as in `10_name`"
+    if dataset.alpha_mask and (opaque := len(found.items) - found.transparent):
+        yield f"{opaque} images have no transparency: all of them is trained on"
+
+
 def digest(dataset: DatasetConfig) -> str:
-    """Changes when the settings or any image or caption file does (by size and modification time); never raises."""
+    """Changes when the settings or any file of the data set does (by size and modification time); never raises."""
     digest = hashlib.sha256(dataset.model_dump_json().encode())
     try:
-        for path in image_files(folder_of(dataset)):
-            for file in (path, path.with_suffix("." + dataset.caption_extension.lstrip("."))):
-                try:
-                    status = file.stat()
-                    digest.update(f"{file}:{status.st_size}:{status.st_mtime_ns}\n".encode())
-                except OSError:
-                    digest.update(f"{file}:none\n".encode())
-    except (DatasetError, OSError) as error:
+        for path in data_files(dataset):
+            try:
+                status = path.stat()
+                digest.update(f"{path}:{status.st_size}:{status.st_mtime_ns}\n".encode())
+            except (OSError, ValueError):
+                digest.update(f"{path}:none\n".encode())
+    except (DatasetError, OSError, ValueError) as error:
         digest.update(str(error).encode())
     return digest.hexdigest()

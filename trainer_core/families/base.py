@@ -7,6 +7,7 @@ Text and latents go through the trainer as the family made them; nobody outside 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,8 @@ class FamilySpec:
     sampling: SamplingDefaults
     targets: dict[str, tuple[str, ...]]
     """Adapter targets by name: regular expressions that match module paths of the denoiser whole."""
+    max_controls: int = 0
+    """How many control images the denoiser takes beside the noisy one; 0 for models that only draw."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,13 @@ class Base(ABC):
 
     @abstractmethod
     def predict(
-        self, denoiser: nn.Module, noisy: Tensor, t: Tensor, text: dict[str, Tensor], guidance: float | None = None
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        t: Tensor,
+        text: dict[str, Tensor],
+        guidance: float | Tensor | None = None,
+        controls: Sequence[Tensor] = (),
     ) -> Tensor:
         """The denoiser's prediction, in fp32 and in the layout of the latents.
 
@@ -182,7 +191,10 @@ class Base(ABC):
             noisy: normalised latents (N, C, H, W).
             t: times (N,) in [0, 1], 1 being noise.
             text: embeddings with a batch dimension, on the device.
-            guidance: value for guidance-distilled models; None is what training uses.
+            guidance: value for guidance-distilled models, one number or one for each sample (N,); None is what training
+                uses.
+            controls: normalised latents (N, C, H', W') of the control images, at most `spec.max_controls`; they may be
+                of another size than `noisy`.
         """
 
     @property

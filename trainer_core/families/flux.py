@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,23 +236,30 @@ class Flux(Base):
         return denoiser.to(self.device).eval().requires_grad_(False)
 
     def predict(
-        self, denoiser: nn.Module, noisy: Tensor, t: Tensor, text: dict[str, Tensor], guidance: float | None = None
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        t: Tensor,
+        text: dict[str, Tensor],
+        guidance: float | Tensor | None = None,
+        controls: Sequence[Tensor] = (),
     ) -> Tensor:
         import torch
 
         _, _, height, width = noisy.shape
-        given = torch.full_like(t, TRAINING_GUIDANCE if guidance is None else guidance) if self._distilled else None
+        images = (noisy, *controls)
+        given = torch.ones_like(t) * (TRAINING_GUIDANCE if guidance is None else guidance) if self._distilled else None
         packed = denoiser(
-            hidden_states=pack(noisy).to(self.dtype),
+            hidden_states=torch.cat([pack(image) for image in images], dim=1).to(self.dtype),
             encoder_hidden_states=text["text"].to(self.dtype),
             pooled_projections=text["pooled"].to(self.dtype),
             timestep=t,
             guidance=given,
-            img_ids=position_ids(height // 2, width // 2, noisy.device),
+            img_ids=torch.cat([_ids_of(image, place) for place, image in enumerate(images)]),
             txt_ids=torch.zeros(text["text"].shape[1], 3, device=noisy.device),
             return_dict=False,
         )[0]
-        return unpack(packed, height, width).float()
+        return unpack(packed[:, : self.image_tokens(height, width)], height, width).float()
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -267,14 +275,22 @@ def unpack(packed: Tensor, height: int, width: int) -> Tensor:
     return grid.permute(0, 3, 1, 4, 2, 5).reshape(n, c // 4, height, width)
 
 
-def position_ids(rows: int, columns: int, device: torch.device) -> Tensor:
-    """Rotary positions of the image tokens (rows · columns, 3): 0, row, column."""
+def position_ids(rows: int, columns: int, device: torch.device, place: int = 0) -> Tensor:
+    """Rotary positions of an image's tokens (rows · columns, 3): place, row, column.
+
+    The place is 0 for the image that is drawn and counts the control images from 1.
+    """
     import torch
 
-    ids = torch.zeros(rows, columns, 3, device=device)
+    ids = torch.full((rows, columns, 3), float(place), device=device)
     ids[..., 1] = torch.arange(rows, device=device)[:, None]
     ids[..., 2] = torch.arange(columns, device=device)[None, :]
     return ids.view(-1, 3)
+
+
+def _ids_of(latents: Tensor, place: int) -> Tensor:
+    _, _, height, width = latents.shape
+    return position_ids(height // 2, width // 2, latents.device, place)
 
 
 register_family(Flux)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .base import Base, FamilySpec
 
 _FAMILIES: dict[str, type[Base]] = {}
-_BUILT_IN = {"flux1": "flux"}
+_BUILT_IN = {"flux1": "flux", "flux1_kontext": "flux_kontext"}
 """Family name → module in this folder, imported when it is first asked for."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import assume, example, given
@@ -59,6 +60,41 @@ def test_bucket_uses_the_area_and_keeps_the_aspect(width: int, aspect: float, re
 def test_buckets_by_hand(image: tuple[int, int], resolution: int, bucket: tuple[int, int]) -> None:
     assert bucket_size(*image, resolution, 16) == bucket
     assert bucket_size(*image[::-1], resolution, 16) == bucket[::-1], "turning the image turns the bucket"
+
+
+@given(st.integers(64, 700), st.integers(64, 700), st.integers(64, 400), st.sampled_from([8, 16, 32]))
+def test_no_other_bucket_next_to_the_ideal_size_crops_less(
+    width: int, height: int, resolution: int, divisor: int
+) -> None:
+    """Against a search through all sizes, with the share that is kept as an exact fraction."""
+    scale = min(1.0, resolution / math.sqrt(width * height))
+    assume(min(width, height) * scale >= divisor)
+
+    def kept(w: int, h: int) -> Fraction:
+        """The narrower aspect over the wider: what a crop from one to the other keeps."""
+        first, second = Fraction(w, h), Fraction(width, height)
+        return min(first, second) / max(first, second)
+
+    allowed = [
+        (w, h)
+        for w in range(divisor, width + 1, divisor)
+        for h in range(divisor, height + 1, divisor)
+        if w * h <= resolution**2 and abs(w - width * scale) <= divisor and abs(h - height * scale) <= divisor
+    ]
+    found = bucket_size(width, height, resolution, divisor)
+    # an edge that is a multiple already has a neighbour on both sides; the code looks at the one above alone
+    inner = [(w, h) for w, h in allowed if w > width * scale - divisor and h > height * scale - divisor]
+    assert kept(*found) >= max(kept(*size) for size in inner) - Fraction(1, 10**8)
+
+
+@given(edges, edges, st.lists(resolutions, min_size=1, max_size=4), divisors)
+def test_no_bucket_enlarges_its_image(width: int, height: int, several: list[int], divisor: int) -> None:
+    """What a bucket shows of an image has at least the bucket's pixels."""
+    assume(min(width, height) >= divisor)
+    for size in bucket_sizes(width, height, several, divisor):
+        left, top, right, bottom = cover_box(width, height, size)
+        assert right - left >= size[0] - 1e-6
+        assert bottom - top >= size[1] - 1e-6
 
 
 @given(edges, edges, resolutions)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
-from trainer_core.data.images import load_image, to_bucket, to_image
+from trainer_core.data.images import decode_alpha, load_image, to_bucket, to_image
 from trainer_core.errors import DatasetError
 
 CORNERS = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 0)], [(255, 255, 255), (0, 0, 0)]]
@@ -34,12 +34,12 @@ def corners() -> np.ndarray:
     return np.array(CORNERS, np.uint8)
 
 
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
 def png_of(path: Path, width: int, height: int, depth: int, kind: int, rows: bytes, extra: bytes = b"") -> None:
     """A PNG written by hand, for what Pillow does not write."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     parts = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
@@ -75,6 +75,102 @@ def test_transparent_colour_of_a_palette_is_white(tmp_path: Path) -> None:
     image.save(tmp_path / "clear.png", transparency=0)
     assert np.asarray(load_image(tmp_path / "plain.png")).tolist() == [[[255, 0, 0], [0, 0, 255]]]
     assert np.asarray(load_image(tmp_path / "clear.png")).tolist() == [[[255, 255, 255], [0, 0, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("background", "expected"),
+    [
+        ("black", [(0, 0, 0), (200, 100, 0), (40, 20, 0)]),
+        ("#ff8000", [(255, 128, 0), (200, 100, 0), (244, 122, 0)]),  # 0.2 · 100 + 0.8 · 128 = 122.4
+        ("rgb(0, 0, 255)", [(0, 0, 255), (200, 100, 0), (40, 20, 204)]),
+    ],
+)
+def test_transparency_lies_over_any_colour(
+    background: str, expected: list[tuple[int, int, int]], tmp_path: Path
+) -> None:
+    pixels = np.array([[(200, 100, 0, 0), (200, 100, 0, 255), (200, 100, 0, 51)]], np.uint8)
+    for suffix in ("png", "webp"):
+        Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", lossless=True)
+        seen = np.asarray(load_image(tmp_path / f"a.{suffix}", background)).astype(int)
+        np.testing.assert_allclose(seen, [expected], atol=1)
+
+
+def test_palette_with_degrees_of_transparency(tmp_path: Path) -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "a.png", transparency=bytes([51, 255]))
+    seen = np.asarray(load_image(tmp_path / "a.png", "black")).astype(int)
+    np.testing.assert_allclose(seen, [[(51, 0, 0), (0, 0, 255)]], atol=1)
+
+
+def test_a_transparent_colour_of_a_picture_without_alpha(tmp_path: Path) -> None:
+    Image.fromarray(corners()).save(tmp_path / "a.png", transparency=(255, 0, 0))
+    seen = np.asarray(load_image(tmp_path / "a.png", "black"))
+    assert seen[0, 0].tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(seen.reshape(6, 3)[1:], corners().reshape(6, 3)[1:])
+
+
+def test_a_transparent_value_of_sixteen_bit_grey(tmp_path: Path) -> None:
+    clear, rows = struct.pack(">H", 65535), b"\0" + struct.pack(">2H", 257 * 100, 65535)
+    png_of(tmp_path / "a.png", 2, 1, depth=16, kind=0, rows=rows, extra=chunk(b"tRNS", clear))
+    assert np.asarray(load_image(tmp_path / "a.png", "red")).tolist() == [[[100] * 3, [255, 0, 0]]]
+
+
+def test_cmyk_as_pillow_converts_it(tmp_path: Path) -> None:
+    """Full cyan is no red: 255 - 255 = 0; the others have no ink."""
+    Image.new("CMYK", (16, 16), (255, 0, 0, 0)).save(tmp_path / "a.jpg", quality=100)
+    np.testing.assert_allclose(np.asarray(load_image(tmp_path / "a.jpg"))[8, 8].astype(int), (0, 255, 255), atol=2)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / "a.avif", quality=100)
+    seen = np.asarray(load_image(tmp_path / "a.avif"))[8, 8].astype(int)
+    np.testing.assert_allclose(seen, (200, 100, 50), atol=3)
+
+
+# --- opacity ---------------------------------------------------------------------------------------------------------
+
+
+def alpha(path: Path) -> list[list[int]]:
+    image = decode_alpha(path.read_bytes(), path)
+    assert image.mode == "L"
+    return np.asarray(image).tolist()
+
+
+def test_opacity_of_modes_with_alpha(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[(1, 2, 3, 0), (1, 2, 3, 77), (1, 2, 3, 255)]], np.uint8)).save(tmp_path / "rgba.png")
+    Image.fromarray(np.array([[(9, 0), (9, 77), (9, 255)]], np.uint8), "LA").save(tmp_path / "la.png")
+    assert alpha(tmp_path / "rgba.png") == alpha(tmp_path / "la.png") == [[0, 77, 255]]
+
+
+def test_opacity_turns_with_the_picture(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.array([[(0, 0, 0, 10), (0, 0, 0, 200)]], np.uint8)).save(tmp_path / "a.png", exif=exif)
+    assert alpha(tmp_path / "a.png") == [[10], [200]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P", "CMYK", "I;16"])
+def test_what_has_no_alpha_is_opaque(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    image = Image.fromarray(np.zeros((1, 2), np.uint16)) if mode == "I;16" else Image.new(mode, (2, 1))
+    image.save(path)
+    assert alpha(path) == [[255, 255]]
+
+
+def test_opacity_of_a_file_that_is_cut_off_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    noise_image().save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DatasetError, match=r"cut\.png"):
+        alpha(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"gone\.png"):
+        load_image(tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr"])
@@ -148,7 +244,7 @@ def attempt(path: Path) -> str:
         return str(error)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", *(["avif"] if features.check("avif") else [])])
 @pytest.mark.filterwarnings("ignore")
 def test_whatever_is_damaged_nothing_but_a_dataset_error_comes_out(suffix: str, tmp_path: Path) -> None:
     """Bit rot, three hundred times: the picture loads, or the error is one that a user can read."""
@@ -177,7 +273,9 @@ def test_pixels_are_channels_rows_columns_in_minus_one_to_one() -> None:
     assert pixels.dtype == torch.float32
     assert pixels[:, 8, 2].tolist() == pytest.approx([1, -1, 127 / 127.5 - 1])
     assert pixels[:, 8, 29].tolist() == pytest.approx([-1, 1, 127 / 127.5 - 1])
-    assert torch.equal(to_bucket(image, (32, 16), flip=True), pixels.flip(2))
+    assert torch.equal(to_bucket(image, (32, 16), flip_x=True), pixels.flip(2))
+    assert torch.equal(to_bucket(image, (32, 16), flip_y=True), pixels.flip(1))
+    assert torch.equal(to_bucket(image, (32, 16), flip_x=True, flip_y=True), pixels.flip(1, 2))
 
 
 def test_the_centre_is_kept() -> None:
@@ -187,6 +285,16 @@ def test_the_centre_is_kept() -> None:
     assert to_bucket(image, (64, 64)).min() == 1.0
     tall = image.transpose(Image.Transpose.ROTATE_90)
     assert to_bucket(tall, (64, 64)).min() == 1.0
+
+
+def test_a_box_is_what_is_seen() -> None:
+    """A part of an image is that part cut out, where it begins and ends with whole pixels and is not scaled."""
+    image = noise_image()
+    cut = image.crop((5, 3, 37, 19))
+    seen = to_bucket(image, (32, 16), (5, 3, 37, 19))
+    assert to_image(seen).tobytes() == cut.tobytes()
+    flipped = to_image(to_bucket(image, (32, 16), (5, 3, 37, 19), flip_x=True, flip_y=True))
+    assert flipped.tobytes() == cut.transpose(Image.Transpose.ROTATE_180).tobytes()
 
 
 def test_scaling_is_pillows_lanczos() -> None:

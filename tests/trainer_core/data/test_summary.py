@@ -37,10 +37,92 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     assert summary.missing_captions == [*(f"{k}.png" for k in range(2, 10)), "wide.png"]
     assert [path.name for path in summary.thumbnails] == [f"{k}.png" for k in range(8)]
     assert any("9" in warning for warning in summary.warnings)
+    assert (summary.masks, summary.controls, summary.repeats) == (0, 0, {})
 
 
 def test_no_warning_where_nothing_is_odd(make_dataset: Callable[..., Path]) -> None:
     assert summarize(dataset(make_dataset())).warnings == []
+
+
+def picture_in(folder: Path, name: str, caption: str | None = "a picture", mode: str = "RGB") -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (64, 64)).save(path)
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption)
+
+
+def test_every_caption_of_an_image_is_shown(tmp_path: Path) -> None:
+    picture_in(tmp_path, "a.png", "one\ntwo [trigger]")
+    picture_in(tmp_path, "b.png", "three")
+    summary = summarize(dataset(tmp_path, caption_per_line=True, trigger="zorble"))
+    assert summary.count == 2
+    assert summary.captions == [("a.png", "zorble one"), ("a.png", "two zorble"), ("b.png", "zorble three")]
+
+
+def test_metadata_captions_are_captions_of_the_image_s_own(tmp_path: Path) -> None:
+    picture_in(tmp_path, "a.png", None)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a cat\ngone.png,a dog\n")
+    summary = summarize(dataset(tmp_path))
+    assert summary.captions == [("a.png", "a cat")]
+    assert summary.missing_captions == []
+    assert len(summary.warnings) == 1
+    assert "gone.png" in summary.warnings[0]
+
+
+def test_a_regularization_set_is_shown_without_a_trigger(tmp_path: Path) -> None:
+    picture_in(tmp_path, "a.png", "a [trigger] shape")
+    assert summarize(dataset(tmp_path, role="regularization")).captions == [("a.png", "a shape")]
+
+
+def test_masks_and_controls_are_counted(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture_in(tmp_path, name)
+        for folder in ("masks", "poses", "edges"):
+            picture_in(tmp_path / folder, name, None)
+    summary = summarize(
+        dataset(
+            tmp_path,
+            mask_folder=str(tmp_path / "masks"),
+            control_folders=(str(tmp_path / "poses"), str(tmp_path / "edges")),
+        )
+    )
+    assert (summary.count, summary.masks, summary.controls) == (2, 2, 2)
+    assert summary.warnings == []
+
+
+def test_images_without_transparency_are_told_where_it_is_the_mask(tmp_path: Path) -> None:
+    picture_in(tmp_path, "a.png", mode="RGBA")
+    picture_in(tmp_path, "b.png")
+    picture_in(tmp_path, "c.png")
+    summary = summarize(dataset(tmp_path, alpha_mask=True))
+    assert summary.masks == 1
+    assert any("2 images" in warning for warning in summary.warnings)
+
+
+def test_kohya_folders_are_shown(tmp_path: Path) -> None:
+    picture_in(tmp_path, "10_ohwx man/a.png", None)
+    picture_in(tmp_path, "2_dog/a.png")
+    picture_in(tmp_path, "plain/a.png")
+    summary = summarize(dataset(tmp_path, kohya_folders=True, default_caption="x"))
+    assert summary.repeats == {"10_ohwx man": 10, "2_dog": 2}
+    assert summary.missing_captions == ["10_ohwx man/a.png"]
+
+
+def test_kohya_folders_that_are_not_heeded_are_warned_of(tmp_path: Path) -> None:
+    picture_in(tmp_path, "10_ohwx man/a.png")
+    picture_in(tmp_path, "1_dog/a.png")
+    warnings = summarize(dataset(tmp_path)).warnings
+    assert len(warnings) == 1
+    assert "kohya_folders" in warnings[0]
+    assert summarize(dataset(tmp_path, kohya_folders=True)).warnings == []
+    picture_in(tmp_path, "other.png")
+    assert summarize(dataset(tmp_path)).warnings == []
+
+
+def test_kohya_folders_without_any_are_warned_of(tmp_path: Path) -> None:
+    picture_in(tmp_path, "a.png")
+    assert any("kohya_folders" in warning for warning in summarize(dataset(tmp_path, kohya_folders=True)).warnings)
 
 
 @pytest.mark.parametrize("content", [None, "nothing here"])
@@ -74,16 +156,23 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a caption goes": lambda folder: picture(folder).with_suffix(".txt").unlink(),
     "an image goes": lambda folder: picture(folder).unlink(),
     "an image comes": lambda folder: Image.new("RGB", (64, 64)).save(folder / "new.png"),
+    "metadata come": lambda folder: (folder / "metadata.jsonl").write_text(""),
+    "a mask is written again": lambda folder: touch(folder / "masks"),
+    "a mask goes": lambda folder: picture(folder / "masks").unlink(),
+    "a control image comes": lambda folder: Image.new("RGB", (64, 64)).save(folder / "poses" / "new.png"),
     "an image is renamed": lambda folder: picture(folder).rename(folder / "other.png"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
 def test_digest_changes_with_the_files(change: Callable[[Path], object], pictures: Path) -> None:
-    before = digest(dataset(pictures))
-    assert digest(dataset(pictures)) == before
+    for folder in ("masks", "poses"):
+        picture_in(pictures / folder, "0_red.png", None)
+    config = dataset(pictures, mask_folder=str(pictures / "masks"), control_folders=(str(pictures / "poses"),))
+    before = digest(config)
+    assert digest(config) == before
     change(pictures)
-    assert digest(dataset(pictures)) != before
+    assert digest(config) != before
 
 
 def test_digest_changes_with_the_settings_and_not_with_other_files(pictures: Path) -> None:

@@ -1,0 +1,77 @@
+"""Data prepared for an encoder whose latents say where in the picture they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer_core.config import DatasetConfig, JobConfig, ModelConfig
+from trainer_core.data.cache import TensorCache
+from trainer_core.data.prepare import PreparedData
+
+CELL = 8
+
+
+class PixelMeans:
+    """Stands for a base: a picture's latents are the means of its pixels over cells of 8x8, red, green and blue."""
+
+    spec = SimpleNamespace(name="means", vae_factor=CELL, bucket_divisor=16, max_controls=3, title="Means")
+    vae_dtype = torch.float32
+
+    def __init__(self, mark: str = "") -> None:
+        self.mark, self.images, self.loads = mark, 0, 0
+        self.batches: list[tuple[int, ...]] = []
+        self.texts: list[str] = []
+
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        self.batches.append(tuple(pixels.shape))
+        means = torch.nn.functional.avg_pool2d(pixels, CELL)
+        return means, torch.full_like(means, 0.5)
+
+    def encode_prompts(self, prompts: list[str]) -> list[dict[str, Tensor]]:
+        self.texts += prompts
+        return [{"text": torch.tensor([float(len(prompt))])} for prompt in prompts]
+
+    def load_vae(self) -> None:
+        self.loads += 1
+
+    def free_vae(self) -> None:
+        pass
+
+    def load_text_encoders(self) -> None:
+        pass
+
+    def free_text_encoders(self) -> None:
+        pass
+
+    def pixel_fingerprint(self) -> str:
+        return f"vae {self.mark}"
+
+    def text_fingerprint(self) -> str:
+        return f"text {self.mark}"
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[..., tuple[PreparedData, PixelMeans]]:
+    """Prepares data sets for `PixelMeans` against one cache; says what was encoded."""
+
+    def make(*datasets: dict[str, Any], mark: str = "", **sections: Any) -> tuple[PreparedData, PixelMeans]:
+        job = JobConfig(
+            name="tiny",
+            model=ModelConfig(device="cpu"),
+            datasets=tuple(DatasetConfig(**{"resolutions": (64,), "default_caption": "a", **one}) for one in datasets),
+            **sections,
+        )
+        base = PixelMeans(mark)
+        data = PreparedData(job, base, TensorCache(tmp_path / "cache"))  # type: ignore[arg-type]
+        data.encode_texts([], lambda *_: None)
+        data.encode_images(lambda *_: None)
+        return data, base
+
+    return make

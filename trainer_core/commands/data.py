@@ -1,0 +1,146 @@
+"""`lint` and `cache`: what is wrong with a data set before it is trained on, and what the encoders' cache holds."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+from ..config import DatasetConfig, load_job, validated
+from ..errors import ConfigError
+from ..training.events import Phase
+from . import FAILED, OK
+from .terminal import Progress, print_json, size
+
+if TYPE_CHECKING:
+    from ..data.cache import CacheUsage
+    from ..data.lint import LintReport
+
+CACHE_FOLDER = ".cache"
+"""Below the runs folder; all runs there share it."""
+_GIGABYTE = 1e9
+_FOLDER_OPTIONS = {
+    "trigger": "--trigger",
+    "classes": "--class",
+    "base": "--base",
+    "resolutions": "--resolutions",
+    "validation_share": "--validation-share",
+    "default_caption": "--default",
+}
+"""What would be ignored beside a job, by its name among the arguments; those without a default of their own."""
+
+
+def lint(args: argparse.Namespace) -> int:
+    """Looks for everything that is wrong with a folder of images, or with all data sets of a job."""
+    is_job = args.what.suffix.lower() in {".yaml", ".yml"} and not args.what.is_dir()
+    report = _lint_job(args) if is_job else _lint_folder(args)
+    if args.json:
+        print_json(report.as_dict())
+    else:
+        _print_report(report)
+    return OK if report.ok else FAILED
+
+
+def cache(args: argparse.Namespace) -> int:
+    """Says how much the cache of a runs folder holds, after clearing or shrinking it if that is asked for."""
+    from ..data.cache import CacheUsage, TensorCache
+
+    root = args.runs / CACHE_FOLDER
+    store = TensorCache(root)
+    deleted = CacheUsage(0, 0)
+    if args.clear:
+        deleted = store.clear()
+    elif args.limit is not None:
+        deleted = CacheUsage(*store.prune(int(args.limit * _GIGABYTE)))
+    usage = store.usage()
+    if args.json:
+        print_json(
+            {
+                "folder": str(root),
+                "entries": usage.entries,
+                "bytes": usage.bytes,
+                "deleted_entries": deleted.entries,
+                "deleted_bytes": deleted.bytes,
+            }
+        )
+        return OK
+    if args.clear or args.limit is not None:
+        print(f"deleted {_amount(deleted)}")
+    print(f"{root}: {_amount(usage) if usage.entries else 'empty'}")
+    if args.limit is not None and usage.bytes > args.limit * _GIGABYTE:
+        print("What was used within the last day stays, for a run may need it; --clear deletes that too")
+    return OK
+
+
+def _lint_folder(args: argparse.Namespace) -> LintReport:
+    from ..data.lint import lint as look
+
+    settings = {
+        "folder": str(args.what),
+        "trigger": args.trigger,
+        "trigger_placement": args.placement,
+        "caption_extension": args.extension,
+        "caption_column": args.column,
+        "caption_per_line": args.caption_per_line,
+        "kohya_folders": args.kohya_folders,
+        "default_caption": args.default_caption,
+    }
+    if args.resolutions:
+        settings["resolutions"] = args.resolutions
+    return look(
+        validated(DatasetConfig, settings),
+        family=args.family,
+        source=args.base,
+        classes=args.classes or (),
+        style=args.style or (),
+        share=args.validation_share,
+        progress=_Reading(),
+    )
+
+
+def _lint_job(args: argparse.Namespace) -> LintReport:
+    from ..data.lint import lint_job
+
+    if given := [option for name, option in _FOLDER_OPTIONS.items() if getattr(args, name)]:
+        raise ConfigError(f"{args.what}: a job says {', '.join(given)} itself. Leave it out, or set it in the job")
+    return lint_job(load_job(args.what), style=args.style or (), progress=_Reading())
+
+
+class _Reading:
+    """The progress line, on a terminal only: a report that goes elsewhere should be nothing but the report."""
+
+    def __init__(self) -> None:
+        self._line = Progress(sys.stderr)
+        self._shown = sys.stderr.isatty()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not self._shown:
+            return
+        if done < total:
+            if done % 50 == 0:
+                self._line(Phase(what, done, total))
+        else:
+            self._line.clear()
+
+
+def _print_report(report: LintReport) -> None:
+    """A table whose last column, files and message, wraps to the terminal's width."""
+    rows = report.rows()
+    if rows:
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        indent = sum(widths) + 4
+        columns = shutil.get_terminal_size((120, 24)).columns
+        for severity, check, files, message in rows:
+            text = f"{files}: {message}" if files else message
+            lines = textwrap.wrap(text, max(40, columns - indent), break_long_words=False, break_on_hyphens=False)
+            print(f"{severity:{widths[0]}}  {check:{widths[1]}}  {lines[0]}")
+            for line in lines[1:]:
+                print(" " * indent + line)
+        print()
+    print(report.summary())
+
+
+def _amount(usage: CacheUsage) -> str:
+    return f"{usage.entries} {'entry' if usage.entries == 1 else 'entries'}, {size(usage.bytes)}"

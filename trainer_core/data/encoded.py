@@ -1,0 +1,205 @@
+"""What the encoders make of pictures and texts: encoded in batches, once, and kept in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from PIL import ImageColor
+
+from ..config import DatasetConfig
+from ..errors import BaseModelError, DatasetError
+from .cache import RecentEntries, key_of
+from .masks import loss_weights
+from .scan import Sample
+from .variants import Variant, box_of
+from .views import View, batches_of, loaded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from ..families.base import Base, TextEmbedding
+
+    Progress = Callable[[str, int, int], None]
+    """(what, done, total); raises to stop the work."""
+
+_TRANSFORM_VERSION = 2
+"""Raise when the same file, box and size would give other pixels or another mask."""
+_TELL_EVERY = 100
+"""Entries between two words on how far looking through the cache has come."""
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What one variant of a sample is to the denoiser."""
+
+    mean: Tensor
+    """Mean of the picture's normalised latents (C, H, W), fp32."""
+    spread: Tensor
+    """Their standard deviation (C, H, W), fp32."""
+    mask: Tensor | None = None
+    """Weights of the loss (1, H, W), fp32, of mean 1; None where the data set has no masks."""
+    controls: tuple[Tensor, ...] = ()
+    """Means of the control images' normalised latents (C, H, W), fp32, cropped and flipped as the picture."""
+
+
+class EncodedTexts:
+    """Embeddings of texts."""
+
+    def __init__(self, base: Base, entries: RecentEntries) -> None:
+        self._base, self._entries = base, entries
+
+    def encode(self, texts: Iterable[str], progress: Progress, batch: int) -> None:
+        """Embeds texts; loads the text encoders only if some are missing.
+
+        Raises:
+            BaseModelError: if the encoders cannot be loaded.
+            SaveError: if the cache cannot be written.
+        """
+        self._mark = self._base.text_fingerprint()
+        wanted = sorted(set(texts))
+        missing = [text for text in _told(wanted, progress) if self._entries.get(self._key(text)) is None]
+        if not missing:
+            return
+        progress("loading the text encoders", 0, len(missing))
+        self._base.load_text_encoders()
+        for start in range(0, len(missing), batch):
+            progress("encoding captions", start, len(missing))
+            some = missing[start : start + batch]
+            for text, embedding in zip(some, self._base.encode_prompts(some), strict=True):
+                self._entries.put(self._key(text), embedding)
+        self._base.free_text_encoders()
+        progress("encoding captions", len(missing), len(missing))
+
+    def of(self, text: str) -> TextEmbedding:
+        """The embedding of a text that was encoded."""
+        return _kept(self._entries, self._key(text), f"embedding of {text!r}")
+
+    def _key(self, text: str) -> str:
+        return key_of("text", self._base.spec.name, self._mark, text)
+
+
+class EncodedPictures:
+    """Latents of pictures and control images, and masks."""
+
+    def __init__(
+        self, base: Base, entries: RecentEntries, datasets: tuple[DatasetConfig, ...], digests: Mapping[Path, str]
+    ) -> None:
+        """`digests` are those of all files that samples name."""
+        self._base, self._entries, self._datasets, self._digests = base, entries, datasets, digests
+        self._backgrounds = [ImageColor.getrgb(dataset.background)[:3] for dataset in datasets]
+
+    def encode(self, drawn: list[tuple[Sample, Variant]], progress: Progress) -> None:
+        """Encodes variants of samples with their masks and control images; loads the VAE only if some are missing.
+
+        Raises:
+            DatasetError: for a file that is no good or has changed since it was scanned, a mask of another shape than
+                its image, and a mask that leaves nothing to train on.
+            BaseModelError: if the VAE cannot be loaded, or its precision is too low for it.
+            SaveError: if the cache cannot be written.
+        """
+        self._mark = self._base.pixel_fingerprint()
+        missing: dict[str, View] = {}
+        for sample, variant in _told(drawn, progress):
+            self._encode_mask(sample, variant)
+            for view in self._pictures(sample, variant):
+                key = self._key(view)
+                if key not in missing and self._entries.get(key) is None:
+                    missing[key] = view
+        if not missing:
+            return
+        progress("loading the VAE", 0, len(missing))
+        self._base.load_vae()
+        done = 0
+        with closing(loaded(batches_of(missing))) as batches:
+            for keys, pixels in batches:
+                progress("encoding images", done, len(missing))
+                mean, spread = self._base.encode_pixels(pixels)
+                for k, key in enumerate(keys):
+                    self._keep(missing[key], key, mean[k], spread[k])
+                done += len(keys)
+        self._base.free_vae()
+        progress("encoding images", len(missing), len(missing))
+
+    def of(self, sample: Sample, variant: Variant) -> Latents:
+        """The latents of a variant of a sample that was encoded."""
+        target, *controls = (
+            _kept(self._entries, self._key(view), f"latents of {view.path.name}")
+            for view in self._pictures(sample, variant)
+        )
+        mask = self._mask(sample, variant)
+        return Latents(target["mean"], target["spread"], mask, tuple(control["mean"] for control in controls))
+
+    def _keep(self, view: View, key: str, mean: Tensor, spread: Tensor) -> None:
+        if not (mean.isfinite().all() and spread.isfinite().all()):
+            precision = self._base.vae_dtype
+            raise BaseModelError(
+                f"{view.path}: its latents are not finite in {precision}. Set model.vae_dtype to float32"
+            )
+        self._entries.put(key, {"mean": mean.clone(), "spread": spread.clone()})
+
+    def _encode_mask(self, sample: Sample, variant: Variant) -> None:
+        """Masks need no encoder; one that leaves nothing to train on is told now and not when it is drawn."""
+        view = self._mask_view(sample, variant)
+        if view is None:
+            return
+        key = self._mask_key(sample, view)
+        if self._entries.get(key) is None:
+            mask = view.mask(self._base.spec.vae_factor, self._datasets[sample.dataset].alpha_mask)
+            self._entries.put(key, {"mask": mask})
+        self._mask(sample, variant)
+
+    def _mask(self, sample: Sample, variant: Variant) -> Tensor | None:
+        view, dataset = self._mask_view(sample, variant), self._datasets[sample.dataset]
+        if view is None:
+            return None
+        entry = _kept(self._entries, self._mask_key(sample, view), f"mask of {sample.item.key}")
+        try:
+            return loss_weights(entry["mask"], dataset.invert_mask, dataset.mask_minimum)
+        except ValueError as error:
+            raise DatasetError(
+                f"{view.path}: {error} in the part of {sample.item.key} that is shown. Correct the mask, remove the "
+                "image, or set mask_minimum above 0"
+            ) from None
+
+    def _pictures(self, sample: Sample, variant: Variant) -> list[View]:
+        """The target and its control images."""
+        return [self._view(sample, variant, path) for path in (sample.item.path, *sample.item.controls)]
+
+    def _mask_view(self, sample: Sample, variant: Variant) -> View | None:
+        path = sample.item.path if self._datasets[sample.dataset].alpha_mask else sample.item.mask
+        return self._view(sample, variant, path) if path else None
+
+    def _view(self, sample: Sample, variant: Variant, path: Path) -> View:
+        item = sample.item
+        box = box_of(item.width, item.height, sample.size, variant, self._digests[item.path])
+        target, background = (item.width, item.height), self._backgrounds[sample.dataset]
+        return View(path, self._digests[path], target, box, sample.size, variant, background)
+
+    def _key(self, view: View) -> str:
+        return key_of("pixels", _TRANSFORM_VERSION, self._base.spec.name, self._mark, *view.parts, *view.background)
+
+    def _mask_key(self, sample: Sample, view: View) -> str:
+        kind = "alpha" if self._datasets[sample.dataset].alpha_mask else "mask"
+        return key_of(kind, _TRANSFORM_VERSION, self._base.spec.vae_factor, *view.parts)
+
+
+def _kept(entries: RecentEntries, key: str, what: str) -> dict[str, Tensor]:
+    entry = entries.get(key)
+    if entry is None:
+        raise DatasetError(f"the cached {what} is gone; resume the run to make it again")
+    return entry
+
+
+def _told(wanted: list[_T], progress: Progress) -> Iterator[_T]:
+    """Says how far looking through the cache has come, so that it can be stopped."""
+    for number, one in enumerate(wanted):
+        if number % _TELL_EVERY == 0:
+            progress("looking through the cache", number, len(wanted))
+        yield one
