@@ -53,7 +53,7 @@ class SamplerSettings:
         return settings
 
     def needs_blank(self, base: Base) -> bool:
-        """Whether guidance takes a second pass with an empty prompt."""
+        """Whether guidance takes a second pass, with the negative prompt."""
         return not base.guidance_distilled and self.guidance != 1.0
 
 
@@ -69,7 +69,7 @@ def draw(
     """Draws one picture per text, as one batch; gives normalised latents (N, C, H, W), fp32, on the base's device.
 
     The noise of a seed is what `torch.manual_seed(seed); torch.randn(1, C, H, W)` gives on a CPU, as in ComfyUI.
-    `blank` is needed where `settings.needs_blank`.
+    `blank`, the embedding of the negative prompt (mostly the empty one), is needed where `settings.needs_blank`.
 
     Raises:
         Interrupted: when `should_stop` says so, between two steps.
@@ -140,7 +140,7 @@ def preview(
         settings = SamplerSettings.of(sample, base)
         tensors = read_tensors(lora) if isinstance(lora, Path) else lora
         base.load_text_encoders()
-        texts = base.encode_prompts([*prompts, ""])
+        texts = base.encode_prompts([*prompts, sample.negative_prompt])
         base.free_text_encoders()
         denoiser = base.load_denoiser()
         changes = for_modules(parse(tensors), denoiser, base) if tensors is not None else {}

@@ -95,7 +95,7 @@ def trainer_of(tmp_path: Path) -> Callable[..., Trainer]:
         root = root or tmp_path / "runs"
         run, base = RunFolder.create(root, job), open_base(job.model)
         data = PreparedData(job, base, TensorCache(root / ".cache"))
-        prompts = [prompt.replace("[trigger]", job.trigger or "") for prompt in job.sample.prompts]
+        prompts = [prompt.replace("[trigger]", job.preview_trigger or "") for prompt in job.sample.prompts]
         data.encode_texts([*prompts, ""] if prompts else [], silent)
         data.encode_images(silent)
         return Trainer(run, job, base, data, silent, lambda: False)

@@ -111,6 +111,11 @@ class LoraAdapter:
             for layer in self.layers.values():
                 layer.lora_dropout[_NAME].place = place
 
+    def set_strength(self, strength: float) -> None:
+        """Multiplies the adapter's output from now on; 1 is normal."""
+        for layer in self.layers.values():
+            layer.scaling[_NAME] = self.config.scale * strength
+
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The base as it is without the adapter."""

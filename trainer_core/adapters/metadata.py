@@ -23,6 +23,7 @@ def lora_metadata(
     *,
     step: int,
     loss: float | None,
+    weights: str,
     images: list[int],
     dataset_digest: str,
     base_hash: str,
@@ -32,6 +33,7 @@ def lora_metadata(
     Args:
         step: updates made.
         loss: mean over the last steps.
+        weights: raw or ema, which of them the file holds.
         images: number of images in each data set.
         dataset_digest: of all files and captions.
         base_hash: of the denoiser's weights.
@@ -71,6 +73,7 @@ def lora_metadata(
         ),
         "lora_foundry.version": __version__,
         "lora_foundry.config": json.dumps(without_paths(job, base), sort_keys=True),
+        "lora_foundry.weights": weights,
         "lora_foundry.base_hash": base_hash,
         "lora_foundry.dataset_digest": dataset_digest,
     }
@@ -85,6 +88,8 @@ def without_paths(job: JobConfig, base: Base) -> dict[str, Any]:
     data["model"]["source"] = base.source.name
     for dataset in data["datasets"]:
         dataset["folder"] = PurePath(dataset["folder"]).name
+        dataset["mask_folder"] = PurePath(dataset["mask_folder"]).name if dataset["mask_folder"] else None
+        dataset["control_folders"] = [PurePath(folder).name for folder in dataset["control_folders"]]
     if data["adapter"]["warm_start"]:
         data["adapter"]["warm_start"] = PurePath(data["adapter"]["warm_start"]).name
     return data

@@ -67,7 +67,7 @@ def _subject(args: argparse.Namespace) -> tuple[Path, ModelConfig, SampleConfig,
         model, settings, trigger = ModelConfig(), SampleConfig(), facts["trigger"]
         if args.base is None:
             job = _job_of_file(path, facts["metadata"])
-            model, settings, trigger = job.model, job.sample, job.trigger
+            model, settings, trigger = job.model, job.sample, job.preview_trigger
     else:
         from .training import find_run
 
@@ -76,7 +76,7 @@ def _subject(args: argparse.Namespace) -> tuple[Path, ModelConfig, SampleConfig,
         if newest is None:
             raise RunError(f"{run.path} has no checkpoint yet, so there is no LoRA to draw with")
         job = run.job()
-        path, model, settings, trigger = newest.lora, job.model, job.sample, job.trigger
+        path, model, settings, trigger = newest.lora, job.model, job.sample, job.preview_trigger
     model = model.but(**_given(family=args.family, source=args.base, device=args.device))
     drawing = {name: getattr(args, name) for name in ("seed", "width", "height", "steps", "guidance")}
     return path, model, settings.but(**_given(**drawing)), trigger

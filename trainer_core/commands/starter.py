@@ -1,6 +1,6 @@
 """`init`: a starter job in which every setting is explained.
 
-It is made from config.py's descriptions and defaults and from the demo's recipe, so it cannot go stale.
+It is made from the config's descriptions and defaults and from the demo's recipe, so it cannot go stale.
 """
 
 from __future__ import annotations
@@ -14,16 +14,7 @@ from typing import Any, get_args
 import yaml
 from pydantic.fields import FieldInfo
 
-from ..config import (
-    AdapterConfig,
-    DatasetConfig,
-    JobConfig,
-    ModelConfig,
-    SampleConfig,
-    SaveConfig,
-    Section,
-    TrainConfig,
-)
+from ..config import JobConfig, SampleConfig, Section
 from ..data.captions import PLACEHOLDER
 from ..demo import demo_job
 from ..errors import SaveError
@@ -34,8 +25,21 @@ _WIDTH = 110
 _HEAD = """\
 A job for LoRA Foundry: `lora-foundry train {file}` runs it.
 As it stands it teaches the embedded base a new shape on a CPU in a few minutes. To train on pictures of your own,
-set datasets: folder, resolutions and trigger, and for another base model: source.
+set trigger, and under datasets folder and resolutions; for another base, source under model.
 A line such as `#dropout: 0.0` is a setting that is left at its default: take the `#` away to change it."""
+
+_SHOWN = {
+    "model": ("family", "source"),
+    "adapter": ("rank", "targets"),
+    "datasets": ("folder", "resolutions"),
+    "train": ("steps", "batch_size", "learning_rate"),
+    "regularization": ("output_preservation", "output_preservation_class"),
+    "validation": ("every", "share"),
+    "save": ("every",),
+    "sample": ("prompts", "every"),
+    "cache": ("limit_gb",),
+}
+"""What a beginner should see first. One setting at least: YAML reads a section of nothing but comments as null."""
 
 
 def init(args: argparse.Namespace) -> int:
@@ -57,26 +61,31 @@ def init(args: argparse.Namespace) -> int:
 def starter_job(file: str = "job.yaml") -> str:
     """The text of the starter: chosen settings, and all others commented out at their defaults."""
     demo = demo_job()
-    prompts = [f"a red {PLACEHOLDER} on a white background"]
-    sections: tuple[tuple[str, type[Section], dict[str, Any]], ...] = (
-        ("model", ModelConfig, _of(demo.model, "family", "source")),
-        ("adapter", AdapterConfig, _of(demo.adapter, "rank", "targets")),
-        ("datasets", DatasetConfig, _of(demo.datasets[0], "folder", "resolutions", "trigger", "flip_x")),
-        ("train", TrainConfig, _of(demo.train, "steps", "batch_size", "learning_rate", "gradient_checkpointing")),
-        ("save", SaveConfig, {"every": 100}),
-        ("sample", SampleConfig, {"prompts": prompts, "every": 100}),
-    )
+    recipe: dict[str, Section] = {
+        "model": demo.model.but(device="auto"),
+        "adapter": demo.adapter,
+        "datasets": demo.datasets[0].but(trigger=None),  # it is set once, for the whole job
+        "train": demo.train,
+        "regularization": demo.regularization,
+        "validation": demo.validation,
+        "save": demo.save,
+        "sample": SampleConfig(prompts=(f"a red {PLACEHOLDER} on a white background",), every=demo.save.every),
+        "cache": demo.cache,
+    }
     lines = [f"# {line}" for line in _HEAD.format(file=file).splitlines()]
-    lines += ["", *_setting(JobConfig.model_fields["name"], "name", "my_first_lora", chosen=True)]
-    for section, kind, chosen in sections:
-        lines += ["", f"# {(kind.__doc__ or '').splitlines()[0]}", f"{section}:"]
-        lines += _as_list_item(_settings(kind, chosen)) if section == "datasets" else _indented(_settings(kind, chosen))
+    for name, value in (("name", "my_first_lora"), ("trigger", demo.preview_trigger)):
+        lines += ["", *_setting(JobConfig.model_fields[name], name, value, chosen=True)]
+    for name, section in recipe.items():
+        lines += ["", f"# {(section.__doc__ or '').splitlines()[0]}", f"{name}:"]
+        settings = _settings(type(section), _chosen(section, _SHOWN[name]))
+        lines += _as_list_item(settings) if name == "datasets" else _indented(settings)
     return "\n".join(lines) + "\n"
 
 
-def _of(section: Section, *names: str) -> dict[str, Any]:
-    """Some of a section's settings, by name."""
-    return {name: getattr(section, name) for name in names}
+def _chosen(section: Section, shown: tuple[str, ...]) -> dict[str, Any]:
+    """The settings shown in any case, and those that are not at their defaults."""
+    changed = (name for name, field in type(section).model_fields.items() if getattr(section, name) != field.default)
+    return {name: getattr(section, name) for name in dict.fromkeys([*shown, *changed])}
 
 
 def _settings(kind: type[Section], chosen: Mapping[str, Any]) -> Iterator[str]:

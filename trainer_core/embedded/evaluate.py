@@ -88,7 +88,7 @@ class Painter:
         self.base.load_text_encoders()
         self.base.load_vae()
         self.denoiser: nn.Module = self.base.load_denoiser()
-        self._changes = for_modules(parse(read_tensors(lora)), self.denoiser, self.base) if lora else None
+        self.changes = for_modules(parse(read_tensors(lora)), self.denoiser, self.base) if lora else None
 
     def paint(self, prompts: Sequence[Prompt], progress: Callable[[int], None] | None = None) -> Tensor:
         """Pictures (N, 3, 64, 64) in [-1, 1], with the LoRA at strength 1 if there is one."""
@@ -99,7 +99,7 @@ class Painter:
 
         settings = SamplerSettings.of(SampleConfig(), self.base)
         pictures = []
-        with applied(self.denoiser, self._changes, 1.0) if self._changes else nullcontext():
+        with applied(self.denoiser, self.changes, 1.0) if self.changes else nullcontext():
             for start in range(0, len(prompts), _BATCH):
                 part = prompts[start : start + _BATCH]
                 *texts, blank = self.base.encode_prompts([*(prompt.text for prompt in part), ""])
@@ -126,30 +126,36 @@ def right(prompts: Sequence[Prompt], seen: Sequence[Verdict]) -> list[bool]:
     ]
 
 
-def compare(
-    lora: Path, trigger: str, count: int = 200, progress: Callable[[int, int], None] | None = None
-) -> tuple[Scores, Scores]:
-    """Scores of the base alone and with the LoRA, over `count` pictures for each number; 6 · `count` are drawn."""
-    groups = [trigger_prompts(trigger, count), unseen_prompts(trigger, count), plain_prompts(count)]
-    done = 0
+class Evaluation:
+    """The three numbers for any number of LoRAs of one trigger; the base's own pictures are drawn once."""
 
-    def advance(pictures: int) -> None:
-        nonlocal done
-        done += pictures
-        if progress:
-            progress(done, 6 * count)
+    def __init__(self, trigger: str, count: int = 200, progress: Callable[[int], None] | None = None) -> None:
+        """Draws with the base alone: `count` pictures for each number. `progress` gets the pictures drawn at a time."""
+        self.count, self._progress = count, progress
+        self._groups = [trigger_prompts(trigger, count), unseen_prompts(trigger, count), plain_prompts(count)]
+        seen = self._seen(Painter())
+        self._base_right = right(self._groups[2], seen[2])
+        self.base = self._scores(seen)
 
-    seen = [[verdicts(painter.paint(prompts, advance)) for prompts in groups] for painter in (Painter(), Painter(lora))]
-    base_right = right(groups[2], seen[0][2])
+    def of(self, lora: Path) -> Scores:
+        """The scores with a LoRA, on the same prompts and seeds."""
+        return self._scores(self._seen(Painter(lora)))
 
-    def scores(shown: list[list[Verdict]]) -> Scores:
-        now_right = right(groups[2], shown[2])
-        lost = sum(before and not now for before, now in zip(base_right, now_right, strict=True))
+    def _seen(self, painter: Painter) -> list[list[Verdict]]:
+        return [verdicts(painter.paint(prompts, self._progress)) for prompts in self._groups]
+
+    def _scores(self, seen: list[list[Verdict]]) -> Scores:
+        now_right = right(self._groups[2], seen[2])
+        lost = sum(before and not now for before, now in zip(self._base_right, now_right, strict=True))
         return Scores(
-            activation=sum(v.shape == CONCEPT for v in shown[0]) / count,
-            generalization=sum(right(groups[1], shown[1])) / count,
-            leak=lost / max(1, sum(base_right)),
-            plain=sum(now_right) / count,
+            activation=sum(v.shape == CONCEPT for v in seen[0]) / self.count,
+            generalization=sum(right(self._groups[1], seen[1])) / self.count,
+            leak=lost / max(1, sum(self._base_right)),
+            plain=sum(now_right) / self.count,
         )
 
-    return scores(seen[0]), scores(seen[1])
+
+def compare(lora: Path, trigger: str, count: int = 200) -> tuple[Scores, Scores]:
+    """Scores of the base alone and with the LoRA, over `count` pictures for each number; 6 · `count` are drawn."""
+    evaluation = Evaluation(trigger, count)
+    return evaluation.base, evaluation.of(lora)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -43,6 +43,16 @@ class StepDone(Event):
     eta_seconds: float
     peak_memory: int
     """bytes"""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Further terms of the objective by name, unweighted, such as `output_preservation`."""
+
+
+@dataclass(frozen=True)
+class ValidationDone(Event):
+    """The loss on held-out pictures after `step` updates."""
+
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True)

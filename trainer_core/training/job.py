@@ -46,13 +46,18 @@ class TrainingJob:
         Raises:
             FoundryError: what is wrong with them, or with writing the folder; then nothing is left behind.
         """
+        from ..data.prepare import check_controls
         from ..data.summary import summarize
         from ..families.registry import open_base
         from ..sampling import SamplerSettings
+        from .optimizers import check_optimizer
 
+        base = open_base(job.model)
+        check_optimizer(job.train, base.device)
+        check_controls(job, base.spec)
         for dataset in job.datasets:
             summarize(dataset, job.model)
-        SamplerSettings.of(job.sample, open_base(job.model))
+        SamplerSettings.of(job.sample, base)
         return cls(RunFolder.create(runs_root, job), job)
 
     def start(self) -> None:
@@ -144,6 +149,7 @@ def _train(run: RunFolder, job: JobConfig, emit: Listener, should_stop: Callable
     from ..families.registry import open_base
     from ..sampling import Interrupted, SamplerSettings
     from .loop import Trainer
+    from .previews import preview_texts
 
     steps = job.train.steps
 
@@ -163,10 +169,12 @@ def _train(run: RunFolder, job: JobConfig, emit: Listener, should_stop: Callable
         base = open_base(job.model)
         SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
         progress("scanning the data", 0, 1)
-        data = PreparedData(job, base, TensorCache(run.path.parent / ".cache"))
-        prompts = [prompt.replace("[trigger]", job.trigger or "") for prompt in job.sample.prompts]
-        data.encode_texts([*prompts, ""] if prompts else [], progress)
+        cache = TensorCache(run.path.parent / ".cache")
+        data = PreparedData(job, base, cache)
+        prompts = preview_texts(job)
+        data.encode_texts([*prompts, job.sample.negative_prompt] if prompts else [], progress)
         data.encode_images(progress)
+        cache.prune(int(job.cache.limit_gb * 1e9))
         progress("loading the base", 0, 1)
         trainer = Trainer(run, job, base, data, emit, should_stop)
         trainer.restore()

@@ -1,57 +1,292 @@
-"""Optimizer and learning rate. The rate is a function of the step, so it needs no state."""
+"""Optimizers by name, and their whole state as tensors and JSON, so that a resumed run goes on bit for bit."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..config import TrainConfig
+from ..errors import ConfigError, RunError
+
+_PACKAGES = {"adafactor": "transformers", "prodigy": "prodigyopt", "lion": "lion-pytorch", "adamw8bit": "bitsandbytes"}
+"""Where the optimizers with short names come from; adamw is torch's own."""
+_UNUSABLE = {"lbfgs": "it evaluates the loss several times a step", "sparseadam": "it needs sparse gradients"}
+_LEAST_FOR_PRODIGY = 0.1
+_SET_ELSEWHERE = {"params": None, "lr": "train.learning_rate", "weight_decay": "train.weight_decay"}
+_FAILURES = (ValueError, TypeError, AssertionError, AttributeError, RuntimeError, ImportError, OSError)
+"""What optimizers raise for arguments and devices that they cannot work with."""
 
 
-def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019) over the adapter's parameters."""
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        weight_decay=config.weight_decay,
-    )
+def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
+    """The job's optimizer over the adapter's parameters.
 
+    - adamw: Loshchilov & Hutter 2019, torch's; adamw8bit: with moments of 8 bits, Dettmers et al. 2022, bitsandbytes';
+    - adafactor: Shazeer & Stern 2018, transformers', with the job's learning rate instead of its relative steps;
+    - prodigy: Mishchenko & Defazio 2024, the authors' own; lion: Chen et al. 2023, lion-pytorch's;
+    - any other: the class of torch.optim of that name in any case. `torch.optim.` before it always means torch's.
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of the update that follows `step` updates.
+    `weight_decay` is passed on where the optimizer has it, decoupled where it can be; `beta1`, `beta2` and `epsilon`
+    where they are given (else the optimizer's own count: 0.99 for Lion's second moment). `optimizer_options` are
+    checked against the optimizer's own arguments and win over all of these.
 
-    It rises linearly over `warmup_steps` (the first update has 1 / warmup of it), then stays, or falls to 0 linearly or
-    along half a cosine, reaching 0 after the last update.
+    Raises:
+        ConfigError: for an unknown name or option, a setting that the optimizer has not got, a package that is not
+            installed, or an optimizer that fails on the parameters' device.
     """
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    left = 1 - (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    factor = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[config.lr_scheduler]
-    return config.learning_rate * factor
+    check_optimizer(config, parameters[0].device)
+    return _construct(parameters, config)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], str]:
-    """An optimizer's state as named tensors, and the rest of it as JSON."""
-    tensors, values = {}, {}
-    for index, entry in optimizer.state_dict()["state"].items():
-        for name, value in entry.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value.detach().cpu().clone()
-            else:
-                values[f"{index}.{name}"] = value
-    return tensors, json.dumps(values, sort_keys=True)
+def check_optimizer(config: TrainConfig, device: torch.device | str = "cpu") -> None:
+    """Tries one step on a throw-away matrix, large enough for 8-bit state, so that what cannot work fails early.
+
+    Raises:
+        ConfigError: as `make_optimizer` does.
+    """
+    trial = nn.Parameter(torch.ones(64, 64, device=device))
+    trial.grad = torch.ones_like(trial)
+    optimizer = _construct([trial], config)
+    try:
+        optimizer.step()
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        raise ConfigError(
+            f"train.optimizer: {config.optimizer} cannot train on {device} with these settings: {_first_line(error)}. "
+            "Choose another optimizer, such as adamw, or change train.optimizer_options"
+        ) from error
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: str) -> None:
-    """The inverse of `optimizer_tensors`; parameter groups keep the settings that they have."""
+def _construct(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
+    kind = _class_of(config.optimizer)
+    arguments = _arguments(kind, config)
+    # Prodigy prints a line whenever it is made with weight decay, also into ComfyUI's console: it gets it afterwards.
+    afterwards = {"weight_decay": arguments.pop("weight_decay")} if config.optimizer == "prodigy" else {}
+    try:
+        optimizer = kind(parameters, **arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        told = ", ".join(f"{name}={value}" for name, value in arguments.items())
+        raise ConfigError(
+            f"train.optimizer: {kind.__name__} does not take these settings: {_first_line(error)} (given: {told})"
+        ) from error
+    for group in optimizer.param_groups:
+        group.update(afterwards)
+    return optimizer
+
+
+def _class_of(name: str) -> type[Optimizer]:
+    """The class of a name; packages are imported only when they are asked for."""
+    try:
+        if name == "adamw8bit":
+            from bitsandbytes.optim import AdamW8bit
+
+            return AdamW8bit
+        if name == "adafactor":
+            from transformers.optimization import Adafactor
+
+            return Adafactor
+        if name == "prodigy":
+            from prodigyopt import Prodigy
+
+            return Prodigy
+        if name == "lion":
+            from lion_pytorch import Lion
+
+            return Lion
+    except (ImportError, OSError, RuntimeError) as error:
+        package = _PACKAGES[name]
+        raise ConfigError(
+            f"train.optimizer: {name} needs the package {package}, which cannot be loaded here "
+            f"({_first_line(error)}). Install it with `pip install {package}`, or choose another optimizer, such as "
+            "adamw"
+        ) from error
+    return _torch_class(name)
+
+
+def _torch_class(name: str) -> type[Optimizer]:
+    classes = {
+        kind.__name__.lower(): kind
+        for kind in vars(torch.optim).values()
+        if inspect.isclass(kind) and issubclass(kind, Optimizer) and kind is not Optimizer
+    }
+    asked = name.removeprefix("torch.optim.").lower()
+    if asked in _UNUSABLE:
+        raise ConfigError(
+            f"train.optimizer: {name} cannot train here: {_UNUSABLE[asked]}. Choose another, such as adamw"
+        )
+    if asked not in classes:
+        short = {"adamw", *_PACKAGES}
+        known = [*sorted(short), *(classes[key].__name__ for key in sorted(classes.keys() - short - _UNUSABLE.keys()))]
+        raise ConfigError(f"train.optimizer: there is no optimizer {name!r}; {_nearest(asked, known)}")
+    return classes[asked]
+
+
+def _arguments(kind: type[Optimizer], config: TrainConfig) -> dict[str, Any]:
+    """What the constructor gets, apart from the parameters."""
+    own = {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
+    arguments: dict[str, Any] = {"lr": config.learning_rate, **_from_settings(kind, own, config)}
+    if "decoupled_weight_decay" in own and kind.__module__.startswith("torch."):  # Lion's of that name is another thing
+        arguments["decoupled_weight_decay"] = True
+    if {"scale_parameter", "relative_step"} <= own.keys():
+        # Adafactor as it comes ignores the learning rate and its schedule, and hardly moves LoRA's zeros.
+        arguments |= {"scale_parameter": False, "relative_step": False}
+    options = [name for name in own if name not in _SET_ELSEWHERE]
+    for name, value in config.optimizer_options.items():
+        if _SET_ELSEWHERE.get(name):
+            raise ConfigError(f"train.optimizer_options.{name}: is set by {_SET_ELSEWHERE[name]}")
+        if name not in options:
+            raise ConfigError(f"train.optimizer_options.{name}: unknown to {kind.__name__}; {_nearest(name, options)}")
+        arguments[name] = _plain(value)
+    return arguments
+
+
+def _plain(value: bool | int | float | str | list[float]) -> Any:
+    """A pair for a list; a number for what YAML 1.1 takes for a text, such as 1e-6 (only 1.0e-6 is a number to it)."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _from_settings(kind: type[Optimizer], own: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Weight decay, and those of the moments and epsilon that the job sets."""
+    changed = {
+        name: getattr(config, name) for name in ("beta1", "beta2", "epsilon") if getattr(config, name) is not None
+    }
+    arguments: dict[str, Any] = {}
+    if "weight_decay" in own:
+        arguments["weight_decay"] = config.weight_decay
+    elif config.weight_decay != TrainConfig.model_fields["weight_decay"].default and config.weight_decay:
+        changed["weight_decay"] = config.weight_decay  # the default is for those that have it; who asks for one is told
+    if "betas" in own and {"beta1", "beta2"} & changed.keys():
+        beta1, beta2 = own["betas"]
+        arguments["betas"] = (changed.pop("beta1", beta1), changed.pop("beta2", beta2))
+    if "beta1" in own and "beta1" in changed:
+        arguments["beta1"] = changed.pop("beta1")
+    if isinstance(own.get("eps"), float) and "epsilon" in changed:
+        arguments["eps"] = changed.pop("epsilon")
+    if changed:
+        raise ConfigError(
+            "\n".join(
+                f"train.{name}: {kind.__name__} has no such setting: leave it out. It has, in "
+                f"train.optimizer_options: {', '.join(other for other in own if other not in _SET_ELSEWHERE)}"
+                for name in changed
+            )
+        )
+    return arguments
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return f"did you mean `{lower[near[0]]}`?" if near else f"known here: {', '.join(known)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+# --- state -----------------------------------------------------------------------------------------------------------
+
+
+def effective_rate(optimizer: Optimizer) -> float:
+    """The learning rate of the last update; Prodigy multiplies the one it is given by its own estimate."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"]) * float(group.get("d", 1.0))
+
+
+def advice(config: TrainConfig) -> str | None:
+    """What a user should know about settings that work and are most likely a mistake."""
+    if config.optimizer.lower() == "prodigy" and config.learning_rate < _LEAST_FOR_PRODIGY:
+        return (
+            f"train.learning_rate is {config.learning_rate:g}: prodigy multiplies it by its own estimate and hardly "
+            "learns. Set it to 1"
+        )
+    return None
+
+
+def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], str]:
+    """An optimizer's state as named tensors (copies on the CPU), and the rest of it as JSON.
+
+    Names are `<parameter>.<name>` for the state of a parameter by index, and `group.<group>.<name>` for what the
+    optimizer itself keeps in a parameter group, such as Prodigy's estimate of the step size. A group's settings are
+    not state: they are the job's.
+    """
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for key, value in _entries(optimizer):
+        if isinstance(value, Tensor):
+            tensors[key] = value.detach().to("cpu", copy=True)
+        else:
+            values[key] = value
+    return tensors, json.dumps({"optimizer": _name_of(optimizer), "values": values}, sort_keys=True)
+
+
+def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], values: str) -> None:
+    """The inverse of `optimizer_tensors`, bit for bit; parameter groups keep the settings that they have.
+
+    Raises:
+        RunError: if the state is another optimizer's, or of other parameters; nothing is changed then.
+    """
+    saved = json.loads(values)
+    own = _name_of(optimizer)
+    if saved["optimizer"] != own:
+        raise RunError(
+            f"the checkpoint was trained with the optimizer {saved['optimizer']}, and train.optimizer asks for {own}: "
+            "set it back, or begin a new run from the LoRA with adapter.warm_start"
+        )
+    places = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
-    for key, value in [*tensors.items(), *json.loads(values).items()]:
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *saved["values"].items()]:
+        kept, name = (groups, key.removeprefix("group.")) if key.startswith("group.") else (state, key)
+        index, name = name.split(".", 1)
+        kept.setdefault(int(index), {})[name] = value
+    if max(state, default=-1) >= len(places) or max(groups, default=-1) >= len(optimizer.param_groups):
+        raise RunError(f"the checkpoint's optimizer state is of more than this adapter's {len(places)} parameters")
+    # Written directly, since Optimizer.load_state_dict casts what it loads to the parameter's precision.
+    for index, entry in state.items():
+        group, parameter = places[index]
+        optimizer.state[parameter] = {
+            name: value.to(_device_of(name, group, parameter), copy=True) if isinstance(value, Tensor) else value
+            for name, value in entry.items()
+        }
+    for index, entry in groups.items():
+        optimizer.param_groups[index].update(entry)
+
+
+def _entries(optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
+    """Everything that steps change."""
+    settings = {"params", *inspect.signature(type(optimizer)).parameters}
+    index = 0
+    for number, group in enumerate(optimizer.param_groups):
+        yield from ((f"group.{number}.{name}", value) for name, value in group.items() if name not in settings)
+        for parameter in group["params"]:
+            # not `optimizer.state[parameter]`, which would make an entry that says that a step was made
+            yield from ((f"{index}.{name}", value) for name, value in optimizer.state.get(parameter, {}).items())
+            index += 1
+
+
+def _name_of(optimizer: Optimizer) -> str:
+    """Such as torch.AdamW; there is a torch.Adafactor and a transformers.Adafactor, and their states differ."""
+    kind = type(optimizer)
+    return f"{kind.__module__.split('.')[0]}.{kind.__name__}"
+
+
+def _device_of(name: str, group: dict[str, Any], parameter: nn.Parameter) -> torch.device:
+    """torch keeps its step counters on the CPU unless the whole step runs on the device."""
+    on_device = name != "step" or group.get("capturable") or group.get("fused")
+    return parameter.device if on_device else torch.device("cpu")

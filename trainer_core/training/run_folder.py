@@ -126,6 +126,10 @@ class RunFolder:
                 continue
         return lines
 
+    def losses(self) -> list[float]:
+        """The logged losses, in order."""
+        return [line["loss"] for line in self.metrics() if "loss" in line]
+
     def truncate_metrics(self, step: int) -> None:
         """Drops the lines of steps after `step`, which a resumed run makes again."""
         kept = [line for line in self.metrics() if line["step"] <= step]
@@ -214,6 +218,12 @@ class RunFolder:
             if self._problem(found) is None:
                 return found
         return None
+
+    def best(self) -> Checkpoint | None:
+        """The intact checkpoint with the lowest validation loss; None if no kept one was validated."""
+        losses = {line["step"]: line["validation_loss"] for line in self.metrics() if "validation_loss" in line}
+        measured = [checkpoint for checkpoint in self.checkpoints() if checkpoint.step in losses]
+        return min(measured, key=lambda checkpoint: losses[checkpoint.step], default=None)
 
     def examine_checkpoints(self) -> list[tuple[Checkpoint, str | None]]:
         """All checkpoints, oldest first, each with what is wrong with it or None."""

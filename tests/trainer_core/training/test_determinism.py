@@ -24,9 +24,9 @@ Jobs = Callable[..., JobConfig]
 Train = Callable[..., TrainingJob]
 PREVIEWS = {"prompts": ("a [trigger]", "a green cat"), "every": 1, "before_training": True}
 EVERYTHING: dict[str, Any] = {
-    "dataset": {"flip_x": True, "caption_dropout": 0.3, "shuffle_tags": True},
+    "dataset": {"flip_x": True, "crop": "random", "caption_dropout": 0.3, "shuffle_tags": True},
     "adapter": {"dropout": 0.2, "alpha": 1.0},
-    "train": {"steps": 4, "batch_size": 2, "gradient_accumulation": 2},
+    "train": {"steps": 4, "batch_size": 2, "gradient_accumulation": 2, "ema_decay": 0.9, "stage_boundaries": (0.5,)},
 }
 """A job in which all that draws numbers is on."""
 

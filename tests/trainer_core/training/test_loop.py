@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,14 @@ from torch import Tensor
 
 from trainer_core.adapters.comfy_format import applied, for_modules, parse
 from trainer_core.config import JobConfig
+from trainer_core.data.variants import Variant
 from trainer_core.errors import TrainingError
 from trainer_core.families.base import stack_text
+from trainer_core.randomness import normal_like, uniform
 from trainer_core.training.loop import Trainer
+from trainer_core.training.previews import draw_samples
+from trainer_core.training.state import lora_file, state_file
+from trainer_core.training.step import Term
 
 if TYPE_CHECKING:
     from trainer_core.data.scan import Sample
@@ -56,13 +62,18 @@ def in_double(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     makes a step like any other, rounding errors included; without these, two ways to the same update are the same."""
     trainer.base.dtype = torch.float64
     trainer.denoiser.double()
-    monkeypatch.setattr("trainer_core.training.loop.autocast", lambda _: nullcontext())
+    monkeypatch.setattr("trainer_core.training.step.autocast", lambda _: nullcontext())
     return trainer
 
 
 def moved(trainer: Trainer) -> float:
     """How far B is from its start at zero."""
     return sum(value.abs().sum().item() for name, value in trainer.adapter.state().items() if "lora_B" in name)
+
+
+def losses(trainer: Trainer, batch: list[Sample], seen: dict[str, int], step: int = 0) -> Tensor:
+    """The loss of each sample."""
+    return next(trainer.objective.terms(batch, step, 0, seen)).minimised
 
 
 def four(trainer: Trainer) -> list[Sample]:
@@ -87,8 +98,8 @@ def test_accumulation_equals_a_batch(
         trainers = tuple(in_double(trainer, monkeypatch) for trainer in trainers)
     kept, start = [gradients(trainer) for trainer in trainers], whole(at_once)
     for _ in range(5):
-        loss, norm = at_once.update_with([four(at_once)])
-        loss_of_parts, norm_of_parts = one_by_one.update_with([[sample] for sample in reversed(four(one_by_one))])
+        loss, norm, _ = at_once.update_with([four(at_once)])
+        loss_of_parts, norm_of_parts, _ = one_by_one.update_with([[sample] for sample in reversed(four(one_by_one))])
         for trainer in trainers:
             trainer.step += 1
         assert (loss_of_parts, norm_of_parts) == pytest.approx((loss, norm), rel=1e-5)
@@ -125,8 +136,8 @@ def test_an_item_that_comes_twice_in_a_step_has_other_noise(job_of: Jobs, traine
     trainer = trainer_of(job_of())
     sample, seen = four(trainer)[0], {}
     with torch.no_grad():
-        first, second = trainer.losses([sample], seen), trainer.losses([sample], seen)
-        both = trainer.losses([sample, sample], {})
+        first, second = losses(trainer, [sample], seen), losses(trainer, [sample], seen)
+        both = losses(trainer, [sample, sample], {})
     assert first.item() != pytest.approx(second.item(), rel=1e-3)
     torch.testing.assert_close(both, torch.cat([first, second]), rtol=1e-5, atol=1e-6)
 
@@ -141,17 +152,15 @@ def test_the_loss_is_that_of_flow_matching(job_of: Jobs, trainer_of: Trainers, m
     given: dict[str, Tensor] = {}
     original = trainer.base.predict
 
-    def predict(denoiser: Any, noisy: Tensor, t: Tensor, text: dict[str, Tensor], guidance: Any = None) -> Tensor:
-        given.update(noisy=noisy, t=t, v=original(denoiser, noisy, t, text, guidance), text=text["text"])
+    def predict(denoiser: Any, noisy: Tensor, t: Tensor, text: dict[str, Tensor], **others: Any) -> Tensor:
+        given.update(noisy=noisy, t=t, v=original(denoiser, noisy, t, text, **others), text=text["text"])
         return given["v"]
 
     monkeypatch.setattr(trainer.base, "predict", predict)
     with torch.no_grad():
-        loss = trainer.losses([sample], {})
-    latents, t = trainer.data.latents(sample, False), given["t"]
+        loss = losses(trainer, [sample], {})
+    latents, t = trainer.data.latents(sample, Variant()), given["t"]
     # x_t = (1-t)·(mean + spread·n1) + t·n2, target n2 - x_0: both draws are recovered from the seeds by their places
-    from trainer_core.randomness import normal_like, uniform
-
     place = (42, 0, sample.key, 1)
     clean = latents.mean + latents.spread * normal_like((16, 8, 8), "posterior", *place)
     noise = normal_like((16, 8, 8), "noise", *place)
@@ -222,11 +231,11 @@ def test_training_learns(job_of: Jobs, trainer_of: Trainers) -> None:
     """The same noise again and again: the loss on it must fall a lot."""
     trainer = trainer_of(job_of(train={"learning_rate": 5e-3}, adapter={"rank": 8}))
     with torch.no_grad():
-        before = trainer.losses(four(trainer), {}).mean().item()
+        before = losses(trainer, four(trainer), {}).mean().item()
     for _ in range(25):
         trainer.update_with([four(trainer)])
     with torch.no_grad():
-        after = trainer.losses(four(trainer), {}).mean().item()
+        after = losses(trainer, four(trainer), {}).mean().item()
     assert after < 0.8 * before
 
 
@@ -234,7 +243,7 @@ def test_bfloat16_trains_a_float32_lora(job_of: Jobs, trainer_of: Trainers) -> N
     trainer = trainer_of(job_of(model={"dtype": "bfloat16"}, train={"batch_size": 4}))
     exact = trainer_of(job_of(train={"batch_size": 4}))
     assert trainer.denoiser.dtype == torch.bfloat16
-    loss, _ = trainer.update()
+    loss, _, _ = trainer.update()
     assert loss == pytest.approx(exact.update()[0], rel=0.05)
     assert {parameter.dtype for parameter in trainer.adapter.parameters()} == {torch.float32}
     assert moved(trainer) > 0
@@ -248,22 +257,21 @@ def test_flips_captions_and_times_are_drawn_anew_each_step(
 ) -> None:
     """Over 1,200 draws: half are flipped, three in ten captions dropped, and times are spread as the sampler's are."""
     trainer = trainer_of(job_of(dataset={"flip_x": True, "caption_dropout": 0.3}))
-    assert trainer.timestep_type == "shift", "what the embedded base asks for"
+    assert trainer.objective.timesteps.kind == "shift", "what the embedded base asks for"
     flips: list[bool] = []
     texts: list[str] = []
     times: list[Tensor] = []
     latents, text = trainer.data.latents, trainer.data.text
 
-    def predict(denoiser: Any, noisy: Tensor, t: Tensor, *_: Any) -> Tensor:
+    def predict(denoiser: Any, noisy: Tensor, t: Tensor, *_: Any, **__: Any) -> Tensor:
         times.append(t)
         return torch.zeros_like(noisy)
 
-    monkeypatch.setattr(trainer.data, "latents", lambda s, flip: (flips.append(flip), latents(s, flip))[1])
+    monkeypatch.setattr(trainer.data, "latents", lambda s, form: (flips.append(form.flip_x), latents(s, form))[1])
     monkeypatch.setattr(trainer.data, "text", lambda one: (texts.append(one), text(one))[1])
     monkeypatch.setattr(trainer.base, "predict", predict)
     for step in range(300):
-        trainer.step = step
-        trainer.losses(four(trainer), {})
+        losses(trainer, four(trainer), {}, step)
     count = 1200
     assert sum(flips) / count == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / count))
     assert texts.count("zorble") / count == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / count))
@@ -294,10 +302,10 @@ def test_a_file_of_less_precision_loses_nothing_of_the_training(dtype: str, job_
     for trainer in (short, exact):
         trainer.update()
         trainer.step += 1
-    one, other = load(short.lora_file()), load(exact.lora_file())
+    one, other = load(lora_file(short)), load(lora_file(exact))
     for name, value in other.items():
         assert torch.equal(one[name], value if name.endswith(".alpha") else value.to(getattr(torch, dtype))), name
-    assert short.state_file() == exact.state_file()
+    assert state_file(short) == state_file(exact)
 
 
 def test_the_file_means_what_the_adapter_means(job_of: Jobs, trainer_of: Trainers) -> None:
@@ -308,7 +316,7 @@ def test_the_file_means_what_the_adapter_means(job_of: Jobs, trainer_of: Trainer
     x, t = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.2, 0.9])
     text = stack_text([trainer.data.text(f"a {colour} zorble") for colour in ("red", "blue")], trainer.base.device)
     plain = trainer.base.load_denoiser()
-    changes = for_modules(parse(load(trainer.lora_file())), plain, trainer.base)
+    changes = for_modules(parse(load(lora_file(trainer))), plain, trainer.base)
     with torch.no_grad():
         ours = trainer.base.predict(trainer.denoiser.eval(), x, t, text)
         without = trainer.base.predict(plain, x, t, text)
@@ -320,7 +328,71 @@ def test_the_file_means_what_the_adapter_means(job_of: Jobs, trainer_of: Trainer
     assert (ours - saved).norm() < 1e-5 * ours.norm()
 
 
+def test_files_and_previews_hold_the_weights_asked_for(made: Callable[..., Trainer]) -> None:
+    """Raw ones are those of a run without a moving average; averaged ones those that the state holds."""
+    prompts = {"prompts": ("a [trigger]",), "steps": 2, "guidance": 1.0}
+    plain = {"train": {"learning_rate": 0.05}, "sample": prompts}
+    averaging = {"learning_rate": 0.05, "ema_decay": 0.5, "ema_warmup": False}
+    trainers = {
+        which: made(stirred=False, train=averaging, sample={**prompts, "weights": which}, save={"weights": which})
+        for which in ("raw", "ema", "auto")
+    }
+    expected = {"raw": made(stirred=False, **plain)}
+    for trainer in (*trainers.values(), *expected.values()):
+        for _ in range(2):
+            trainer.update()
+            trainer.step += 1
+    assert trainers["ema"].ema is not None
+    names = list(trainers["ema"].adapter.state())
+    expected["ema"] = made(stirred=False, **plain)
+    expected["ema"].adapter.load(dict(zip(names, trainers["ema"].ema.averages, strict=True)))
+    expected["ema"].step = 2
+    expected["auto"] = expected["ema"]
+    for which, trainer in trainers.items():
+        before, stored = trainer.adapter.state(), state_file(trainer)
+        draw_samples(trainer)
+        draw_samples(expected[which])
+        ours, theirs = (Image.open(one.run.sample_folder(2) / "00.png") for one in (trainer, expected[which]))
+        assert ours.tobytes() == theirs.tobytes(), which
+        assert ours.info["weights"] == trainer.which(which) == ("raw" if which == "raw" else "ema")
+        file = lora_file(trainer)
+        one, other = load(file), load(lora_file(expected[which]))
+        assert all(torch.equal(value, other[name]) for name, value in one.items()), which
+        header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+        assert header["__metadata__"]["lora_foundry.weights"] == trainer.which(which)
+        assert all(torch.equal(value, before[name]) for name, value in trainer.adapter.state().items())
+        assert stored == state_file(trainer) == state_file(trainers["raw"])
+    raw, averaged = (load(lora_file(trainers[which])) for which in ("raw", "ema"))
+    assert any(not torch.equal(value, averaged[name]) for name, value in raw.items())
+
+
+def test_the_moving_average_of_a_run(made: Callable[..., Trainer]) -> None:
+    """After two updates from w0 with a decay of 3/4: 9/16 w0 + 3/16 w1 + 1/4 w2."""
+    trainer = made(train={"ema_decay": 0.75, "ema_warmup": False})
+    assert trainer.ema is not None
+    trainer.ema.restart()  # from the stirred weights
+    steps = [trainer.adapter.state()]
+    for _ in range(2):
+        trainer.update()
+        trainer.step += 1
+        steps.append(trainer.adapter.state())
+    for average, *weights in zip(trainer.ema.averages, *(step.values() for step in steps), strict=True):
+        expected = sum(share * weight for share, weight in zip((9 / 16, 3 / 16, 1 / 4), weights, strict=True))
+        torch.testing.assert_close(average, expected)
+
+
 # --- when it fails ---------------------------------------------------------------------------------------------------
+
+
+def spoil(trainer: Trainer, how: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes all losses."""
+    original = trainer.objective.terms
+
+    def terms(*arguments: Any) -> Iterator[Term]:
+        for term in original(*arguments):
+            yield Term(term.name, how(term.minimised), how(term.shown))
+
+    monkeypatch.setattr(trainer.objective, "terms", terms)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -328,8 +400,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change(
     value: float, job_of: Jobs, trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_of(job_of())
-    before, original = trainer.adapter.state(), trainer.losses
-    monkeypatch.setattr(trainer, "losses", lambda *arguments: original(*arguments) * value)
+    before = trainer.adapter.state()
+    spoil(trainer, lambda loss: loss * value, monkeypatch)
     with pytest.raises(TrainingError, match=r"step 1: .*not finite.*learning_rate") as caught:
         trainer.update_with([four(trainer)[:1]])
     assert four(trainer)[0].item.key in str(caught.value)
@@ -341,9 +413,9 @@ def test_gradients_that_are_not_finite_do_not_reach_the_weights(
 ) -> None:
     """A finite loss may have a gradient that is none; then the weights would be lost, and saved so."""
     trainer = trainer_of(job_of())
-    before, original = trainer.adapter.state(), trainer.losses
+    before = trainer.adapter.state()
     # sqrt(x - x) is 0, and its derivative is infinite
-    monkeypatch.setattr(trainer, "losses", lambda *a: (lambda x: x + (x - x.detach()).abs().sqrt())(original(*a)))
+    spoil(trainer, lambda x: x + (x - x.detach()).abs().sqrt() if x.requires_grad else x, monkeypatch)
     with pytest.raises(TrainingError, match="not finite"):
         trainer.update_with([four(trainer)])
     assert all(torch.equal(value, before[name]) for name, value in trainer.adapter.state().items())

@@ -76,6 +76,80 @@ def test_stopped_anywhere_and_resumed(seed: int, job: JobConfig, train: Train, t
     assert [checkpoint.step for checkpoint in run.checkpoints()] == [6, 7]
 
 
+@pytest.fixture
+def everything(job_of: Jobs, half_triggered: Path, others: Path) -> JobConfig:
+    """Two weighted training sets, one of them at half strength, a regularization set and one to validate on."""
+    folder = {"folder": str(half_triggered)}
+    job = job_of(
+        datasets=[
+            {"flip_x": True, "caption_dropout": 0.3, "weight": 2.0},
+            {**folder, "adapter_strength": 0.5, "weight": 0.7, "loss_weight": 2.0, "shuffle_tags": True},
+            {**folder, "role": "regularization", "trigger": None, "regularization_target": "base"},
+            {"folder": str(others), "role": "validation", "trigger": None},
+        ],
+        adapter={"dropout": 0.2},
+        train={
+            "steps": 5,
+            "batch_size": 2,
+            "gradient_accumulation": 2,
+            "ema_decay": 0.9,
+            "lr_scheduler": "cosine",
+            "stage_boundaries": (0.5,),
+            "stage_switch_every": 2,
+            "min_snr_gamma": 5.0,
+        },
+        save={"every": 2},
+    )
+    preservation = {"output_preservation": True, "output_preservation_class": "shape", "blank_preservation": True}
+    return job.but(
+        regularization={**preservation, "preservation_every": 2, "differential_guidance": True, "ratio": 0.3},
+        validation={"every": 3, "draws": 1},
+    )
+
+
+def measured(run: RunFolder) -> list[dict[str, Any]]:
+    """Metrics with validation and all parts, but for times and memory."""
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds_per_step", "peak_memory")}
+        for line in run.metrics()
+    ]
+
+
+def test_stopped_and_resumed_with_all_of_the_objective_on(
+    everything: JobConfig, train: Train, shared_root: Path
+) -> None:
+    """Moving average, preservation, dropout, guidance, weighted sets, stages, validation: bit for bit."""
+    straight = train(everything, root=shared_root).run
+    run = RunFolder.create(shared_root, everything)
+    assert go_on(run, 1)[0] == "stopped"
+    assert go_on(run, 4)[0] == "stopped"
+    assert go_on(run)[0] == "finished"
+    assert lora(run) == lora(straight)
+    assert run.latest().state.read_bytes() == straight.latest().state.read_bytes()  # type: ignore[union-attr]
+    assert measured(run) == measured(straight)
+    assert [line["step"] for line in measured(run) if "validation_loss" in line] == [0, 3, 5]
+
+
+@pytest.mark.parametrize("step", [2, 3], ids=["in between", "at the end"])
+def test_a_stop_loses_no_measurement(step: int, job_of: Jobs, train: Train, shared_root: Path, others: Path) -> None:
+    """Asked for in a step after which is measured: before it stops, or when it goes on, but not never."""
+    datasets = [{}, {"folder": str(others), "role": "validation", "trigger": None}]
+    job = job_of(datasets=datasets).but(validation={"every": 2, "draws": 1})
+    straight = train(job, root=shared_root).run
+    run = RunFolder.create(shared_root, job)
+    go_on(run, step)
+    assert go_on(run)[0] == "finished"
+    assert lora(run) == lora(straight)
+    assert measured(run) == measured(straight)
+
+
+def test_a_moving_average_that_the_checkpoint_lacks_is_told(job_of: Jobs, train: Train, shared_root: Path) -> None:
+    run = train(job_of(train={"steps": 1}), root=shared_root).run
+    averaged = job_of(train={"steps": 2, "ema_decay": 0.9})
+    with pytest.raises(FoundryError, match="ema_decay"):
+        TrainingJob(run, averaged).run_here(lambda _: None)
+
+
 def test_killed_between_checkpoints_and_resumed(job: JobConfig, train: Train, tmp_path: Path) -> None:
     """The process is gone after step 5: the steps since the checkpoint at 4 are made again, the same."""
     straight, events = train(job).run, []

@@ -46,6 +46,19 @@ def test_a_new_run(run: RunFolder, job_of: Callable[..., JobConfig]) -> None:
     assert (run.metrics(), run.checkpoints(), run.latest(), run.sample_paths()) == ([], [], None, [])
 
 
+def test_the_best_checkpoint_is_the_kept_one_that_validated_lowest(run: RunFolder) -> None:
+    for step, loss in ((0, 0.1), (2, 0.5), (4, 0.3), (6, 0.4), (8, 0.2)):
+        run.append_metrics({"step": step, "validation_loss": loss})
+    assert run.best() is None
+    for step in (2, 4, 6, 7):  # 0 and 8 were validated and are not kept, 7 was never validated
+        run.save_checkpoint(step, FILES)
+    best = run.best()
+    assert best is not None
+    assert best.step == 4
+    run.append_metrics({"step": 7, "loss": 0.5})
+    assert run.losses() == [0.5]
+
+
 def test_names_are_not_taken_twice(tmp_path: Path, job_of: Callable[..., JobConfig]) -> None:
     (tmp_path / "tiny").mkdir()
     assert [RunFolder.create(tmp_path, job_of()).name for _ in range(3)] == ["tiny_2", "tiny_3", "tiny_4"]

@@ -1,0 +1,46 @@
+"""Preview pictures of a run, with the weights as they are; training goes on undisturbed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..data.images import png_bytes, to_image
+from ..files import write_atomically
+from ..sampling import Interrupted, SamplerSettings, draw
+from .events import SampleReady
+
+if TYPE_CHECKING:
+    from ..config import JobConfig
+    from .loop import Trainer
+
+
+def preview_texts(job: JobConfig) -> list[str]:
+    """The job's prompts, with the trigger in its place; an empty list if there are no previews."""
+    return [prompt.replace("[trigger]", job.preview_trigger or "") for prompt in job.sample.prompts]
+
+
+def draw_samples(trainer: Trainer) -> None:
+    """Draws one picture for each of the job's prompts into the run's folder. A request to stop ends it early."""
+    config, base = trainer.job.sample, trainer.base
+    if not config.prompts:
+        return
+    settings = SamplerSettings.of(config, base)
+    negative = trainer.data.text(config.negative_prompt)
+    trainer.denoiser.eval()
+    trainer.adapter.set_strength(1.0)
+    try:
+        base.load_vae()
+        with trainer.weights(config.weights):
+            for index, prompt in enumerate(preview_texts(trainer.job)):
+                seed = config.seed + index * config.walk_seed
+                texts = [trainer.data.text(prompt)]
+                latents = draw(base, trainer.denoiser, texts, [seed], settings, negative, trainer.should_stop)
+                path = trainer.run.sample_folder(trainer.step) / f"{index:02d}.png"
+                facts = {"prompt": prompt, "seed": str(seed), "weights": trainer.which(config.weights)}
+                write_atomically(path, png_bytes(to_image(base.decode_latents(latents)[0]), facts))
+                trainer.emit(SampleReady(trainer.step, path, config.prompts[index], index))
+    except Interrupted:
+        return  # the loop sees the same request to stop
+    finally:
+        base.free_vae()
+        trainer.denoiser.train()

@@ -1,0 +1,97 @@
+"""What a checkpoint holds of a trainer, and how it gets back in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..adapters.comfy_format import fitted, for_modules, parse, to_comfy
+from ..adapters.metadata import lora_metadata
+from ..adapters.safetensors_file import read_header, read_tensors, serialize
+from ..errors import RunError, TrainingError
+from .events import Warning
+from .optimizers import load_optimizer, optimizer_tensors
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+def lora_file(trainer: Trainer) -> bytes:
+    """The LoRA for ComfyUI, of the weights that `save.weights` asks for."""
+    job = trainer.job
+    dtype: torch.dtype = getattr(torch, job.save.dtype)
+    losses = trainer.losses
+    metadata = lora_metadata(
+        job,
+        trainer.base,
+        step=trainer.step,
+        loss=sum(losses) / len(losses) if losses else None,
+        weights=trainer.which(job.save.weights),
+        images=[len({sample.item.key for sample in group}) for group in trainer.data.samples],
+        dataset_digest=trainer.data.digest(),
+        base_hash=trainer.base_hash,
+    )
+    with trainer.weights(job.save.weights):
+        weights = trainer.adapter.weights()
+    return serialize(to_comfy(weights, job.adapter.scale, trainer.base, dtype), metadata)
+
+
+def state_file(trainer: Trainer) -> bytes:
+    """All that training needs to go on: fp32 weights, optimizer, moving average, the losses of the running mean."""
+    tensors, values = optimizer_tensors(trainer.optimizer)
+    state = {f"adapter.{name}": value for name, value in trainer.adapter.state().items()}
+    state |= {f"optimizer.{name}": value for name, value in tensors.items()}
+    if trainer.ema is not None:
+        state |= {f"ema.{name}": value for name, value in trainer.ema.state().items()}
+    metadata = {"step": str(trainer.step), "optimizer": values, "losses": json.dumps(list(trainer.losses))}
+    return serialize(state, metadata)
+
+
+def restore(trainer: Trainer) -> None:
+    """Goes on from the newest intact checkpoint, if there is one; else from `adapter.warm_start`, if given."""
+    run = trainer.run
+    run.clear_leftovers()
+    for damaged, problem in run.examine_checkpoints():
+        if problem:
+            trainer.emit(Warning(f"checkpoint {damaged.path.name} is damaged and not used: {problem}"))
+    checkpoint = run.latest()
+    if checkpoint is None:
+        _warm_start(trainer)
+        run.truncate_metrics(-1)  # the baseline at step 0 is measured again
+        return
+    state, metadata = read_tensors(checkpoint.state), read_header(checkpoint.state)["__metadata__"]
+    if int(metadata["step"]) != checkpoint.step:
+        raise RunError(f"{checkpoint.state}: is of step {metadata['step']}, its folder of {checkpoint.step}")
+    trainer.adapter.load(_below("adapter.", state))
+    load_optimizer(trainer.optimizer, _below("optimizer.", state), metadata["optimizer"])
+    if trainer.ema is not None:
+        trainer.ema.load(_below("ema.", state))
+    trainer.losses.extend(json.loads(metadata["losses"]))
+    trainer.step = trainer.saved = checkpoint.step
+    run.truncate_metrics(trainer.step)
+
+
+def _warm_start(trainer: Trainer) -> None:
+    config = trainer.job.adapter
+    if not config.warm_start:
+        return
+    changes = for_modules(parse(read_tensors(Path(config.warm_start))), trainer.denoiser, trainer.base)
+    state = trainer.adapter.state()
+    for path, change in changes.items():
+        if f"{path}.lora_A.weight" not in state:
+            raise TrainingError(f"adapter.warm_start: the file adapts {path}, which this job's targets leave out")
+        fresh = state[f"{path}.lora_A.weight"]
+        state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"] = fitted(
+            change, config.rank, config.scale, fresh
+        )
+    trainer.adapter.load(state)
+    if trainer.ema is not None:
+        trainer.ema.restart()
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
