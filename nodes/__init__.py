@@ -10,14 +10,20 @@ from .load_base import LoadBase
 from .load_dataset import LoadDataset
 from .preview_samples import PreviewSamples
 from .quantize_base import QuantizeBase
+from .regularization import Regularization
+from .sample_settings import SampleSettings
 from .save_checkpoint import SaveCheckpoint
 from .train_lora import TrainLoRA
+from .training_options import TrainingOptions
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDataset,
     CaptionWithTrigger,
     ConfigureLoRA,
     QuantizeBase,
+    TrainingOptions,
+    Regularization,
+    SampleSettings,
     TrainLoRA,
     SaveCheckpoint,
     PreviewSamples,

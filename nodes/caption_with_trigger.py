@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..trainer_core.config import DatasetConfig
 from ..trainer_core.data.summary import summarize
 from . import host, sockets
-from .widgets import widget
+from .settings import CAPTION_WITH_TRIGGER, values
+from .widgets import widgets
 
 _SHOWN = 6
 
@@ -26,11 +29,7 @@ class CaptionWithTrigger(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 sockets.Dataset.Input("dataset", tooltip="From Load Dataset."),
-                widget(DatasetConfig, "trigger"),
-                widget(DatasetConfig, "trigger_placement"),
-                widget(DatasetConfig, "caption_dropout"),
-                widget(DatasetConfig, "shuffle_tags"),
-                widget(DatasetConfig, "keep_tags", advanced=True),
+                *widgets(CAPTION_WITH_TRIGGER),
             ],
             outputs=[
                 sockets.Dataset.Output("dataset", tooltip="The data set with its captions, for Train LoRA."),
@@ -39,22 +38,8 @@ class CaptionWithTrigger(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        dataset: DatasetConfig,
-        trigger: str,
-        trigger_placement: str,
-        caption_dropout: float,
-        shuffle_tags: bool,
-        keep_tags: int,
-    ) -> io.NodeOutput:
-        captioned = dataset.but(
-            trigger=trigger,
-            trigger_placement=trigger_placement,
-            caption_dropout=caption_dropout,
-            shuffle_tags=shuffle_tags,
-            keep_tags=keep_tags,
-        )
+    def execute(cls, dataset: DatasetConfig, **settings: Any) -> io.NodeOutput:
+        captioned = dataset.but(**values(CAPTION_WITH_TRIGGER, settings)["dataset"])
         texts = [" ".join(caption.split()) for _, caption in summarize(captioned).captions]
         # bullets, because pages with Vue nodes run the lines together
         lines = [f"• {text}" for text in texts[:_SHOWN]]

@@ -50,21 +50,36 @@ def collected_datasets_root() -> Path:
 
 
 def dataset_folder(text: str) -> Path:
-    """The folder that a user named: absolute, below ComfyUI's input folder, or `demo` for the data set that we ship.
+    """The folder of a data set that a user named: as `input_folder`, or `demo` for the one that we ship.
 
     Raises:
         DatasetError: for an empty name, or a relative one that leads out of the input folder.
     """
-    name = text.strip().strip('"')
-    if not name:
+    if not _bare(text):
         raise DatasetError("Load Dataset: `folder` is empty. Name a folder of images, or write `demo`")
+    folder = input_folder(text)
+    return SHIPPED_DATASET if _bare(text) == "demo" and not folder.exists() else folder
+
+
+def input_folder(text: str) -> Path:
+    """A folder that a user named: absolute, or below ComfyUI's input folder.
+
+    Raises:
+        DatasetError: for a relative one that leads out of the input folder.
+    """
     inputs = Path(folder_paths.get_input_directory()).resolve()
-    folder = (inputs / Path(name).expanduser()).resolve()
-    if Path(name).expanduser().is_absolute():
-        return folder
-    if not folder.is_relative_to(inputs):
-        raise DatasetError(f"Load Dataset: {name!r} leads out of ComfyUI's input folder. Give the whole path instead")
-    return SHIPPED_DATASET if name == "demo" and not folder.exists() else folder
+    try:
+        name = Path(_bare(text)).expanduser()
+    except RuntimeError as error:  # the home of a user that there is not
+        raise DatasetError(f"Load Dataset: {text!r}: {error}") from None
+    folder = (inputs / name).resolve()
+    if not name.is_absolute() and not folder.is_relative_to(inputs):
+        raise DatasetError(f"Load Dataset: {text!r} leads out of ComfyUI's input folder. Give the whole path instead")
+    return folder
+
+
+def _bare(text: str) -> str:
+    return text.strip().strip('"')
 
 
 def in_output(path: Path) -> dict[str, str]:

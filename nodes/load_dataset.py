@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..trainer_core.config import DatasetConfig, validated
-from ..trainer_core.data.images import png_bytes
-from ..trainer_core.data.summary import DatasetSummary, digest, summarize
+from ..trainer_core.data.summary import digest, summarize
 from ..trainer_core.errors import ConfigError, DatasetError, FoundryError
-from ..trainer_core.files import write_atomically
 from . import host, pictures, sockets
-from .widgets import widget
+from .dataset_text import findings_text, summary_text
+from .linked_images import keep
+from .settings import LOAD_DATASET, advanced, main, values
+from .widgets import widgets
 
-_SHOWN_SIZES, _SHOWN_WARNINGS = 8, 3
+_LINKED = ("images", "captions", "masks")
 
 
 class LoadDataset(io.ComfyNode):
@@ -29,33 +29,32 @@ class LoadDataset(io.ComfyNode):
             "Folder of images; each caption lies beside its image as a text file of the same name. A relative folder "
             "is looked for in ComfyUI's input folder. `demo` is the small data set that ships with LoRA Foundry."
         )
-        resolutions = DatasetConfig.model_fields["resolutions"]
+        captions = "Captions of the linked images: one for each, or one for all."
+        masks = "Masks of the linked images: one for each, or one for all. White is trained on, black is not."
+        check = "Look for what often goes wrong (captions, duplicates, broken or odd images), and show it here."
         return io.Schema(
             node_id="FoundryLoadDataset",
             display_name="Load Dataset (Foundry)",
             category=sockets.CATEGORY,
             description="Loads a folder of images with captions for training, and shows what is in it.",
-            search_aliases=["training data", "dataset", "lora dataset", "image folder"],
+            search_aliases=[
+                "training data",
+                "dataset",
+                "lora dataset",
+                "image folder",
+                "lint",
+                "regularization images",
+            ],
             is_input_list=True,  # LoadImageTextDataSetFromFolder and others give lists, which belong together
             is_output_node=True,  # so that it can be run alone, to look at the data
             inputs=[
                 io.String.Input("folder", default="demo", tooltip=folder),
-                io.String.Input(
-                    "resolutions",
-                    default=", ".join(map(str, resolutions.default)),
-                    tooltip=f"{resolutions.description} Several are separated by commas.",
-                ),
-                widget(DatasetConfig, "default_caption"),
-                widget(DatasetConfig, "flip_x"),
-                widget(DatasetConfig, "weight", advanced=True, step=0.1),
-                widget(DatasetConfig, "caption_extension", advanced=True),
+                *widgets(main(LOAD_DATASET)),
+                io.Boolean.Input("check", default=False, tooltip=check),
+                *widgets(advanced(LOAD_DATASET)),
                 io.Image.Input("images", optional=True, tooltip="Images from the graph, instead of a folder."),
-                io.String.Input(
-                    "captions",
-                    optional=True,
-                    force_input=True,
-                    tooltip="Captions of the linked images: one for each, or one for all.",
-                ),
+                io.String.Input("captions", optional=True, force_input=True, tooltip=captions),
+                io.Mask.Input("masks", optional=True, tooltip=masks),
             ],
             outputs=[
                 sockets.Dataset.Output("dataset", tooltip="The data set, for Caption with Trigger or Train LoRA.")
@@ -63,97 +62,87 @@ class LoadDataset(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> str:
-        """Changes when a file of the folder does. What comes over links counts through its own node."""
+    def fingerprint_inputs(cls, **inputs: Any) -> str | float:
+        """Changes when a file of the folder does. What comes over links is None here; it counts through its own node,
+        but which files it leads to is not known, so that a linked folder is always read again.
+        """
+        constants = {name: value for name, value in _first(inputs).items() if value is not None}
+        if "folder" not in constants:
+            return float("nan")
         try:
-            return digest(_config(**_first(inputs)))
+            return digest(_config({**{one.widget: one.default for one in LOAD_DATASET}, **constants}))
         except FoundryError as error:
             return str(error)
 
     @classmethod
     def execute(
         cls,
-        folder: list[str],
-        resolutions: list[str],
-        default_caption: list[str],
-        flip_x: list[bool],
-        weight: list[float],
-        caption_extension: list[str],
+        check: list[bool],
         images: list[torch.Tensor] | None = None,
         captions: list[str] | None = None,
+        masks: list[torch.Tensor] | None = None,
+        **settings: list[Any],
     ) -> io.NodeOutput:
-        settings: dict[str, Any] = _first(
-            {
-                "folder": folder,
-                "resolutions": resolutions,
-                "default_caption": default_caption,
-                "flip_x": flip_x,
-                "weight": weight,
-                "caption_extension": caption_extension,
-            }
-        )
+        shown = _first(settings)
         if images is not None:
-            settings |= {"folder": str(_collect(images, captions or [])), "caption_extension": "txt"}
-        elif captions is not None:
+            shown |= _linked(shown, images, captions or [], masks or [])
+        elif captions is not None or masks is not None:
             raise DatasetError(
-                "Load Dataset: `captions` are linked but `images` are not; a folder brings its own captions"
+                "Load Dataset: `captions` or `masks` are linked but `images` are not; a folder brings its own captions "
+                "and masks"
             )
-        dataset = _config(**settings)
+        dataset = _config(shown)
+        findings = _checked(dataset) if check[0] else ""
         summary = summarize(dataset)
         thumbnails = [pictures.to_tensor(pictures.thumbnail(path)) for path in summary.thumbnails]
-        shown = ui.PreviewImage(thumbnails).as_dict()
-        return io.NodeOutput(dataset, ui={**shown, **host.shown_text(summary_text(summary))})
-
-
-def summary_text(summary: DatasetSummary) -> str:
-    """What is in a data set, in a few lines."""
-    sizes = [f"{size}: {count}" for size, count in summary.buckets.items()]
-    lines = [f"{summary.count} images; {', '.join(sizes[:_SHOWN_SIZES])}{' …' if len(sizes) > _SHOWN_SIZES else ''}"]
-    if summary.missing_captions:
-        lines.append(f"without caption: {len(summary.missing_captions)} ({summary.missing_captions[0]} …)")
-    lines += [f"⚠ {warning}" for warning in summary.warnings[:_SHOWN_WARNINGS]]
-    return "\n".join(lines)
+        text = "\n".join(part for part in (summary_text(summary), findings) if part)
+        return io.NodeOutput(dataset, ui={**ui.PreviewImage(thumbnails).as_dict(), **host.shown_text(text)})
 
 
 def _first(inputs: dict[str, list[Any] | None]) -> dict[str, Any]:
     """Widgets' values out of the lists that a node with list inputs gets."""
-    return {name: values[0] for name, values in inputs.items() if values and name not in ("images", "captions")}
+    return {name: given[0] for name, given in inputs.items() if given and name not in _LINKED}
 
 
-def _config(**settings: Any) -> DatasetConfig:
-    try:
-        resolutions = [int(part) for part in str(settings["resolutions"]).replace(";", ",").split(",") if part.strip()]
-    except ValueError:
-        raise ConfigError(
-            f"Load Dataset: resolutions {settings['resolutions']!r} are not whole numbers separated by commas, such as "
-            "`512, 768, 1024`"
-        ) from None
-    folder = str(host.dataset_folder(settings["folder"]))
-    return validated(DatasetConfig, {**settings, "folder": folder, "resolutions": resolutions})
+def _config(shown: dict[str, Any]) -> DatasetConfig:
+    fields = values(LOAD_DATASET, shown)["dataset"]
+    fields["folder"] = str(host.dataset_folder(shown["folder"]))
+    if fields["mask_folder"].strip():
+        fields["mask_folder"] = str(host.input_folder(fields["mask_folder"]))
+    fields["control_folders"] = [str(host.input_folder(folder)) for folder in fields["control_folders"]]
+    return validated(DatasetConfig, fields)
 
 
-def _collect(images: list[torch.Tensor], captions: list[str]) -> Path:
-    """Writes images and captions into a folder that is named after their content.
+def _linked(
+    shown: dict[str, Any], images: list[torch.Tensor], captions: list[str], masks: list[torch.Tensor]
+) -> dict[str, Any]:
+    """What the widgets would say of a folder with the linked images.
 
     Raises:
-        DatasetError: if the captions do not fit the images.
-        SaveError: if the folder cannot be written.
+        ConfigError: if the masks would come from two places.
+        DatasetError: if captions or masks do not fit the images.
+        SaveError: if the images cannot be kept.
     """
-    found = pictures.from_batches(images)
-    if len(captions) not in (0, 1, len(found)):
-        raise DatasetError(
-            f"Load Dataset: {len(captions)} captions are linked for {len(found)} images; link one for each, or one "
-            "for all"
-        )
-    texts = captions * len(found) if len(captions) == 1 else captions
-    content = hashlib.sha256()
-    for picture in found:
-        content.update(f"{picture.size}{picture.mode}".encode() + picture.tobytes())
-    content.update(repr(texts).encode())
-    folder = host.collected_datasets_root() / content.hexdigest()[:16]
-    width = len(str(len(found)))
-    for k, picture in enumerate(found):
-        write_atomically(folder / f"{k:0{width}}.png", png_bytes(picture))
-        if texts:
-            write_atomically(folder / f"{k:0{width}}.txt", texts[k].encode())
-    return folder
+    if masks and shown["mask_folder"].strip():
+        raise ConfigError("Load Dataset: `masks` are linked and `mask_folder` is set; use one of them")
+    folder, mask_folder = keep(
+        host.collected_datasets_root(), pictures.from_batches(images), captions, pictures.from_masks(masks)
+    )
+    kept = {"folder": str(folder), "caption_extension": "txt", "kohya_folders": False}
+    return {**kept, "mask_folder": str(mask_folder)} if mask_folder else kept
+
+
+def _checked(dataset: DatasetConfig) -> str:
+    """What the checks find. It is shown at once, because what they find may be why the node fails a moment later."""
+    from ..trainer_core.data.lint import lint
+
+    bar = host.ProgressBar()
+
+    def progress(_what: str, done: int, total: int) -> None:
+        bar.update(done, total)
+
+    report = lint(dataset, tokenizers=(), progress=progress)  # this node knows neither the base
+    own = tuple(finding for finding in report.findings if finding.check != "missing-trigger")  # nor the trigger
+    text = findings_text(replace(report, findings=own))
+    host.progress_text(text)
+    return text

@@ -29,6 +29,12 @@ def from_batches(batches: Iterable[torch.Tensor]) -> list[Image.Image]:
     return [Image.fromarray((image.cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()) for image in images]
 
 
+def from_masks(batches: Iterable[torch.Tensor]) -> list[Image.Image]:
+    """The masks of a list of MASKs, (N, H, W) or (H, W), as grey pictures: white is 1."""
+    masks = [mask for batch in batches for mask in (batch if batch.ndim == 3 else batch[None])]
+    return [Image.fromarray((mask.cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()) for mask in masks]
+
+
 def opened(path: Path) -> Image.Image:
     """A file's picture in RGB, upright."""
     with Image.open(path) as picture:

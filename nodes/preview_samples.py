@@ -13,7 +13,8 @@ from ..trainer_core.data.captions import with_trigger
 from ..trainer_core.errors import ConfigError, RunError
 from ..trainer_core.sampling import preview
 from . import host, pictures, sockets
-from .widgets import or_none, prompt_lines, widget
+from .text_fields import read_lines
+from .widgets import or_none, widget
 
 
 class PreviewSamples(io.ComfyNode):
@@ -52,6 +53,7 @@ class PreviewSamples(io.ComfyNode):
                 widget(SampleConfig, "steps", empty=0, advanced=True),
                 widget(SampleConfig, "guidance", empty=-1.0, step=0.1, advanced=True),
                 widget(SampleConfig, "walk_seed", advanced=True),
+                widget(SampleConfig, "negative_prompt", advanced=True),
             ],
             outputs=[io.Image.Output("images", tooltip="One picture for each prompt: left the base, right the LoRA.")],
         )
@@ -68,10 +70,11 @@ class PreviewSamples(io.ComfyNode):
         steps: int,
         guidance: float,
         walk_seed: bool,
+        negative_prompt: str,
         run: str | None = None,
         lora_model: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
-        lora, texts = _subject(run, lora_model, prompt_lines(prompts))
+        lora, texts = _subject(run, lora_model, read_lines(prompts))
         sample = validated(
             SampleConfig,
             {
@@ -81,6 +84,7 @@ class PreviewSamples(io.ComfyNode):
                 "guidance": or_none(guidance, -1.0),
                 "seed": seed,
                 "walk_seed": walk_seed,
+                "negative_prompt": negative_prompt,
             },
         )
         host.free_vram()
@@ -126,7 +130,7 @@ def _subject(
         checkpoint, job = folder.latest(), folder.job()
         if checkpoint is None:
             raise RunError(f"Preview Samples: the run {folder.name!r} holds no intact checkpoint")
-        lora, trigger, prompts = checkpoint.lora, job.trigger, prompts or job.sample.prompts
+        lora, trigger, prompts = checkpoint.lora, job.preview_trigger, prompts or job.sample.prompts
     if not prompts:
         raise ConfigError("Preview Samples: `prompts` is empty. Write one prompt a line")
     return lora, [with_trigger(prompt, trigger, "only_placeholder") if trigger else prompt for prompt in prompts]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..trainer_core.config import ModelConfig, validated
 from ..trainer_core.families.registry import family_names
 from . import host, sockets
-from .widgets import widget
+from .settings import QUANTIZE_BASE, values
+from .widgets import widgets
 
 
 class QuantizeBase(io.ComfyNode):
@@ -25,26 +28,12 @@ class QuantizeBase(io.ComfyNode):
             search_aliases=["base model", "load model", "quantization", "precision"],
             inputs=[
                 io.Combo.Input("family", options=families, default=family.default, tooltip="Family of the base model."),
-                widget(ModelConfig, "source"),
-                widget(ModelConfig, "dtype", display_name="transformer"),
-                widget(ModelConfig, "text_encoder_dtype", display_name="text encoders"),
-                widget(ModelConfig, "vae_dtype", display_name="VAE", advanced=True),
+                *widgets(QUANTIZE_BASE),
             ],
             outputs=[sockets.Base.Output("base", tooltip="The base, for Train LoRA and Preview Samples.")],
         )
 
     @classmethod
-    def execute(cls, family: str, source: str, dtype: str, text_encoder_dtype: str, vae_dtype: str) -> io.NodeOutput:
-        return io.NodeOutput(
-            validated(
-                ModelConfig,
-                {
-                    "family": family,
-                    "source": source.strip(),
-                    "dtype": dtype,
-                    "text_encoder_dtype": text_encoder_dtype,
-                    "vae_dtype": vae_dtype,
-                    "device": host.device(),
-                },
-            )
-        )
+    def execute(cls, family: str, source: str, **settings: Any) -> io.NodeOutput:
+        fields = values(QUANTIZE_BASE, {"source": source.strip(), **settings})["model"]
+        return io.NodeOutput(validated(ModelConfig, {"family": family, "device": host.device(), **fields}))

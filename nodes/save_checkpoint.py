@@ -28,8 +28,9 @@ class SaveCheckpoint(io.ComfyNode):
                 sockets.Run.Input("run", tooltip="From Train LoRA."),
                 io.Combo.Input(
                     "which",
-                    options=["latest", "step"],
-                    tooltip="The last step of the run, or the one that `step` names.",
+                    options=["latest", "best", "step"],
+                    tooltip="The last step of the run; the one with the lowest validation loss (Training Options, "
+                    "validation_every); or the one that `step` names.",
                 ),
                 io.Int.Input(
                     "step",
@@ -62,11 +63,26 @@ class SaveCheckpoint(io.ComfyNode):
     @classmethod
     def execute(cls, run: str, which: str, step: int, name: str) -> io.NodeOutput:
         folder = host.run_folder(run)
-        checkpoint = _chosen(folder, step if which == "step" else None)
+        checkpoint = _best(folder) if which == "best" else _chosen(folder, step if which == "step" else None)
         default = folder.name if which == "latest" else f"{folder.name[:80]}_{checkpoint.step}_steps"
         lora_name, path = host.export_to_models(checkpoint.lora, name.strip() or default)
         shown = host.shown_text(f"saved step {checkpoint.step} as {lora_name}")
         return io.NodeOutput(lora_name, str(path), ui=shown)
+
+
+def _best(run: RunFolder) -> Checkpoint:
+    """The checkpoint that validated best.
+
+    Raises:
+        RunError: if none was validated.
+    """
+    best = run.best()
+    if best is None:
+        raise RunError(
+            f"Save Checkpoint: no checkpoint of the run {run.name!r} was validated, so none is known to be the best. "
+            "Set validation_every in Training Options to the same steps as save_every, and validation_share above 0"
+        )
+    return best
 
 
 def _chosen(run: RunFolder, step: int | None) -> Checkpoint:

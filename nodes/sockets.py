@@ -1,4 +1,4 @@
-"""The types of our links. All are small handles: a validated section of the job's configuration, or a folder's path."""
+"""The types of our links. All are small handles: validated settings of the job, or a folder's path."""
 
 from __future__ import annotations
 
@@ -12,5 +12,11 @@ Base = io.Custom("FOUNDRY_BASE")
 """A `ModelConfig`."""
 LoraConfig = io.Custom("FOUNDRY_LORA_CONFIG")
 """An `AdapterConfig`."""
+TrainingOptions = io.Custom("FOUNDRY_TRAINING_OPTIONS")
+"""Settings of `TrainConfig`, `ValidationConfig` and `CacheConfig`, as `settings.Values`."""
+Regularization = io.Custom("FOUNDRY_REGULARIZATION")
+"""Settings of `RegularizationConfig`, as `settings.Values`."""
+SampleSettings = io.Custom("FOUNDRY_SAMPLE_SETTINGS")
+"""Settings of `SampleConfig`, as `settings.Values`."""
 Run = io.Custom("FOUNDRY_RUN")
 """The path of a run folder, as a string."""

@@ -9,14 +9,25 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer_core.adapters.export import read_lora_tensors
-from ..trainer_core.config import AdapterConfig, DatasetConfig, JobConfig, ModelConfig, plain_name
+from ..trainer_core.config import (
+    AdapterConfig,
+    DatasetConfig,
+    JobConfig,
+    ModelConfig,
+    SampleConfig,
+    description,
+    plain_name,
+)
 from ..trainer_core.errors import FoundryError, TrainingError
+from ..trainer_core.training.events import ValidationDone
 from ..trainer_core.training.job import TrainingJob
 from ..trainer_core.training.run_folder import RunFolder
 from . import host, pictures, sockets
-from .job_widgets import advanced_widgets, job_config, main_widgets
+from .job import job_config
+from .settings import TRAIN_LORA, Values, advanced, main
+from .text_fields import read_lines
 from .training_view import TrainingView
-from .widgets import prompt_lines
+from .widgets import widgets
 
 _POLL_SECONDS = 0.05
 _MORE_DATASETS = ("dataset_2", "dataset_3", "dataset_4")
@@ -28,8 +39,8 @@ class TrainLoRA(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        more = "Another data set that is trained on together with the first."
-        prompts = "What the previews show, one prompt a line; `[trigger]` is replaced. Empty: no previews."
+        more = "Another data set: trained on together with the first, or in the role that Load Dataset gives it."
+        prompts = f"{description(SampleConfig, 'prompts')} One a line. Empty: no previews."
         again = (
             "If a run of this name was cancelled or failed and its settings are the same, go on where it stopped. Off: "
             "always start a new run."
@@ -49,11 +60,20 @@ class TrainLoRA(io.ComfyNode):
                 sockets.LoraConfig.Input("lora", tooltip="From Configure LoRA."),
                 sockets.Dataset.Input("dataset", tooltip="From Load Dataset or Caption with Trigger."),
                 *(sockets.Dataset.Input(name, optional=True, tooltip=more) for name in _MORE_DATASETS),
-                io.String.Input("name", default="my_lora", tooltip=JobConfig.model_fields["name"].description),
-                *main_widgets(),
+                sockets.TrainingOptions.Input(
+                    "training_options", optional=True, tooltip="From Training Options. Not linked: its defaults."
+                ),
+                sockets.Regularization.Input(
+                    "regularization", optional=True, tooltip="From Regularization. Not linked: nothing is preserved."
+                ),
+                sockets.SampleSettings.Input(
+                    "sample_settings", optional=True, tooltip="From Sample Settings. Not linked: what suits the base."
+                ),
+                io.String.Input("name", default="my_lora", tooltip=description(JobConfig, "name")),
+                *widgets(main(TRAIN_LORA)),
                 io.String.Input("sample_prompts", multiline=True, default="", tooltip=prompts),
                 io.Boolean.Input("continue_stopped", default=True, tooltip=again, advanced=True),
-                *advanced_widgets(),
+                *widgets(advanced(TRAIN_LORA)),
             ],
             outputs=[
                 sockets.Run.Output("run", tooltip="The run, for Save Checkpoint and Preview Samples."),
@@ -84,10 +104,14 @@ class TrainLoRA(io.ComfyNode):
         dataset_2: DatasetConfig | None = None,
         dataset_3: DatasetConfig | None = None,
         dataset_4: DatasetConfig | None = None,
+        training_options: Values | None = None,
+        regularization: Values | None = None,
+        sample_settings: Values | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
         datasets = [one for one in (dataset, dataset_2, dataset_3, dataset_4) if one is not None]
-        job = job_config(name, base, lora, datasets, prompt_lines(sample_prompts), settings)
+        linked = [one for one in (training_options, regularization, sample_settings) if one is not None]
+        job = job_config(name, base, lora, datasets, read_lines(sample_prompts), settings, linked)
         host.free_vram()
         earlier = stopped_run(host.runs_root(), job) if continue_stopped else None
         training = TrainingJob(earlier) if earlier else TrainingJob.new(host.runs_root(), job)
@@ -108,6 +132,12 @@ def _goes_on(run: RunFolder, job: JobConfig) -> bool:
         return False  # no run, or one that cannot be read: then there is nothing to go on with
 
 
+def earlier_validations(run: RunFolder) -> list[ValidationDone]:
+    """What a run that goes on has measured before."""
+    lines = run.metrics()
+    return [ValidationDone(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
+
+
 def follow(training: TrainingJob) -> TrainingView:
     """Starts a training and shows its progress until it ends.
 
@@ -115,8 +145,7 @@ def follow(training: TrainingJob) -> TrainingView:
         FoundryError: what made the training fail.
         BaseException: ComfyUI's interruption, after the training has saved and ended.
     """
-    earlier = [line["loss"] for line in training.run.metrics()]
-    view, bar = TrainingView(losses=earlier), host.ProgressBar()
+    view, bar = TrainingView(training.run.losses(), earlier_validations(training.run)), host.ProgressBar()
     training.start()
     try:
         while training.alive:
@@ -162,7 +191,7 @@ def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
         read_lora_tensors(lora_path),
         lora_name,
         pictures.to_batch([pictures.opened(path) for path in samples]) if samples else host.no_output(),
-        {"loss": [line["loss"] for line in run.metrics()]},
+        {"loss": run.losses()},
         ui={
             "images": [host.in_output(path) for path in samples],
             "losses": view.curve(),

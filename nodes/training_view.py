@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..trainer_core.training.events import CheckpointSaved, Event, Phase, SampleReady, StateChanged, StepDone, Warning
+from ..trainer_core.training.events import (
+    CheckpointSaved,
+    Event,
+    Phase,
+    SampleReady,
+    StateChanged,
+    StepDone,
+    ValidationDone,
+    Warning,
+)
 
 _CURVE_POINTS = 200
 
@@ -14,14 +23,17 @@ _CURVE_POINTS = 200
 class TrainingView:
     """The state of the display; `apply` folds events into it."""
 
+    losses: list[float] = field(default_factory=list)
+    validations: list[ValidationDone] = field(default_factory=list)
     step: int = 0
     steps: int = 0
-    losses: list[float] = field(default_factory=list)
     samples: list[Path] = field(default_factory=list)
     """Of the latest step that has any."""
     _sample_step: int = -1
     _phase: str = "starting"
     _last: StepDone | None = None
+    _parts: dict[str, float] = field(default_factory=dict)
+    """Latest value of each further term: not every step has all of them."""
     _saved: int | None = None
     _warnings: list[str] = field(default_factory=list)
 
@@ -30,6 +42,9 @@ class TrainingView:
         if isinstance(event, StepDone):
             self.step, self.steps, self._last, self._phase = event.step, event.steps, event, ""
             self.losses.append(event.loss)
+            self._parts |= event.parts
+        elif isinstance(event, ValidationDone):
+            self.validations.append(event)
         elif isinstance(event, Phase):
             count = f" {event.done}/{event.total}" if event.total > 1 else ""
             self._phase = f"{event.what}{count}"
@@ -53,6 +68,9 @@ class TrainingView:
             lines.append(
                 f"{last.seconds_per_step:.2f} s/step · {clock(last.eta_seconds)} left · {gigabytes(last.peak_memory)}"
             )
+        lines += [f"{name.replace('_', ' ')} loss {value:.4f}" for name, value in self._parts.items()]
+        if self.validations:
+            lines.append(self._validation_text())
         if self._phase:
             lines.append(self._phase)
         if saved_as:
@@ -60,6 +78,12 @@ class TrainingView:
         elif self._saved is not None:
             lines.append(f"saved at step {self._saved}")
         return "\n".join(lines + [f"⚠ {message}" for message in self._warnings[-2:]])
+
+    def _validation_text(self) -> str:
+        """The latest loss on held-out pictures, and the lowest where that was earlier."""
+        last, best = self.validations[-1], min(self.validations, key=lambda one: one.loss)
+        text = f"validation loss {last.loss:.4f} at step {last.step}"
+        return text if best is last else f"{text} · lowest {best.loss:.4f} at step {best.step}"
 
     def curve(self) -> list[float]:
         """The losses in at most a few hundred points, each the mean of its stretch."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
 
 from comfy_api.latest import io
 
 from ..trainer_core.config import Section, description
+from .settings import Setting
 
 _LARGEST = 2**53 - 1
 """Whole numbers beyond this are not exact in a browser."""
@@ -16,15 +18,33 @@ _OPEN = 10_000_000
 _STEP_OF_FLOATS = 0.01
 
 
+def widgets(table: Iterable[Setting]) -> list[io.Input]:
+    """The inputs of a node's settings."""
+    return [_of_setting(setting) for setting in table]
+
+
+def _of_setting(setting: Setting) -> io.Input:
+    options = dict(setting.options)
+    if setting.advanced:
+        options["advanced"] = True
+    if setting.text is not None:
+        tooltip = f"{description(setting.section, setting.field)} {setting.text.hint}"
+        default, lines = setting.default, setting.text.multiline
+        return io.String.Input(
+            setting.widget, **{"tooltip": tooltip, "default": default, "multiline": lines, **options}
+        )
+    return widget(setting.section, setting.field, name=setting.widget, empty=setting.empty, **options)
+
+
 def widget(
     section: type[Section], field: str, *, name: str | None = None, empty: Any = None, **options: Any
 ) -> io.Input:
-    """The input of a field.
+    """The input of a field that holds one value.
 
     Args:
         name: the input's name, where the field's own would be ambiguous on the node.
         empty: the value that stands for an empty field, because a number's widget always holds one.
-        options: what differs from the field (`advanced`, `step`, `default`, …).
+        options: what differs from the field (`advanced`, `step`, `options` to choose from, …).
     """
     info = section.model_fields[field]
     kind, optional = _plain(info.annotation)
@@ -35,7 +55,9 @@ def widget(
     given: dict[str, Any] = {"tooltip": tooltip, "default": default, **options}
     name = name or field
     if get_origin(kind) is Literal:
-        return io.Combo.Input(name, options=list(get_args(kind)), **given)
+        given.setdefault("options", list(get_args(kind)))
+    if "options" in given:
+        return io.Combo.Input(name, **given)
     if kind is bool:
         return io.Boolean.Input(name, **given)
     if kind is str:
@@ -63,11 +85,6 @@ def limits(section: type[Section], field: str) -> tuple[float, float]:
 def or_none(value: Any, empty: Any) -> Any:
     """The inverse of `empty`: None where a widget holds the value that stands for an empty field."""
     return None if value == empty else value
-
-
-def prompt_lines(text: str) -> tuple[str, ...]:
-    """One prompt a line; empty lines do not count."""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _plain(annotation: Any) -> tuple[Any, bool]:

@@ -101,10 +101,20 @@ class ComfyServer:
     # prompts
 
     def queue(self, prompt: dict[str, Any]) -> str:
-        """Queues an API prompt; gives its id."""
-        answer = self.post("/prompt", {"prompt": prompt, "prompt_id": str(uuid.uuid4())})
+        """Queues an API prompt, `filled`; gives its id."""
+        answer = self.post("/prompt", {"prompt": self.filled(prompt), "prompt_id": str(uuid.uuid4())})
         assert "prompt_id" in answer, answer
         return answer["prompt_id"]
+
+    def filled(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        """A prompt in which our nodes' widgets that it leaves out have their defaults, as in the page."""
+        known = self.get("/object_info")
+        return {
+            key: {**entry, "inputs": {**_defaults(known[entry["class_type"]]), **entry["inputs"]}}
+            if entry["class_type"].startswith("Foundry")
+            else entry
+            for key, entry in prompt.items()
+        }
 
     def wait(self, prompt_id: str) -> Result:
         """Waits for a prompt's end."""
@@ -180,6 +190,17 @@ def of_type(prompt: dict[str, Any], class_type: str) -> dict[str, Any]:
     """The inputs of the one node of a type."""
     (node,) = (node for node in prompt.values() if node["class_type"] == class_type)
     return node["inputs"]
+
+
+def _defaults(info: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows in a new node's widgets."""
+    found = {}
+    for name, (kind, options) in info["input"].get("required", {}).items():
+        if kind == "COMBO":
+            found[name] = options.get("default", options["options"][0])
+        elif kind in _WIDGETS:
+            found[name] = options["default"]
+    return found
 
 
 def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:

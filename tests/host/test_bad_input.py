@@ -39,7 +39,7 @@ def fails(server: ComfyServer, prompt: dict[str, Any], failed_node: str, *parts:
 
 def refused(server: ComfyServer, prompt: dict[str, Any], *parts: str) -> None:
     """Queues a prompt that must not even be accepted."""
-    answer = server.post("/prompt", {"prompt": prompt})
+    answer = server.post("/prompt", {"prompt": server.filled(prompt)})
     assert "prompt_id" not in answer or answer.get("node_errors")
     for part in parts:
         assert part in str(answer["node_errors"])
@@ -77,7 +77,40 @@ def test_resolutions_that_are_no_numbers(server: ComfyServer, training: Training
 
 
 def test_settings_that_do_not_fit_together(server: ComfyServer, training: Training) -> None:
-    fails(server, training("x", warmup_steps=100), "FoundryTrainLoRA", "warmup_steps")
+    fails(server, training("x", options={"warmup_steps": 100}), "FoundryTrainLoRA", "warmup_steps")
+
+
+def test_preservation_without_its_class_word(server: ComfyServer, training: Training) -> None:
+    prompt = training("x")
+    prompt["kept"] = node("Regularization", output_preservation=True)
+    prompt["train"]["inputs"]["regularization"] = ["kept", 0]
+    fails(server, prompt, "FoundryRegularization", "output_preservation_class")
+
+
+def test_validation_with_nothing_to_validate_on(server: ComfyServer, training: Training) -> None:
+    fails(server, training("x", options={"validation_every": 2}), "FoundryTrainLoRA", "validation.share")
+
+
+def test_an_argument_that_the_optimizer_does_not_take(server: ComfyServer, training: Training) -> None:
+    fails(server, training("x", options={"optimizer_options": "momentun=1"}), "FoundryTrainLoRA", "momentun")
+
+
+def test_text_that_is_no_argument(server: ComfyServer, training: Training) -> None:
+    prompt = training("x", options={"optimizer_options": "d_coef 2"})
+    fails(server, prompt, "FoundryTrainingOptions", "optimizer_options", "d_coef 2")
+
+
+def test_mask_that_is_missing_is_named(server: ComfyServer, training: Training, folder: Path) -> None:
+    (folder.parent / "no masks").mkdir()
+    prompt = training("x", folder=folder.name)
+    prompt["data"]["inputs"]["mask_folder"] = "no masks"
+    fails(server, prompt, "FoundryLoadDataset", "good.png")
+
+
+def test_a_regularization_set_takes_no_trigger(server: ComfyServer, training: Training) -> None:
+    prompt = training("x")
+    prompt["data"]["inputs"]["role"] = "regularization"
+    fails(server, prompt, "FoundryCaptionWithTrigger", "regularization", "trigger")
 
 
 def test_base_that_is_not_there(server: ComfyServer, training: Training) -> None:
@@ -109,6 +142,14 @@ def test_step_that_was_not_saved(server: ComfyServer, training: Training) -> Non
     assert "2, 4" in result.error
 
 
+def test_best_step_of_a_run_that_was_not_validated(server: ComfyServer, training: Training) -> None:
+    prompt = training("not validated")
+    prompt["save"] = node("SaveCheckpoint", run=["train", 0], which="best", step=0, name="")
+    result = server.run(prompt)
+    assert result.failed_node == "FoundrySaveCheckpoint"
+    assert "validation_every" in result.error
+
+
 def test_run_outside_of_the_runs_folder(server: ComfyServer, tmp_path: Path) -> None:
     """A prompt that is sent to the server can name any folder as its run."""
     (tmp_path / "job.yaml").write_text("name: elsewhere")
@@ -119,17 +160,6 @@ def test_run_outside_of_the_runs_folder(server: ComfyServer, tmp_path: Path) -> 
 def test_preview_without_prompts(server: ComfyServer) -> None:
     prompt = {
         "base": base(),
-        "preview": node(
-            "PreviewSamples",
-            base=["base", 0],
-            prompts=" \n",
-            width=0,
-            height=0,
-            seed=1,
-            strength=1.0,
-            steps=2,
-            guidance=-1.0,
-            walk_seed=True,
-        ),
+        "preview": node("PreviewSamples", base=["base", 0], prompts=" \n"),
     }
     fails(server, prompt, "FoundryPreviewSamples", "prompts")

@@ -14,7 +14,7 @@ from PIL import Image
 from .conftest import base, node
 from .server import DEMO_IMAGES, ComfyServer, Result, of_type
 
-SHORT = {"steps": 4, "save_every": 2, "sample_every": 4, "batch_size": 2, "sample_steps": 2, "learning_rate": 0.01}
+SHORT = {"steps": 4, "save_every": 2, "sample_every": 4, "batch_size": 2, "learning_rate": 0.01}
 BAD_LOG_LINES = ("lora key not loaded", "NOT LOADED", "ERROR", "Traceback", "shape mismatch")
 
 
@@ -33,6 +33,7 @@ def clean_log(server: ComfyServer) -> Callable[[], None]:
 def test_train_and_test_runs_headless(server: ComfyServer, clean_log: Callable[[], None]) -> None:
     prompt = server.workflow("train_and_test")
     of_type(prompt, "FoundryTrainLoRA").update(SHORT, name="example")
+    of_type(prompt, "FoundrySampleSettings")["steps"] = 2
     of_type(prompt, "FoundrySaveCheckpoint")["name"] = "example"
     of_type(prompt, "FoundryPreviewSamples").update(steps=2)
     result = server.run(prompt)
@@ -135,13 +136,9 @@ def test_our_previews_are_what_ksampler_draws(server: ComfyServer) -> None:
         "PreviewSamples",
         base=["base", 0],
         prompts=prompt["prompt"]["inputs"]["text"],
-        width=0,
-        height=0,
         seed=5,
-        strength=1.0,
         steps=10,
         guidance=3.0,
-        walk_seed=True,
     )
     result = server.run(prompt)
     theirs, ours = (picture(server, result.outputs[key]["images"][0]) for key in ("save", "preview"))
@@ -159,10 +156,12 @@ def test_images_and_captions_come_over_links(
     prompt = training("linked")
     prompt["files"] = {"class_type": "LoadImageTextDataSetFromFolder", "inputs": {"folder": "linked"}}
     prompt["data"]["inputs"].update(images=["files", 0], captions=["files", 1])
+    datasets = server.base / "output" / "lora_foundry_datasets"
+    before = set(datasets.glob("*"))
     result = server.run(prompt)
     assert result.status == "success", result.messages
     clean_log()
-    (kept,) = (server.base / "output" / "lora_foundry_datasets").iterdir()
+    (kept,) = set(datasets.iterdir()) - before
     assert sorted(path.suffix for path in kept.iterdir()) == [".png", ".png", ".txt", ".txt"]
     shown = result.outputs["captions"]["text"][0].splitlines()
     assert sorted(shown) == ["• zorble a blue square", "• zorble a red square"]
@@ -183,6 +182,16 @@ def test_nothing_is_trained_again_until_something_changes(
     (folder / "one.txt").write_text("a red square, changed")
     assert server.run(prompt).status == "success"
     assert sorted(path.name for path in runs.glob("watched*")) == ["watched", "watched_2"]
+
+
+def test_widgets_of_the_data_set_can_be_linked(server: ComfyServer) -> None:
+    text = {"class_type": "PrimitiveString", "inputs": {"value": "demo"}}
+    size = {"class_type": "PrimitiveString", "inputs": {"value": "48"}}
+    prompt = {"data": node("LoadDataset", folder=["text", 0], resolutions=["size", 0]), "text": text, "size": size}
+    for _ in range(2):
+        result = server.run(prompt)
+        assert result.status == "success", result.messages
+        assert result.outputs["data"]["text"][0] == f"{DEMO_IMAGES} images; 48x48: {DEMO_IMAGES}"
 
 
 def test_samples_without_prompts_block_what_follows(

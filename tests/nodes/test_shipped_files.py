@@ -25,13 +25,22 @@ def test_pack_can_be_imported_where_there_is_no_comfyui(pack: Callable[[str], Mo
     assert callable(pack("").comfy_entrypoint)
 
 
-def test_there_are_eight_nodes_with_our_prefix() -> None:
-    assert len(NODE_IDS) == 8
+def test_there_are_eleven_nodes_with_our_prefix() -> None:
+    assert len(NODE_IDS) == 11
     assert all(name.startswith("Foundry") for name in NODE_IDS)
 
 
 def test_every_node_has_a_help_page() -> None:
     assert sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md")) == NODE_IDS
+
+
+@pytest.mark.parametrize("name", NODE_IDS)
+def test_help_page_tells_of_every_input(name: str) -> None:
+    """By the snapshot that tests/host compares with the real nodes."""
+    known = json.loads((ROOT / "tests" / "host" / "node_info.json").read_text(encoding="utf-8"))
+    page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    shown = {options.get("display_name", key) for key, (_, _, options) in known[name]["inputs"].items()}
+    assert {key for key in shown if not re.search(rf"\b{key}\b", page)} == set()
 
 
 def test_train_and_test_ships() -> None:

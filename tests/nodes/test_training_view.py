@@ -30,6 +30,19 @@ def test_text_tells_step_loss_speed_time_left_and_memory(pack: Pack, view_module
     assert (view.step, view.steps) == (120, 300)
 
 
+def test_text_tells_further_losses_where_there_are_any(pack: Pack, view_module: ModuleType) -> None:
+    events = pack("trainer_core.training.events")
+    view = view_module.TrainingView()
+    view.apply(events.StepDone(1, 9, 0.5, 1e-4, 1.0, 8.0, 0, {"output_preservation": 0.25}))
+    view.apply(events.StepDone(2, 9, 0.5, 1e-4, 1.0, 7.0, 0))  # a step without a preservation pass
+    view.apply(events.ValidationDone(1, 0.75))
+    assert view.text().splitlines()[2:] == ["output preservation loss 0.2500", "validation loss 0.7500 at step 1"]
+    view.apply(events.ValidationDone(2, 0.5))
+    assert view.text().splitlines()[-1] == "validation loss 0.5000 at step 2"
+    view.apply(events.ValidationDone(3, 0.625))
+    assert view.text().splitlines()[-1] == "validation loss 0.6250 at step 3 · lowest 0.5000 at step 2"
+
+
 def test_samples_are_those_of_the_latest_step(pack: Pack, view_module: ModuleType) -> None:
     events = pack("trainer_core.training.events")
     view = view_module.TrainingView()

@@ -10,7 +10,7 @@ from ..host.server import DEMO_IMAGES, ComfyServer, api_prompt
 from .conftest import open_workflow, screenshot, workflow
 
 WORKFLOWS = ("train_and_test", "train_and_sample_with_stock_nodes")
-SHORT = {"steps": 6, "save_every": 3, "sample_every": 3, "batch_size": 2, "sample_steps": 2, "name": "in the page"}
+SHORT = {"steps": 6, "save_every": 3, "sample_every": 3, "batch_size": 2, "name": "in the page"}
 MISSING = (
     "() => window.app.graph.nodes.filter((n) => !window.LiteGraph.registered_node_types[n.type]).map((n) => n.type)"
 )
@@ -47,6 +47,8 @@ def test_workflow_opens_and_queues_as_the_host_tests_run_it(page: Any, server: C
 def test_training_shows_on_the_node_and_loaders_list_the_file(page: Any, server: ComfyServer) -> None:
     open_workflow(page, workflow("train_and_test"))
     page.evaluate(SET_WIDGETS, ["FoundryTrainLoRA", SHORT])
+    page.evaluate(SET_WIDGETS, ["FoundrySampleSettings", {"steps": 2}])
+    page.evaluate(SET_WIDGETS, ["FoundryTrainingOptions", {"validation_every": 3, "validation_share": 0.25}])
     page.evaluate(SET_WIDGETS, ["FoundrySaveCheckpoint", {"name": "from the page"}])
     page.evaluate(SET_WIDGETS, ["FoundryPreviewSamples", {"steps": 2}])
     page.evaluate("""() => {
@@ -72,6 +74,7 @@ def test_training_shows_on_the_node_and_loaders_list_the_file(page: Any, server:
     assert "step 6 / 6" in text
     assert "loss" in text
     assert "s/step" in text
+    assert "validation loss" in text
     assert "in the page_6_steps.safetensors" in text
     assert len(page.evaluate(CURVE).split(" ")) == 6
     assert f"{DEMO_IMAGES} images" in page.evaluate(SHOWN_TEXT, "FoundryLoadDataset")

@@ -1,0 +1,37 @@
+"""What Load Dataset says of a data set, in a few lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..trainer_core.data.summary import DatasetSummary
+
+if TYPE_CHECKING:
+    from ..trainer_core.data.lint import LintReport
+
+_SHOWN_SIZES, _SHOWN_WARNINGS = 8, 3
+_SHOWN_FINDINGS, _SHOWN_OF_A_CHECK = 12, 3
+_MARKS = {"error": "✖", "warning": "⚠", "note": "•"}
+
+
+def summary_text(summary: DatasetSummary) -> str:
+    """What is in a data set."""
+    sizes = [f"{size}: {count}" for size, count in summary.buckets.items()]
+    lines = [f"{summary.count} images; {', '.join(sizes[:_SHOWN_SIZES])}{' …' if len(sizes) > _SHOWN_SIZES else ''}"]
+    if summary.repeats:
+        lines.append("repeats: " + ", ".join(f"{name} ×{count}" for name, count in summary.repeats.items()))
+    if summary.masks:
+        lines.append(f"masks: {summary.masks}")
+    if summary.controls:
+        lines.append(f"control images: {summary.controls} each")
+    lines += [f"⚠ {warning}" for warning in summary.warnings[:_SHOWN_WARNINGS]]
+    return "\n".join(lines)
+
+
+def findings_text(report: LintReport) -> str:
+    """What the checks found, the worst first."""
+    rows = report.rows(per_check=_SHOWN_OF_A_CHECK, names=1)
+    lines = [f"{_MARKS[severity]} {f'{files}: ' if files else ''}{message}" for severity, _, files, message in rows]
+    if len(lines) > _SHOWN_FINDINGS:
+        lines = [*lines[:_SHOWN_FINDINGS], "… and more: `lora-foundry lint` shows all"]
+    return "\n".join([f"checked {report.summary()}", *lines])
