@@ -79,10 +79,10 @@ def write_pictures(folder: Path, scenes: list[Scene], noun: str | None) -> None:
         (folder / f"{k:02d}.txt").write_text(scene.caption(noun), encoding="utf-8")
 
 
-def measure(recipe: Recipe, seed: int, evaluation: Evaluation, work: Path) -> dict[str, Any]:
+def measure(name: str, config: JobConfig, evaluation: Evaluation, work: Path) -> dict[str, Any]:
     """Trains a recipe once and judges the result."""
     started = time.monotonic()
-    job = TrainingJob.new(work / "runs", validated(JobConfig, job_of(recipe, seed, work).model_dump(mode="json")))
+    job = TrainingJob.new(work / "runs", validated(JobConfig, config.model_dump(mode="json")))
     job.run_here(lambda _: None)
     trained = time.monotonic() - started
     checkpoint = job.run.latest()
@@ -90,8 +90,8 @@ def measure(recipe: Recipe, seed: int, evaluation: Evaluation, work: Path) -> di
     scores = evaluation.of(checkpoint.lora)
     losses = [line["validation_loss"] for line in job.run.metrics() if "validation_loss" in line]
     return {
-        "recipe": recipe.name,
-        "seed": seed,
+        "recipe": name,
+        "seed": config.train.seed,
         "pictures": evaluation.count,
         **{name: round(getattr(scores, name), 4) for name in ("activation", "generalization", "leak", "plain")},
         "validation_loss": round(losses[-1], 5),
@@ -138,7 +138,8 @@ def main() -> None:
                 for recipe in RECIPES:
                     if (args.recipes and recipe.name not in args.recipes) or (recipe.name, seed) in done:
                         continue
-                    lines.append(measure(recipe, seed, evaluation, Path(folder)))
+                    job = job_of(recipe, seed, Path(folder))
+                    lines.append(measure(recipe.name, job, evaluation, Path(folder)))
                     print(json.dumps(lines[-1]), flush=True)
                     with args.out.open("a") as file:
                         file.write(json.dumps(lines[-1]) + "\n")

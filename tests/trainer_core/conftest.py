@@ -54,17 +54,18 @@ def job_of(pictures: Path) -> Callable[..., JobConfig]:
 
     def make(name: str = "tiny", dataset: dict[str, Any] | None = None, **sections: Any) -> JobConfig:
         folder = {"folder": str(pictures), "resolutions": (64,), "trigger": "zorble"}
-        datasets = sections.get("datasets", [dataset or {}])
-        train = {"steps": 3, "learning_rate": 1e-2, "gradient_checkpointing": False, **sections.get("train", {})}
-        sample = {"steps": 2, "before_training": False, **sections.get("sample", {})}
+        datasets = sections.pop("datasets", [dataset or {}])
+        train = {"steps": 3, "learning_rate": 1e-2, "gradient_checkpointing": False, **sections.pop("train", {})}
+        sample = {"steps": 2, "before_training": False, **sections.pop("sample", {})}
         return JobConfig(
             name=name,
-            model=MODEL.but(**sections.get("model", {})),
-            adapter=AdapterConfig(**{"rank": 2, **sections.get("adapter", {})}),
+            model=MODEL.but(**sections.pop("model", {})),
+            adapter=AdapterConfig(**{"rank": 2, **sections.pop("adapter", {})}),
             datasets=tuple(DatasetConfig(**{**folder, **one}) for one in datasets),
             train=TrainConfig(**train),
-            save=SaveConfig(**sections.get("save", {})),
+            save=SaveConfig(**sections.pop("save", {})),
             sample=SampleConfig(**sample),
+            **sections,
         )
 
     return make

@@ -19,10 +19,11 @@ from ..data.scan import Sample
 from ..errors import TrainingError
 from ..families.device import peak_memory
 from ..sampling import Interrupted
+from .advice import advice
 from .ema import EMA
 from .events import CheckpointSaved, Listener, StepDone, ValidationDone, Warning
 from .lr_schedules import learning_rate
-from .optimizers import advice, effective_rate, make_optimizer
+from .optimizers import effective_rate, make_optimizer
 from .previews import draw_samples
 from .run_folder import RunFolder
 from .state import lora_file, restore, state_file
@@ -60,7 +61,7 @@ class Trainer:
         self.objective = Objective(job, base, data, self.denoiser, self.adapter)
         self.base_hash = base.source.fingerprint("transformer")
         self.step = self.saved = 0
-        if hint := advice(job.train):
+        for hint in advice(job):
             emit(Warning(hint))
         self.losses: deque[float] = deque(maxlen=50)
         self._times: deque[float] = deque(maxlen=20)
@@ -68,12 +69,15 @@ class Trainer:
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def train(self) -> bool:
-        """Trains to the last step, or until a stop is asked for; saves in either case. True if it came to the end."""
+        """Trains to the last step, or until a stop is asked for; saves in either case. True if nothing is left to do.
+
+        A stop leaves out the measurements and previews that were due; the resumed run makes up for them first.
+        """
         job = self.job
-        if self.step == 0:
+        if self._lacks_validation():
             self.validate()
-            if job.sample.before_training:
-                draw_samples(self)
+        if self._lacks_samples():
+            draw_samples(self)
         while self.step < job.train.steps and not self.should_stop():
             started = time.perf_counter()
             loss, norm, parts = self.update()
@@ -87,7 +91,18 @@ class Trainer:
                 draw_samples(self)
         if self.step and self.step != self.saved:
             self.save()
-        return self.step == job.train.steps
+        return self.step == job.train.steps and not self._lacks_validation() and not self._lacks_samples()
+
+    def _lacks_validation(self) -> bool:
+        """Whether the weights as they are should have been measured (at step 0: the base alone) and were not."""
+        every = self.job.validation.every
+        wanted = every > 0 if self.step == 0 else self._is_due(every)
+        return wanted and not any("validation_loss" in line for line in self.run.metrics() if line["step"] == self.step)
+
+    def _lacks_samples(self) -> bool:
+        config = self.job.sample
+        wanted = config.before_training if self.step == 0 else self._is_due(config.every)
+        return wanted and len(self.run.sample_paths(self.step)) < len(config.prompts)
 
     def _is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens now; 0 is never."""
@@ -152,8 +167,6 @@ class Trainer:
     def validate(self) -> None:
         """Measures the loss on held-out pictures, with the weights that the LoRA file would hold."""
         settings = self.job.validation
-        if not settings.every:
-            return
         try:
             with self.weights(self.job.save.weights):
                 loss = validation_loss(self.objective, settings.draws, self.job.train.batch_size, self.should_stop)

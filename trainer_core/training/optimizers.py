@@ -18,7 +18,6 @@ from ..errors import ConfigError, RunError
 _PACKAGES = {"adafactor": "transformers", "prodigy": "prodigyopt", "lion": "lion-pytorch", "adamw8bit": "bitsandbytes"}
 """Where the optimizers with short names come from; adamw is torch's own."""
 _UNUSABLE = {"lbfgs": "it evaluates the loss several times a step", "sparseadam": "it needs sparse gradients"}
-_LEAST_FOR_PRODIGY = 0.1
 _SET_ELSEWHERE = {"params": None, "lr": "train.learning_rate", "weight_decay": "train.weight_decay"}
 _FAILURES = (ValueError, TypeError, AssertionError, AttributeError, RuntimeError, ImportError, OSError)
 """What optimizers raise for arguments and devices that they cannot work with."""
@@ -206,16 +205,6 @@ def effective_rate(optimizer: Optimizer) -> float:
     """The learning rate of the last update; Prodigy multiplies the one it is given by its own estimate."""
     group = optimizer.param_groups[0]
     return float(group["lr"]) * float(group.get("d", 1.0))
-
-
-def advice(config: TrainConfig) -> str | None:
-    """What a user should know about settings that work and are most likely a mistake."""
-    if config.optimizer.lower() == "prodigy" and config.learning_rate < _LEAST_FOR_PRODIGY:
-        return (
-            f"train.learning_rate is {config.learning_rate:g}: prodigy multiplies it by its own estimate and hardly "
-            "learns. Set it to 1"
-        )
-    return None
 
 
 def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], str]:

@@ -25,7 +25,7 @@ from ..sampling import autocast
 
 if TYPE_CHECKING:
     from ..adapters.lora import LoraAdapter
-    from ..config import JobConfig
+    from ..config import DatasetConfig, JobConfig
     from ..data.prepare import PreparedData
     from ..data.scan import Sample
     from ..families.base import Base
@@ -59,6 +59,8 @@ class Draws:
     """The captions with a class word in the trigger's place; empty without output preservation."""
     mask: Tensor | None
     """(N, 1, H, W), mean 1 in each sample"""
+    guidance: Tensor | None
+    """Value of a distilled model's guidance input (N,), for all passes alike; None is the family's for training."""
     controls: tuple[Tensor, ...]
     """Latents (N, C, h, w) of the control images."""
 
@@ -85,9 +87,9 @@ class Objective:
         dataset = self.job.datasets[batch[0].dataset]
         draws = self.draw(batch, step, seen)
         noisy = self.base.schedule.noised(draws.clean, draws.noise, draws.t)
+        settings = self.job.regularization
         self.adapter.set_strength(dataset.adapter_strength)
         yield self._main(batch, draws, noisy, (step, number))
-        settings = self.job.regularization
         if dataset.role == "train" and step % settings.preservation_every == 0:
             if settings.output_preservation:
                 # where the trigger is absent (a dropped caption), both prompts are the same: nothing to preserve
@@ -128,6 +130,7 @@ class Objective:
             captions=captions,
             class_captions=class_captions,
             mask=torch.stack(masks).to(device) if masked else None,
+            guidance=self._guidance(self.job.datasets[batch[0].dataset], t),
             controls=tuple(torch.stack(group).to(device) for group in zip(*controls, strict=True)),
         )
 
@@ -137,25 +140,27 @@ class Objective:
             return caption
         return with_class(caption, trigger, classes[int(uniform("class", *place) * len(classes))])
 
+    def _guidance(self, dataset: DatasetConfig, t: Tensor) -> Tensor | None:
+        settings = self.job.regularization
+        if not settings.contrastive_guidance or dataset.role != "train":
+            return None
+        return contrastive_scale(settings.contrastive_guidance_scale, t, settings.contrastive_guidance_schedule)
+
     # --- terms -------------------------------------------------------------------------------------------------------
 
     def _main(self, batch: list[Sample], draws: Draws, noisy: Tensor, place: tuple[int, int]) -> Term:
         settings, train = self.job.regularization, self.job.train
         dataset = self.job.datasets[batch[0].dataset]
-        guidance = None
         target = aim = self.base.schedule.target(draws.clean, draws.noise, draws.t)
         if dataset.role == "regularization" and dataset.regularization_target == "base":
             target = aim = self.base_prediction(draws, noisy, draws.captions)
-        elif settings.contrastive_guidance and dataset.role == "train":
-            guidance = contrastive_scale(
-                settings.contrastive_guidance_scale, draws.t, settings.contrastive_guidance_schedule
-            )
+        elif draws.guidance is not None:
             self.adapter.seed_dropout()  # none: the promptless prediction is a target
             with torch.no_grad():
-                promptless = self.predict(draws, noisy, [""] * len(batch), guidance)
-            aim = contrastive_target(target, promptless, guidance, settings.contrastive_guidance_projection)
+                promptless = self.predict(draws, noisy, [""] * len(batch))
+            aim = contrastive_target(target, promptless, draws.guidance, settings.contrastive_guidance_projection)
         self.adapter.seed_dropout(train.seed, *place)
-        predicted = self.predict(draws, noisy, draws.captions, guidance)
+        predicted = self.predict(draws, noisy, draws.captions)
         shown = sample_means(elementwise(predicted.detach(), target, train.loss_type, train.huber_delta), draws.mask)
         if settings.differential_guidance and dataset.role == "train":
             aim = differential_target(predicted, aim, settings.differential_guidance_scale)
@@ -173,17 +178,17 @@ class Objective:
         prior = self.base_prediction(draws, noisy, prompts)
         self.adapter.seed_dropout(self.job.train.seed, *place, name)
         losses = sample_means(elementwise(self.predict(draws, noisy, prompts), prior))
-        return Term(name, losses * weight, losses.detach())
+        return Term(name, losses * weight, losses.detach() * (weight > 0))
 
     def base_prediction(self, draws: Draws, noisy: Tensor, prompts: list[str]) -> Tensor:
         """What the base predicts without the adapter, as a target: no gradient."""
         with torch.no_grad(), self.adapter.disabled():
             return self.predict(draws, noisy, prompts)
 
-    def predict(self, draws: Draws, noisy: Tensor, prompts: list[str], guidance: Tensor | None = None) -> Tensor:
+    def predict(self, draws: Draws, noisy: Tensor, prompts: list[str]) -> Tensor:
         """The denoiser's prediction for prompts that the data side has encoded, fp32."""
         text = stack_text([self.data.text(prompt) for prompt in prompts], self.base.device)
         with autocast(self.base):
             return self.base.predict(
-                self.denoiser, noisy, draws.t, text, guidance=guidance, controls=draws.controls
+                self.denoiser, noisy, draws.t, text, guidance=draws.guidance, controls=draws.controls
             ).float()

@@ -78,6 +78,7 @@ def _losses(objective: Objective, batch: list[tuple[Sample, int]], times: list[f
         captions=[objective.data.validation_text(sample) for sample, _ in batch],
         class_captions=[],
         mask=None,
+        guidance=None,
         controls=tuple(torch.stack(group).to(device) for group in zip(*(one.controls for one in latents), strict=True)),
     )
     predicted = objective.predict(draws, schedule.noised(draws.clean, draws.noise, draws.t), draws.captions)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainer_core.families.base import stack_text
+from trainer_core.objective.timesteps import WEIGHT_A, WEIGHT_B, WEIGHT_FLOOR
 from trainer_core.training.step import MAIN, Term
 
 if TYPE_CHECKING:
@@ -109,9 +110,10 @@ def test_weights_of_times_change_what_is_minimised_and_not_what_is_shown(made: M
     expected = main_term(plain, sets(plain)[0])
     (t,) = {tuple(call.t.tolist()) for call in calls}
     times = torch.tensor(t, dtype=torch.float64)
-    # f + (1 - f) · Beta(3, 2)(t), Beta(3, 2)(t) = 12 t² (1 - t); min(SNR, 5) t², SNR = ((1 - t) / t)²
+    # a Beta density over a floor; min(SNR, 5) t², SNR = ((1 - t) / t)²
+    beta = torch.distributions.Beta(torch.tensor(WEIGHT_A).double(), torch.tensor(WEIGHT_B).double())
     by_hand = {
-        weighted: 0.4 + 0.6 * 12 * times**2 * (1 - times),
+        weighted: WEIGHT_FLOOR + (1 - WEIGHT_FLOOR) * beta.log_prob(times).exp(),
         snr: torch.minimum(((1 - times) / times) ** 2, torch.tensor(5.0)) * times**2,
     }
     for trainer, weights in by_hand.items():
