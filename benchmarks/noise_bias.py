@@ -36,6 +36,7 @@ from trainer_core.training.job import TrainingJob
 
 BIASES = ("high_noise", "balanced", "low_noise")
 _SHADE = 0.55
+_PICTURES, _HELD_OUT = 256, 24
 _BACKGROUNDS = {name: torch.tensor(rgb) / 127.5 - 1 for name, rgb in COLOURS.items()}
 
 
@@ -66,27 +67,27 @@ def shaded(scene: Scene) -> Image.Image:
 
 
 def draw_sets(work: Path) -> None:
-    """Pictures for training on the surface, and held-out ones for both tasks."""
+    """Pictures for training, enough of them that nothing is learned by heart, and held-out ones, for both tasks."""
     rng = random.Random(91)
     bright = [name for name in COLOURS if name != "black"]
-    for name, count in (("surface", 32), ("surface_held_out", 24)):
-        (work / name).mkdir(parents=True)
-        for k in range(count):
-            scene = random_scene(rng, colour=rng.choice(bright))
-            shaded(scene).save(work / name / f"{k:02d}.png")
-            (work / name / f"{k:02d}.txt").write_text(scene.caption(), encoding="utf-8")
-    (work / "form_held_out").mkdir()
-    for k in range(24):
-        scene = random_scene(rng, CONCEPT)
-        draw(scene).save(work / "form_held_out" / f"{k:02d}.png")
-        (work / "form_held_out" / f"{k:02d}.txt").write_text(scene.caption("[trigger]"), encoding="utf-8")
+    for count, suffix in ((_PICTURES, ""), (_HELD_OUT, "_held_out")):
+        forms = [random_scene(rng, CONCEPT) for _ in range(count)]
+        surfaces = [random_scene(rng, colour=rng.choice(bright)) for _ in range(count)]
+        _write(work / f"form{suffix}", [(draw(scene), scene.caption("[trigger]")) for scene in forms])
+        _write(work / f"surface{suffix}", [(shaded(scene), scene.caption()) for scene in surfaces])
+
+
+def _write(folder: Path, pictures: list[tuple[Image.Image, str]]) -> None:
+    folder.mkdir()
+    for k, (picture, caption) in enumerate(pictures):
+        picture.save(folder / f"{k:03d}.png")
+        (folder / f"{k:03d}.txt").write_text(caption, encoding="utf-8")
 
 
 def job_of(task: str, bias: str, seed: int, steps: int, work: Path) -> JobConfig:
     plain = plain_job(seed)
-    datasets = plain.datasets
-    if task == "surface":
-        datasets = (DatasetConfig(folder=str(work / "surface"), resolutions=(64,), flip_x=True),)
+    trigger = TRIGGER if task == "form" else None
+    datasets = (DatasetConfig(folder=str(work / task), resolutions=(64,), trigger=trigger),)
     train = plain.train.but(timestep_type="linear", timestep_bias=bias, steps=steps)
     return plain.model_copy(update={"datasets": datasets, "train": train, "save": SaveConfig(every=steps)})
 

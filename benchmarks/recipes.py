@@ -24,11 +24,13 @@ class Recipe:
 SHAPES = "circle, square, triangle, cross, ring, star"
 """Class words: what the invented word is an example of, in the embedded base's world."""
 _DOP = {"output_preservation": True, "output_preservation_class": SHAPES}
+_DOP_2 = {**_DOP, "output_preservation_weight": 2.0}
 _BPP = {"blank_preservation": True}
 
 RECIPES = (
     Recipe("plain", "the recipe without any of it; it leaks"),
     Recipe("dop", "Differential Output Preservation with six class words", regularization=_DOP),
+    Recipe("dop_weight_2", "the demo's recipe: the same, counting twice", regularization=_DOP_2),
     Recipe(
         "dop_one_word",
         "the same with one class word",

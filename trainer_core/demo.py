@@ -54,7 +54,9 @@ def demo_job(seed: int = 42) -> JobConfig:
 
     The class words are all shapes that the base knows; the best of what benchmarks/features.py compared.
     """
-    preservation = RegularizationConfig(output_preservation=True, output_preservation_class=", ".join(SHAPES))
+    preservation = RegularizationConfig(
+        output_preservation=True, output_preservation_class=", ".join(SHAPES), output_preservation_weight=2.0
+    )
     return plain_job(seed).model_copy(update={"regularization": preservation})
 
 
