@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -99,7 +100,7 @@ class LoadDataset(io.ComfyNode):
         return io.NodeOutput(dataset, ui={**ui.PreviewImage(thumbnails).as_dict(), **host.shown_text(text)})
 
 
-def _first(inputs: dict[str, list[Any] | None]) -> dict[str, Any]:
+def _first(inputs: Mapping[str, list[Any] | None]) -> dict[str, Any]:
     """Widgets' values out of the lists that a node with list inputs gets."""
     return {name: given[0] for name, given in inputs.items() if given and name not in _LINKED}
 

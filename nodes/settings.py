@@ -5,8 +5,8 @@ Every field has one widget on one node. A node's widgets stand in the order of i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..trainer_core.config import (
@@ -43,7 +43,7 @@ Values = dict[str, dict[str, Any]]
 """Values of fields, by the part of the job and the field's name."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Setting:
     """A widget and the field that it sets."""
 
@@ -57,7 +57,7 @@ class Setting:
     """How a field that holds several values is written in a box of text."""
     advanced: bool = False
     """Rarely changed: shown on demand."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What differs from the field in the widget (`step`, `options` to choose from, …)."""
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from trainer_core.config import JobConfig
+from trainer_core.data.scan import Sample
 from trainer_core.errors import BaseModelError, ConfigError, DatasetError, FoundryError, TrainingError
 from trainer_core.families import sources
 from trainer_core.training import loop
 from trainer_core.training.events import CheckpointSaved, Event, Phase, SampleReady, StateChanged, StepDone
 from trainer_core.training.job import TrainingJob
 from trainer_core.training.run_folder import RunFolder
+from trainer_core.training.step import Objective, Term
 
 Jobs = Callable[..., JobConfig]
 
@@ -303,12 +306,13 @@ def test_a_broken_image_stops_the_run_before_training(job_of: Jobs, pictures: Pa
 def test_a_loss_that_is_not_finite_keeps_what_was_saved(
     job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = loop.Trainer.losses
+    original = Objective.terms
 
-    def losses(self: loop.Trainer, *arguments: object) -> torch.Tensor:
-        return original(self, *arguments) * (float("nan") if self.step == 3 else 1)  # type: ignore[arg-type]
+    def terms(self: Objective, batch: list[Sample], step: int, number: int, seen: dict[str, int]) -> Iterator[Term]:
+        for term in original(self, batch, step, number, seen):
+            yield replace(term, shown=term.shown * float("nan")) if step == 3 else term
 
-    monkeypatch.setattr(loop.Trainer, "losses", losses)
+    monkeypatch.setattr(Objective, "terms", terms)
     error, run, _ = failed(job_of(train={"steps": 6}, save={"every": 2}), tmp_path)
     assert isinstance(error, TrainingError)
     assert run.status()["step"] == 2

@@ -288,8 +288,19 @@ def test_contrastive_guidance(schedule: str, projected: bool, made: Made, record
     torch.testing.assert_close(term.shown, (prompted.predicted - target).square().mean((1, 2, 3)))
     trainer.adapter.seed_dropout()
     with torch.no_grad():
-        undropped = trainer.objective.predict(draws, blank.noisy, [""] * 4, g)
+        undropped = trainer.objective.predict(draws, blank.noisy, [""] * 4)
     torch.testing.assert_close(blank.predicted, undropped), "a target is made without dropout"
+
+
+def test_preservation_has_the_guidance_of_the_main_pass(made: Made, record: Record) -> None:
+    """What is preserved is what the model will be used with."""
+    preserved = {"output_preservation": True, "output_preservation_class": "cat", "blank_preservation": True}
+    trainer = made({**preserved, "contrastive_guidance": True, "contrastive_guidance_scale": 4.0})
+    calls = record(trainer)
+    list(trainer.objective.terms(sets(trainer)[0], 0, 0, {}))
+    assert len(calls) == 6  # two for the main term, two for each preservation
+    for call in calls:
+        torch.testing.assert_close(call.guidance, torch.full((4,), 4.0))
 
 
 def test_contrastive_guidance_and_differential_guidance_go_together(made: Made) -> None:
