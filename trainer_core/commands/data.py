@@ -6,7 +6,8 @@ import argparse
 import shutil
 import sys
 import textwrap
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..config import DatasetConfig, load_job, validated
 from ..errors import ConfigError
@@ -74,11 +75,10 @@ def cache(args: argparse.Namespace) -> int:
     return OK
 
 
-def _lint_folder(args: argparse.Namespace) -> LintReport:
-    from ..data.lint import lint as look
-
-    settings = {
-        "folder": str(args.what),
+def folder_settings(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """A data set as the options that `lint` and `captions` share describe it."""
+    return {
+        "folder": str(folder),
         "trigger": args.trigger,
         "trigger_placement": args.placement,
         "caption_extension": args.extension,
@@ -87,6 +87,12 @@ def _lint_folder(args: argparse.Namespace) -> LintReport:
         "kohya_folders": args.kohya_folders,
         "default_caption": args.default_caption,
     }
+
+
+def _lint_folder(args: argparse.Namespace) -> LintReport:
+    from ..data.lint import lint as look
+
+    settings = folder_settings(args.what, args)
     if args.resolutions:
         settings["resolutions"] = args.resolutions
     return look(

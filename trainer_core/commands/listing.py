@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from ..config import DatasetConfig, validated
 from . import OK
+from .data import folder_settings
 from .terminal import print_json, print_table, size
 
 _LONGEST_CELL = 100
@@ -51,19 +52,7 @@ def captions(args: argparse.Namespace) -> int:
     """Every image's caption as the text encoder sees it."""
     from ..data.summary import summarize
 
-    dataset = validated(
-        DatasetConfig,
-        {
-            "folder": str(args.folder),
-            "trigger": args.trigger,
-            "trigger_placement": args.placement,
-            "caption_extension": args.extension,
-            "caption_column": args.column,
-            "caption_per_line": args.caption_per_line,
-            "kohya_folders": args.kohya_folders,
-            "default_caption": args.default_caption,
-        },
-    )
+    dataset = validated(DatasetConfig, folder_settings(args.folder, args))
     summary = summarize(dataset)
     if args.json:
         print_json(
