@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from trainer_core.cli import main
-from trainer_core.commands.data import CACHE_FOLDER
-from trainer_core.data.cache import TensorCache, key_of
+from trainer_core.data.cache import CACHE_FOLDER, TensorCache, key_of
 
 Make = Callable[..., Path]
 

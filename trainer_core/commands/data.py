@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import DatasetConfig, load_job, validated
+from ..data.cache import CACHE_FOLDER
 from ..errors import ConfigError
 from ..training.events import Phase
 from . import FAILED, OK
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from ..data.cache import CacheUsage
     from ..data.lint import LintReport
 
-CACHE_FOLDER = ".cache"
-"""Below the runs folder; all runs there share it."""
 _GIGABYTE = 1e9
 _FOLDER_OPTIONS = {
     "trigger": "--trigger",

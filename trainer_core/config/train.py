@@ -12,7 +12,8 @@ from .section import Section
 TimestepType = Literal["auto", "sigmoid", "linear", "weighted", "shift", "one_step"]
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "prodigy", "lion")
 """By short name; any other is a class of `torch.optim`."""
-_UNUSABLE = {"lbfgs": "it evaluates the loss several times a step", "sparseadam": "it needs sparse gradients"}
+UNUSABLE = {"lbfgs": "it evaluates the loss several times a step", "sparseadam": "it needs sparse gradients"}
+"""Classes of torch.optim that cannot train here, in lower case, each with the reason."""
 
 
 class TrainConfig(Section):
@@ -114,8 +115,8 @@ class TrainConfig(Section):
             return name.lower() if name == value else value
         if not re.fullmatch(r"[A-Za-z]\w*", name):
             raise ValueError(f"{value!r} is no optimizer: {', '.join(OPTIMIZERS)}, or a class of torch.optim")
-        if name.lower() in _UNUSABLE:
-            raise ValueError(f"{name} cannot train here: {_UNUSABLE[name.lower()]}")
+        if name.lower() in UNUSABLE:
+            raise ValueError(f"{name} cannot train here: {UNUSABLE[name.lower()]}")
         return value
 
     @field_validator("stage_boundaries", mode="before")

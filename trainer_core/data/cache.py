@@ -27,6 +27,8 @@ from ..files import write_atomically
 if TYPE_CHECKING:
     from torch import Tensor
 
+CACHE_FOLDER = ".cache"
+"""Below a runs folder; all runs there share it."""
 _ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{64}\.safetensors\.[0-9a-f]{8}\.tmp")
 """What a killed run leaves of an entry (see `files.write_atomically`)."""

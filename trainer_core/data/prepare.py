@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from ..config import DatasetConfig, JobConfig
 from ..errors import ConfigError, DatasetError
 from ..files import sha256_of
-from .buckets import bucket_sizes
 from .cache import RecentEntries, TensorCache, key_of
 from .captions import encoder_text, variants, with_class
 from .encoded import EncodedPictures, EncodedTexts, Latents
 from .holdout import held_out
-from .scan import Item, Sample, scan
+from .scan import Item, Sample, scan, sizes_of
 from .variants import Variant, variants_of
 
 if TYPE_CHECKING:
@@ -146,14 +145,7 @@ def samples_of(dataset: DatasetConfig, divisor: int, index: int = 0) -> list[Sam
     Raises:
         DatasetError: if the folder cannot be trained on, or an image is smaller than one unit of the divisor.
     """
-    samples = []
-    for item in scan(dataset):
-        try:
-            sizes = bucket_sizes(item.width, item.height, dataset.resolutions, divisor)
-        except ValueError as error:
-            raise DatasetError(f"{item.path}: {error}. Remove or replace it") from None
-        samples += [Sample(index, item, size) for size in sizes]
-    return samples
+    return [Sample(index, item, size) for item in scan(dataset) for size in sizes_of(item, dataset, divisor)]
 
 
 def check_controls(job: JobConfig, spec: FamilySpec) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import DatasetConfig
 from ..errors import DatasetError
-from .buckets import Size
+from .buckets import Size, bucket_sizes
 from .folder import DatasetFolder
 from .header import UNREADABLE, read_header
 
@@ -126,6 +126,18 @@ def refuse(found: Scan) -> None:
             f"{folder}: nothing found for {some(found.unmatched)}. Put an image of the same name there (its suffix may "
             "differ), or remove the one that has none"
         )
+
+
+def sizes_of(item: Item, dataset: DatasetConfig, divisor: int) -> list[Size]:
+    """An item's bucket sizes at the data set's resolutions.
+
+    Raises:
+        DatasetError: if the image is smaller than one unit of the divisor.
+    """
+    try:
+        return bucket_sizes(item.width, item.height, dataset.resolutions, divisor)
+    except ValueError as error:
+        raise DatasetError(f"{item.path}: {error}. Remove or replace it") from None
 
 
 def some(names: list[str]) -> str:

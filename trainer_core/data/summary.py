@@ -10,10 +10,9 @@ from pathlib import Path
 
 from ..config import DatasetConfig, ModelConfig
 from ..errors import DatasetError
-from .buckets import bucket_sizes
 from .captions import encoder_text
 from .folder import data_files, kohya_folder
-from .scan import Scan, examine, refuse, some
+from .scan import Scan, examine, refuse, sizes_of, some
 
 _DEFAULT_DIVISOR = 16
 
@@ -58,11 +57,7 @@ def summarize(dataset: DatasetConfig, model: ModelConfig | None = None) -> Datas
     items = found.items
     buckets: Counter[str] = Counter()
     for item in items:
-        try:
-            sizes = bucket_sizes(item.width, item.height, dataset.resolutions, divisor)
-        except ValueError as error:
-            raise DatasetError(f"{item.path}: {error}. Remove or replace it") from None
-        buckets.update(f"{width}x{height}" for width, height in sizes)
+        buckets.update(f"{width}x{height}" for width, height in sizes_of(item, dataset, divisor))
     return DatasetSummary(
         count=len(items),
         buckets=dict(sorted(buckets.items())),

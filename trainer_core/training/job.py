@@ -144,7 +144,7 @@ class TrainingJob:
 
 def _train(run: RunFolder, job: JobConfig, emit: Listener, should_stop: Callable[[], bool]) -> str:
     """Prepares the data, loads the base, trains. Gives `finished` or `stopped`."""
-    from ..data.cache import TensorCache
+    from ..data.cache import CACHE_FOLDER, TensorCache
     from ..data.prepare import PreparedData
     from ..families.registry import open_base
     from ..sampling import Interrupted, SamplerSettings
@@ -169,7 +169,7 @@ def _train(run: RunFolder, job: JobConfig, emit: Listener, should_stop: Callable
         base = open_base(job.model)
         SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
         progress("scanning the data", 0, 1)
-        cache = TensorCache(run.path.parent / ".cache")
+        cache = TensorCache(run.path.parent / CACHE_FOLDER)
         data = PreparedData(job, base, cache)
         prompts = preview_texts(job)
         data.encode_texts([*prompts, job.sample.negative_prompt] if prompts else [], progress)

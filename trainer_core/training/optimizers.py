@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..config import TrainConfig
+from ..config.train import OPTIMIZERS, UNUSABLE
 from ..errors import ConfigError, RunError
 
 _PACKAGES = {"adafactor": "transformers", "prodigy": "prodigyopt", "lion": "lion-pytorch", "adamw8bit": "bitsandbytes"}
 """Where the optimizers with short names come from; adamw is torch's own."""
-_UNUSABLE = {"lbfgs": "it evaluates the loss several times a step", "sparseadam": "it needs sparse gradients"}
 _SET_ELSEWHERE = {"params": None, "lr": "train.learning_rate", "weight_decay": "train.weight_decay"}
 _FAILURES = (ValueError, TypeError, AssertionError, AttributeError, RuntimeError, ImportError, OSError)
 """What optimizers raise for arguments and devices that they cannot work with."""
@@ -118,13 +118,13 @@ def _torch_class(name: str) -> type[Optimizer]:
         if inspect.isclass(kind) and issubclass(kind, Optimizer) and kind is not Optimizer
     }
     asked = name.removeprefix("torch.optim.").lower()
-    if asked in _UNUSABLE:
+    if asked in UNUSABLE:
         raise ConfigError(
-            f"train.optimizer: {name} cannot train here: {_UNUSABLE[asked]}. Choose another, such as adamw"
+            f"train.optimizer: {name} cannot train here: {UNUSABLE[asked]}. Choose another, such as adamw"
         )
     if asked not in classes:
-        short = {"adamw", *_PACKAGES}
-        known = [*sorted(short), *(classes[key].__name__ for key in sorted(classes.keys() - short - _UNUSABLE.keys()))]
+        short = set(OPTIMIZERS)
+        known = [*sorted(short), *(classes[key].__name__ for key in sorted(classes.keys() - short - UNUSABLE.keys()))]
         raise ConfigError(f"train.optimizer: there is no optimizer {name!r}; {_nearest(asked, known)}")
     return classes[asked]
 
