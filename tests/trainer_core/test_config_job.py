@@ -97,7 +97,7 @@ def test_paths_are_taken_from_the_files_own_folder(tmp_path: Path) -> None:
             b"name: tiny\ndatasets: [{folder: a}]\ntrain: {stps: 1}\n",
             "train.stps: unknown setting; did you mean `steps`?",
         ),
-        (b"!!python/object/apply:os.system ['true']", "is not valid YAML"),
+        (b"!!python/object/apply:os.system ['true']", "is a tag, which jobs may not have"),
     ],
 )
 def test_bad_file_is_named(tmp_path: Path, content: bytes, says: str) -> None:

@@ -6,16 +6,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError
+from ..reading import is_folder, read_regular
+from ..secrets import redacted
 from .data import CacheConfig, DatasetConfig
 from .model import AdapterConfig, ModelConfig
 from .objective import RegularizationConfig, ValidationConfig
 from .output import SampleConfig, SaveConfig
 from .section import Section, empty_is_none, validated
 from .train import TrainConfig
+from .yaml_text import LIMIT, dump_yaml, read_yaml
 
 _RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"com{k}" for k in range(1, 10)), *(f"lpt{k}" for k in range(1, 10))}
 
@@ -114,16 +116,18 @@ def load_job(path: Path) -> JobConfig:
     """Reads a job from YAML. Relative folders are taken from the file's own folder.
 
     Raises:
-        ConfigError: if the file is missing, is not YAML, or holds unknown or wrong settings.
+        ConfigError: if the file is missing, is not YAML as `read_yaml` takes it, or holds unknown or wrong settings.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = read_regular(path, LIMIT).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file. `lora-foundry init` writes a starter job") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
+    try:
+        data = read_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {redacted(str(error))}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a job is a mapping of settings, such as `name: my_lora`")
     try:
@@ -151,7 +155,7 @@ def resolved(job: JobConfig, here: Path) -> JobConfig:
         for dataset in job.datasets
     )
     model, adapter = job.model, job.adapter
-    if model.source != "embedded" and absolute(model.source).is_dir():
+    if model.source != "embedded" and is_folder(absolute(model.source)):
         model = model.but(source=str(absolute(model.source)))
     if adapter.warm_start:
         adapter = adapter.but(warm_start=str(absolute(adapter.warm_start)))
@@ -160,4 +164,4 @@ def resolved(job: JobConfig, here: Path) -> JobConfig:
 
 def dump_job(job: JobConfig) -> str:
     """A job as YAML that `load_job` reads back to the same job."""
-    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(job.model_dump(mode="json"))

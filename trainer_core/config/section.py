@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from ..errors import ConfigError
+from ..secrets import looks_like_token, redacted
 
 T = TypeVar("T", bound="Section")
 
@@ -16,6 +18,16 @@ class Section(BaseModel):
     """A strict, immutable part of a job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _fit_to_be_kept(cls, value: Any, info: ValidationInfo) -> Any:
+        """Jobs are written into run folders and LoRA files, which get shared."""
+        # sections inside look at their own fields, so that the message names the field and not the section
+        if not isinstance(value, dict) or get_origin(cls.model_fields[str(info.field_name)].annotation) is dict:
+            for text in _texts(value):
+                check_text(text)
+        return value
 
     def but(self, **changes: Any) -> Any:
         """A validated copy with some fields changed."""
@@ -37,6 +49,29 @@ def validated(section: type[T], data: Any) -> T:
         raise ConfigError("\n".join(_explain(section, item) for item in told)) from None
 
 
+def check_text(text: str) -> None:
+    """Refuses texts that no file can hold, and those that nobody but their owner should read.
+
+    Raises:
+        ValueError: saying why; the text itself is not in the message.
+    """
+    if looks_like_token(text):
+        raise ValueError(
+            "looks like an access token or a password. Jobs are kept in run folders and LoRA files, so they must not "
+            "hold any; set the environment variable HF_TOKEN or run `hf auth login`"
+        )
+    if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("holds a zero byte or half of a character, which no file can hold")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts of a field that is one or a list or mapping of them."""
+    parts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    if isinstance(value, dict):
+        parts = [*value, *value.values()]
+    yield from (part for part in parts if isinstance(part, str))
+
+
 def description(section: type[Section], field: str) -> str:
     """The tooltip of a field."""
     return section.model_fields[field].description or ""
@@ -53,6 +88,8 @@ _PLAIN_WORDS = {
     "model_type": "must be a section with settings of its own",
 }
 """What pydantic says in Python's terms, by its error type."""
+_LONGEST_TOLD = 200
+"""Characters of a wrong value or name that a message repeats."""
 
 
 def _is_inside(place: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
@@ -61,20 +98,27 @@ def _is_inside(place: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
 
 def _explain(section: type[BaseModel], error: Any) -> str:
     """One of pydantic's errors as a line that names the field and, for an unknown key, the nearest known one."""
+    return " ".join(redacted(_explanation(section, error)).splitlines())
+
+
+def _explanation(section: type[BaseModel], error: Any) -> str:
     location = error["loc"]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{_shortened(part)}" for part in location).lstrip(".")
     if error["type"] == "extra_forbidden":
         known = list(_section_at(section, location[:-1]).model_fields)
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(location[-1])[:_LONGEST_TOLD], known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
         return f"{where}: unknown setting; {hint}"
     if error["type"] == "missing":
         return f"{where}: is required"
     message = _PLAIN_WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
-    given = (
-        "" if isinstance(error["input"], dict) or message in repr(error["input"]) else f" (given: {error['input']!r})"
-    )
+    told = repr(error["input"])
+    given = "" if isinstance(error["input"], dict) or message in told else f" (given: {_shortened(told)})"
     return f"{where}: {message}{given}" if where else message
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_TOLD else f"{text[:_LONGEST_TOLD]}… ({len(text)} characters)"
 
 
 def _section_at(section: type[BaseModel], location: tuple[Any, ...]) -> type[BaseModel]:

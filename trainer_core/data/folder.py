@@ -10,9 +10,14 @@ from pathlib import Path
 
 from ..config import DatasetConfig
 from ..errors import DatasetError
+from ..reading import is_folder, read_regular
 from .header import IMAGE_SUFFIXES
 from .metadata import METADATA_FILES, Metadata, read_metadata
 
+CAPTION_LIMIT = 1_000_000
+"""Bytes of an image's caption file."""
+_DEEPEST = 100
+"""Levels of folders in a data set."""
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.+)")
 
 
@@ -92,7 +97,8 @@ class DatasetFolder:
 
     def absent(self) -> list[str]:
         """Images that metadata name and that are not there."""
-        return sorted(key for key in self.metadata.files.keys() - self.images.keys() if not (self.path / key).exists())
+        named = self.metadata.files.keys() - self.images.keys()
+        return sorted(key for key in named if not _is_there(self.path / key))
 
 
 def folder_of(dataset: DatasetConfig) -> Path:
@@ -118,18 +124,18 @@ def read_captions(image: Path, dataset: DatasetConfig) -> tuple[str, ...]:
     """The captions in the file beside an image, as they were written; none if it is missing or empty.
 
     Raises:
-        DatasetError: if the file is not UTF-8 text.
+        DatasetError: if the file is no regular file, larger than any caption, or not UTF-8 text.
     """
     path = _caption_file(image, dataset)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, CAPTION_LIMIT).decode("utf-8-sig")
     except FileNotFoundError:
         return ()
     except UnicodeDecodeError:
         raise DatasetError(f"{path}: is not UTF-8 text. Save it as UTF-8") from None
     except OSError as error:
         raise DatasetError(f"{path}: the caption cannot be read ({error.strerror or error})") from None
-    parts = text.split("\n") if dataset.caption_per_line else [text]
+    parts = re.split(r"\r\n|\r|\n", text) if dataset.caption_per_line else [text]
     return tuple(part.strip() for part in parts if part.strip())
 
 
@@ -155,7 +161,7 @@ def _caption_file(image: Path, dataset: DatasetConfig) -> Path:
 
 def _counterparts(setting: str, name: str, targets: Path) -> Counterparts:
     folder = _expanded(name)
-    if _is_folder(folder) and _real(folder) == _real(targets):
+    if is_folder(folder) and _real(folder) == _real(targets):
         raise DatasetError(f"{setting}: {folder} is the data set's own folder. Give the images' counterparts their own")
     try:
         images, _ = _walk(folder)
@@ -181,9 +187,9 @@ def _walk(folder: Path, without: Collection[Path] = ()) -> tuple[dict[str, Path]
     Raises:
         DatasetError: if there is no such folder, or one cannot be read.
     """
-    if not _is_folder(folder):
+    if not is_folder(folder):
         raise DatasetError(f"{folder}: there is no such folder. Check the data set's `folder`")
-    left_out = {_real(path) for path in without if _is_folder(path)}
+    left_out = {_real(path) for path in without if is_folder(path)}
     images: dict[str, Path] = {}
     tables: list[Path] = []
     for key, path in _files(folder, "", left_out):
@@ -203,6 +209,8 @@ def _files(folder: Path, prefix: str, left_out: set[str]) -> Iterator[tuple[str,
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir(follow_symlinks=False):
+                    if prefix.count("/") >= _DEEPEST:
+                        raise DatasetError(f"{folder}: holds folders more than {_DEEPEST} levels deep")
                     if not left_out or _real(entry.path) not in left_out:
                         yield from _files(folder / entry.name, f"{prefix}{entry.name}/", left_out)
                 elif entry.is_file():
@@ -211,10 +219,10 @@ def _files(folder: Path, prefix: str, left_out: set[str]) -> Iterator[tuple[str,
         raise DatasetError(f"{folder}: cannot be read ({error.strerror or error})") from None
 
 
-def _is_folder(path: Path) -> bool:
-    """Whether there is such a folder; `is_dir` alone raises for names that no file system takes."""
+def _is_there(path: Path) -> bool:
+    """Whether there is anything; False for names that no file system takes."""
     try:
-        return path.is_dir()
+        return path.exists()
     except OSError:
         return False
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..errors import DatasetError
+from ..reading import read_regular
 from .buckets import Size, cover_box
-from .header import UNREADABLE
+from .header import MAX_PIXELS, UNREADABLE, opened, upright
 from .variants import Box
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_PIXELS = 178_956_970
-"""Larger images are refused, as Pillow does by default: they are decompression bombs or mistakes."""
+_MAX_BYTES = 8 * MAX_PIXELS
+"""Of an image file: the most that the largest image has uncompressed, at 16 bits in four channels."""
 
 
 def load_image(path: Path, background: str = "white") -> Image.Image:
@@ -38,7 +39,7 @@ def read_image(path: Path) -> bytes:
         DatasetError: if it cannot be read.
     """
     with _blaming(path):
-        return path.read_bytes()
+        return read_regular(path, _MAX_BYTES)
 
 
 def decode_image(data: bytes, path: Path, background: str = "white") -> Image.Image:
@@ -106,19 +107,15 @@ def png_bytes(image: Image.Image, facts: Mapping[str, str] | None = None) -> byt
 @contextmanager
 def _seen(data: bytes, path: Path) -> Iterator[Image.Image]:
     """An image in its own mode, EXIF rotation applied; whatever goes wrong with it is a DatasetError."""
-    from PIL import ImageOps
-
-    with _blaming(path), Image.open(io.BytesIO(data)) as opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            raise DatasetError(f"{path}: has {opened.width}x{opened.height} pixels, too many. Shrink or remove it")
-        yield ImageOps.exif_transpose(opened)
+    with _blaming(path), opened(io.BytesIO(data)) as image:
+        yield upright(image)
 
 
 @contextmanager
 def _blaming(path: Path) -> Iterator[None]:
     try:
         yield
-    except (*UNREADABLE, RuntimeError) as error:  # RuntimeError: damaged AVIF
+    except UNREADABLE as error:
         raise DatasetError(f"{path}: cannot be read as an image ({error}). Replace or remove it") from None
 
 

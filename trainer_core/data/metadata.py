@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ..errors import DatasetError
+from ..reading import TEXT_LIMIT, parse_json, read_regular
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 """By precedence: where an image has captions in both, the first counts."""
@@ -38,8 +38,8 @@ def read_metadata(folder: Path, files: Iterable[Path], column: str) -> Metadata:
     """Reads metadata files that lie in a folder or below it. A file that lies nearer to an image wins.
 
     Raises:
-        DatasetError: for a file that cannot be read, is no valid JSON or CSV, or holds rows without a file name or
-            with a caption that is no text; the message has file and line.
+        DatasetError: for a file that cannot be read, is no valid JSON or CSV, or holds rows without a file name, with
+            one that leads out of the folder, or with a caption that is no text; the message has file and line.
     """
     metadata = Metadata()
     # the deepest first, and in a folder METADATA_FILES' order: what is known already stays
@@ -49,9 +49,9 @@ def read_metadata(folder: Path, files: Iterable[Path], column: str) -> Metadata:
         found: dict[str, list[str]] = {}
         for line, row in rows:
             name = row.get(_NAME)
-            if not isinstance(name, str) or not name.strip():
+            if not isinstance(name, str) or not name.strip() or not _is_text(name):
                 raise DatasetError(f"{path}, line {line}: has no `{_NAME}`. Each row names its image there")
-            key = posixpath.normpath(posixpath.join(below, name.strip().replace("\\", "/")))
+            key = _key(below, name.strip(), f"{path}, line {line}")
             metadata.files.setdefault(key, path)
             metadata.columns.update(row.keys())
             found.setdefault(key, []).extend(_captions(row.get(column), f"{path}, line {line}: `{column}`"))
@@ -61,11 +61,31 @@ def read_metadata(folder: Path, files: Iterable[Path], column: str) -> Metadata:
     return metadata
 
 
+def _key(below: str, name: str, where: str) -> str:
+    """The key of an image that a row names; only names are compared here, nothing is looked up.
+
+    Raises:
+        DatasetError: for a name that leads out of the data set's folder: on Windows, merely asking whether
+            `//server/share/a.png` is there sends the user's credentials to that server.
+    """
+    key = posixpath.normpath(posixpath.join(below, name.replace("\\", "/")))
+    if key.startswith(("/", "../")) or key == ".." or PureWindowsPath(name).drive:
+        raise DatasetError(f"{where}: `{_NAME}` {name[:200]!r} leads out of the data set's folder. Name an image in it")
+    return key
+
+
 def _captions(value: Any, where: str) -> list[str]:
     texts = value if isinstance(value, list) else [value]
     if any(text is not None and not isinstance(text, str) for text in texts):
         raise DatasetError(f"{where} is neither a text nor a list of texts. Write the caption in quotation marks")
+    if not all(_is_text(text) for text in texts if text):
+        raise DatasetError(f"{where} holds a zero byte or half of a character, which is no text")
     return [text.strip() for text in texts if text and text.strip()]
+
+
+def _is_text(value: str) -> bool:
+    """JSON can hold what no file name, no tokenizer and no UTF-8 can."""
+    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -74,8 +94,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise DatasetError(f"{path}, line {number}: is no valid JSON ({error}). Each line is one object") from None
         if not isinstance(row, dict):
             raise DatasetError(f'{path}, line {number}: is no JSON object, such as {{"{_NAME}": "a.png", "text": "…"}}')
@@ -103,7 +123,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = read_regular(path, TEXT_LIMIT)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror or error})") from None
     try:

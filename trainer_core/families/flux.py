@@ -11,7 +11,7 @@ from ..errors import AdapterError, BaseModelError
 from .base import Base, ComfyModule, FamilySpec, SamplingDefaults, TextEmbedding
 from .device import release_memory
 from .registry import register_family
-from .sources import load_weights, reading
+from .sources import load_tokenizer, load_weights, reading
 
 if TYPE_CHECKING:
     import torch
@@ -110,14 +110,20 @@ class Flux(Base):
         self._encoders: tuple[Any, ...] | None = None
         self._vae: Any = None
         config = self.source.config("vae")
-        self._shift, self._scale = float(config.get("shift_factor") or 0.0), float(config.get("scaling_factor") or 1.0)
+        with reading(self.source.folder / "vae"):
+            self._shift = _finite(config.get("shift_factor"), 0.0)
+            self._scale = _finite(config.get("scaling_factor"), 1.0)
         self._distilled = bool(self.source.config("transformer").get("guidance_embeds", False))
 
     @property
     def schedule(self) -> FlowSchedule:
         from ..objective.flow import FlowSchedule
 
-        return FlowSchedule.from_scheduler_config(self.source.config("scheduler", "scheduler_config.json"))
+        with reading(self.source.folder / "scheduler"):
+            schedule = FlowSchedule.from_scheduler_config(self.source.config("scheduler", "scheduler_config.json"))
+            if not 0 < schedule.shift_for(1024) < float("inf"):
+                raise ValueError("its shift is no positive number")
+        return schedule
 
     @property
     def guidance_distilled(self) -> bool:
@@ -151,20 +157,15 @@ class Flux(Base):
     def load_text_encoders(self) -> None:
         if self._encoders:
             return
-        from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
-
-        def tokenizer(name: str) -> Any:
-            folder = self.source.component(name)
-            with reading(folder):
-                return AutoTokenizer.from_pretrained(folder)
+        from transformers import CLIPTextModel, T5EncoderModel
 
         def encoder(kind: Any, name: str) -> Any:
             model = load_weights(kind, self.source.component(name), dtype=self.text_encoder_dtype)
             return model.to(self.device).eval().requires_grad_(False)
 
         self._encoders = (
-            tokenizer("tokenizer"),
-            tokenizer("tokenizer_2"),
+            load_tokenizer(self.source.component("tokenizer")),
+            load_tokenizer(self.source.component("tokenizer_2")),
             encoder(CLIPTextModel, "text_encoder"),
             encoder(T5EncoderModel, "text_encoder_2"),
         )
@@ -260,6 +261,18 @@ class Flux(Base):
             return_dict=False,
         )[0]
         return unpack(packed[:, : self.image_tokens(height, width)], height, width).float()
+
+
+def _finite(value: Any, default: float) -> float:
+    """A number of a configuration, or the default for none and for 0.
+
+    Raises:
+        TypeError, ValueError: if it is no finite number.
+    """
+    number = float(value or default)
+    if not abs(number) < float("inf"):
+        raise ValueError(f"{value!r} is no finite number")
+    return number
 
 
 def pack(latents: Tensor) -> Tensor:

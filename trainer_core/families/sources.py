@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BaseModelError
+from ..config import SampleConfig, TrainConfig, validated
+from ..errors import BaseModelError, ConfigError, FoundryError, first_line
 from ..files import sha256_of
+from ..reading import is_folder, read_json
+from .strangers import check_part
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "base"
 COMPONENTS = ("scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "transformer", "vae")
@@ -55,7 +57,7 @@ class Source:
         Raises:
             BaseModelError: if there are none.
         """
-        files = sorted(self.component(component).glob("*.safetensors"))
+        files = sorted(path for path in self.component(component).glob("*.safetensors") if path.is_file())
         if not files:
             raise BaseModelError(
                 f"{self.component(component)}: holds no .safetensors file (other formats are not read)"
@@ -66,10 +68,15 @@ class Source:
         """A digest of the parts' contents: configuration and tokenizer files, and weights.
 
         Weights over 64 MB count by size and samples, because hashing 24 GB would take minutes.
+
+        Raises:
+            BaseModelError: if a file cannot be read.
         """
         digest = hashlib.sha256()
         for component in components:
-            for path in sorted(self.component(component).iterdir()):
+            folder = self.component(component)
+            check_part(folder)
+            for path in sorted(path for path in folder.iterdir() if path.is_file()):
                 if path.suffix in {".json", ".txt", ".model"} or path.stat().st_size <= 64 << 20:
                     mark = sha256_of(path)
                 else:
@@ -90,9 +97,9 @@ def open_source(name: str, default_repo: str) -> Source:
         folder = Path(name).expanduser()
     except RuntimeError as error:
         raise BaseModelError(f"model.source {name!r}: {error}") from None
-    if folder.is_dir():
+    if is_folder(folder):
         return _source_of_folder(folder.resolve().name, folder.resolve())
-    if re.fullmatch(r"[A-Za-z0-9][\w.\-]*/[\w.\-]+", name):
+    if is_repository_id(name):
         return _source_of_folder(name, _download(name))
     raise BaseModelError(
         f"model.source {name!r}: there is no such folder, and it is no Hugging Face repository id (such as "
@@ -100,10 +107,35 @@ def open_source(name: str, default_repo: str) -> Source:
     )
 
 
+def is_repository_id(name: str) -> bool:
+    """Whether a text can be a Hugging Face repository's id: owner and name."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.\-]*/[\w\-][\w.\-]*", name) is not None and ".." not in name
+
+
 def _source_of_folder(name: str, folder: Path) -> Source:
     if not (folder / "model_index.json").is_file():
         raise BaseModelError(f"{folder}: is not a model in diffusers layout (it has no model_index.json)")
-    return Source(name, folder, _read_json(folder / "foundry.json") if (folder / "foundry.json").is_file() else {})
+    profile = folder / "foundry.json"
+    return Source(name, folder, _checked_profile(profile) if profile.is_file() else {})
+
+
+def _checked_profile(path: Path) -> dict[str, Any]:
+    """Recommendations, within the bounds of what a job may say.
+
+    Raises:
+        BaseModelError: for others.
+    """
+    profile = _read_json(path)
+    sampling = profile.get("sampling", {})
+    try:
+        if "timestep_type" in profile:
+            validated(TrainConfig, {"timestep_type": profile["timestep_type"]})
+        validated(SampleConfig, sampling)
+    except ConfigError as error:
+        raise BaseModelError(f"{path}: {error}") from None
+    if not {"width", "height", "steps", "guidance"} >= sampling.keys() or None in sampling.values():
+        raise BaseModelError(f"{path}: sampling: says more than width, height, steps and guidance")
+    return profile
 
 
 def _download(repo: str) -> Path:
@@ -138,13 +170,12 @@ def reading(part: Path) -> Iterator[None]:
     Raises:
         BaseModelError: naming the part's folder.
     """
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BaseModelError(f"{part}: cannot be loaded ({first_line}). Download or copy it again") from error
+    except FoundryError:
+        raise
+    except Exception as error:  # the libraries raise anything, down to Exception itself
+        raise BaseModelError(f"{part}: cannot be loaded ({first_line(error)}). Download or copy it again") from error
 
 
 def load_weights(kind: Any, folder: Path, **settings: Any) -> Any:
@@ -153,16 +184,33 @@ def load_weights(kind: Any, folder: Path, **settings: Any) -> Any:
     Raises:
         BaseModelError: if the files cannot be read, or lack a weight (which the libraries fill in at random, and warn).
     """
+    check_part(folder)
     with reading(folder):
-        model, loading = kind.from_pretrained(folder, output_loading_info=True, **settings)
+        # without use_safetensors, transformers would take a pickle where there is nothing else
+        model, loading = kind.from_pretrained(
+            folder, output_loading_info=True, use_safetensors=True, local_files_only=True, **settings
+        )
     if missing := sorted(loading["missing_keys"]):
         raise BaseModelError(f"{folder}: is incomplete: {missing[0]} and {len(missing) - 1} more weights are missing")
     return model
 
 
+def load_tokenizer(folder: Path) -> Any:
+    """A tokenizer of transformers from its folder.
+
+    Raises:
+        BaseModelError: if its files cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    check_part(folder)
+    with reading(folder):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except (OSError, ValueError) as error:
         raise BaseModelError(f"{path}: cannot be read: {error}") from None
     if not isinstance(data, dict):

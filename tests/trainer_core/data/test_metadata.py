@@ -121,10 +121,10 @@ def test_metadata_in_mask_folders_and_hidden_ones_are_passed_over(tmp_path: Path
 def test_images_that_are_not_there_are_told_of(tmp_path: Path) -> None:
     put(tmp_path, "a.png")
     (tmp_path / "film.mp4").write_bytes(b"x")
-    names = ("a.png", "gone.png", "film.mp4", "../outside.png", "nul\0.png")
+    names = ("a.png", "gone.png", "film.mp4", "x" * 300 + ".png")
     lines(tmp_path / "metadata.jsonl", *({"file_name": name, "text": "x"} for name in names))
     folder = DatasetFolder.of(DatasetConfig(folder=str(tmp_path)))
-    assert folder.absent() == ["../outside.png", "gone.png", "nul\0.png"]
+    assert folder.absent() == ["gone.png", "x" * 300 + ".png"]
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..header import SIDEWAYS, TURNS, opened, orientation
 from ..images import load_image
 
 if TYPE_CHECKING:
@@ -32,17 +33,6 @@ _MAX_MEAN, _MAX_CELL = 16.0, 64
 """Colour difference (of 255) of two thumbnails: on average, and in the worst cell."""
 _CHUNK = 1 << 22
 """Pairs that are compared at once; bounds the memory (16 MB)."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What shows an image upright, by its EXIF orientation."""
-_SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ def look_at(path: Path, background: str = "white") -> Look:
 
     Raises:
         DatasetError: if it cannot be loaded for training either.
-        OSError, ValueError, SyntaxError: as Pillow does for a broken image.
+        UNREADABLE: as Pillow does for a broken image.
     """
     import numpy as np
 
@@ -139,18 +129,16 @@ class Looks:
 
 def _small(path: Path, background: str) -> tuple[Image.Image, int, int, bool]:
     """An image as it is seen, shrunk to 72 x 72 RGB, its own width and height, and whether it has transparency."""
-    with Image.open(path) as image:
+    with opened(path) as image:
         transparent = image.has_transparency_data
         if image.mode in {"RGB", "L"} and not transparent:
             width, height = image.size
-            turn = _TURNS.get(image.getexif().get(0x0112, 1))
+            turned = orientation(image)
             image.draft(image.mode, (_EDGE, _EDGE))
             small = _shrunk(image)
-            if turn is None:
-                return small, width, height, False
-            if turn in _SIDEWAYS:
+            if turned in SIDEWAYS:
                 width, height = height, width
-            return small.transpose(turn), width, height, False
+            return small.transpose(TURNS[turned]) if turned in TURNS else small, width, height, False
     seen = load_image(path, background)
     return _shrunk(seen), seen.width, seen.height, transparent
 

@@ -194,7 +194,7 @@ def _look(path: Path, background: str) -> Look | str:
         return look_at(path, background) if path.stat().st_size else "the file is empty"
     except Image.UnidentifiedImageError:
         return "its content is no image of a known kind"
-    except (*UNREADABLE, RuntimeError) as error:  # the latter comes of damaged AVIFs
+    except UNREADABLE as error:
         # Pillow counts bytes in it, which would make a reason of its own for every file
         return str(error).partition(" (")[0] or type(error).__name__
     except DatasetError as error:

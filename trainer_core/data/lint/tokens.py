@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from ...errors import BaseModelError, FoundryError
 from ...families.registry import family_spec
-from ...families.sources import open_source, reading
+from ...families.sources import is_repository_id, load_tokenizer, open_source
+from ...reading import is_folder
 
 _NO_LIMIT = 1_000_000
 """transformers writes an astronomic `model_max_length` where a tokenizer does not know it."""
@@ -100,7 +101,7 @@ def too_long(texts: Sequence[str], tokenizers: Iterable[TextTokenizer]) -> tuple
 
 
 def _folder(source: str, default_repo: str) -> Path:
-    if source == "embedded" or Path(source).expanduser().is_dir():
+    if source == "embedded" or not is_repository_id(source) or is_folder(Path(source)):
         return open_source(source, default_repo).folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -112,10 +113,7 @@ def _folder(source: str, default_repo: str) -> Path:
 
 
 def _read(folder: Path) -> BaseTokenizer:
-    from transformers import AutoTokenizer
-
-    with reading(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     limit = tokenizer.model_max_length
     return BaseTokenizer(folder.name, int(limit) if limit and limit < _NO_LIMIT else None, tokenizer)
 
