@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(kind)
             if item.get_closest_marker(kind) and reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's own queue is none of the tests' business; a server that several tests share has this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_FOUNDRY_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue of a test and of its processes: it waits for nobody and is in nobody's way."""
+    monkeypatch.setenv("LORA_FOUNDRY_STATE", str(tmp_path_factory.getbasetemp() / f"state-{uuid.uuid4().hex}"))
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,22 @@ class RunError(FoundryError):
     """A run folder cannot be created, resumed or found."""
 
 
+class RunHeld(RunError):
+    """Another process, or another job of this one, works on the run; the message says who."""
+
+
+class ResumeRefused(ConfigError):
+    """A run cannot go on as asked, because it would not be the same run; it is as it was."""
+
+
 class SaveError(RunError):
     """Something could not be written, most often because the disk is full; what was there before is intact."""
 
 
 class TrainingError(FoundryError):
     """The training itself failed (a loss that is not finite, out of memory)."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, in one line without its full stop; its name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
