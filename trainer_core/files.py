@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import sys
+import time
 import uuid
 from pathlib import Path
 
 from .errors import SaveError
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_NOT_FOR_FOLDERS = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
+"""What network file systems say that cannot wait for a folder; there is nothing to be done about it then."""
+_PAUSES = (0.01, 0.05, 0.2, 0.5) if sys.platform == "win32" else ()
+"""Seconds between attempts to replace a file."""
 
 
 def sha256_of(path: Path) -> str:
@@ -40,6 +48,9 @@ def sync_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NOT_FOR_FOLDERS:
+            raise
     finally:
         os.close(handle)
 
@@ -59,12 +70,46 @@ def write_atomically(path: Path, data: bytes, durably: bool = True) -> None:
             write_durably(temporary, data)
         else:
             temporary.write_bytes(data)
-        os.replace(temporary, path)
+        _replace(temporary, path)
         if durably:
             sync_folder(path.parent)
     except OSError as error:
-        _discard(temporary)
         raise save_error(path, error) from error
+    finally:
+        _discard(temporary)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file. If a crash has left half a line at its end, that one is ended first.
+
+    Raises:
+        SaveError: if that fails; then nothing of the line is there, so that the next one is not spoiled.
+    """
+    size: int | None = None
+    try:
+        with path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(-1, os.SEEK_END)
+            cut = bool(size) and file.read(1) != b"\n"
+            # names of files need not be text (os.fsdecode)
+            file.write(b"\n" * cut + line.encode("utf-8", "backslashreplace") + b"\n")
+    except OSError as error:
+        if size is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+        raise save_error(path, error) from error
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Renames over a file. Windows refuses that for the moment in which somebody reads it (a progress page, say)."""
+    for pause in _PAUSES:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(source, target)
 
 
 def write_fresh(folder: Path, stem: str, suffix: str, data: bytes) -> Path:
@@ -118,10 +163,13 @@ def _discard(path: Path) -> None:
 
 def save_error(path: Path, error: OSError) -> SaveError:
     """A message that tells the usual causes apart."""
-    import errno
-
-    if error.errno in {errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC}:
+    if error.errno in _FULL:
         return SaveError(f"{path}: the disk is full. Free some space and resume; what was saved before is intact")
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return SaveError(f"{path}: may not be written ({error.strerror}). Check the folder's permissions")
+    if error.errno == errno.EROFS:
+        return SaveError(f"{path}: the disk is read-only. Make it writable or choose a folder elsewhere, then resume")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return SaveError(
+            f"{path}: may not be written ({error.strerror}). Check the folder's permissions, and whether another "
+            "program has it open"
+        )
     return SaveError(f"{path}: cannot be written: {error.strerror or error}")

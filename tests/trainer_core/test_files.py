@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trainer_core import files
 from trainer_core.errors import SaveError
-from trainer_core.files import save_error, sha256_of, write_atomically, write_fresh
+from trainer_core.files import append_line, save_error, sha256_of, sync_folder, write_atomically, write_fresh
 
 
 def test_hash(tmp_path: Path) -> None:
@@ -62,7 +65,7 @@ def test_a_folder_that_is_a_file_is_told(write: Any, tmp_path: Path) -> None:
         (errno.ENOSPC, "disk is full"),
         (errno.EDQUOT, "disk is full"),
         (errno.EACCES, "permissions"),
-        (errno.EROFS, "permissions"),
+        (errno.EROFS, "read-only"),
         (errno.EIO, "cannot be written"),
     ],
 )
@@ -108,3 +111,100 @@ def test_readers_never_see_half(tmp_path: Path) -> None:
     stop.set()
     reader.join()
     assert seen <= {b"a" * 100_000, b"b" * 100_000}
+
+
+def test_an_interruption_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_bytes(b"old")
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "a.txt", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.txt", b"old")]
+
+
+@pytest.mark.parametrize("refusals", [1, 3, 100])
+def test_a_reader_on_windows_delays_a_replacement(
+    refusals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows refuses to replace a file while it is open; a page that polls run.json must not end a training."""
+    original, calls = os.replace, 0
+
+    def refuse(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= refusals:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        original(*arguments)
+
+    monkeypatch.setattr(files, "_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(os, "replace", refuse)
+    if refusals == 100:
+        with pytest.raises(SaveError, match="another program has it open"):
+            write_atomically(tmp_path / "a.txt", b"new")
+        assert (calls, list(tmp_path.iterdir())) == (4, [])
+    else:
+        write_atomically(tmp_path / "a.txt", b"new")
+        assert (tmp_path / "a.txt").read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be waited for")
+@pytest.mark.parametrize(("number", "fatal"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_file_systems_that_cannot_wait_for_folders(
+    number: int, fatal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if fatal:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            sync_folder(tmp_path)
+    else:
+        sync_folder(tmp_path)
+
+
+# --- lines -----------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_added(tmp_path: Path) -> None:
+    for line in ("one", "", "dre\u00ef", "odd \udcff name"):
+        append_line(tmp_path / "log.txt", line)
+    assert (tmp_path / "log.txt").read_bytes() == b"one\n\ndre\xc3\xaf\nodd \\udcff name\n"
+
+
+@pytest.mark.parametrize("before", [b"", b"one\n", b"one\ntw", b"\0\0\0"])
+def test_half_a_line_is_ended_first(before: bytes, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_bytes(before)
+    append_line(tmp_path / "log.txt", "next")
+    assert (tmp_path / "log.txt").read_bytes() in (before + b"next\n", before + b"\nnext\n")
+    assert (tmp_path / "log.txt").read_bytes().splitlines()[-1] == b"next"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_line_that_finds_no_room_is_told(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(SaveError, match="disk is full"):
+        append_line(tmp_path / "log.txt", "next")
+
+
+def test_half_a_line_that_found_room_is_taken_back(tmp_path: Path) -> None:
+    """In a process of its own, whose files may not grow beyond 8192 bytes: the system then writes what fits."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "log.txt"
+    path.write_bytes(b"x" * 8000 + b"\n")
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from trainer_core.files import append_line\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "append_line(Path(sys.argv[1]), 'y' * 1000)\n"
+    )
+    assert resource
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert "SaveError" in done.stderr
+    assert path.read_bytes() == b"x" * 8000 + b"\n"

@@ -27,6 +27,7 @@ def lora_metadata(
     images: list[int],
     dataset_digest: str,
     base_hash: str,
+    deterministic: str,
 ) -> dict[str, str]:
     """Metadata of a LoRA after `step` updates.
 
@@ -37,6 +38,7 @@ def lora_metadata(
         images: number of images in each data set.
         dataset_digest: of all files and captions.
         base_hash: of the denoiser's weights.
+        deterministic: whether the same training gives the same bits again, and if not, why.
     """
     rank = job.adapter.rank
     triggers = sorted({dataset.trigger for dataset in job.datasets if dataset.trigger})
@@ -75,6 +77,7 @@ def lora_metadata(
         "lora_foundry.config": json.dumps(without_paths(job, base), sort_keys=True),
         "lora_foundry.weights": weights,
         "lora_foundry.base_hash": base_hash,
+        "lora_foundry.deterministic": deterministic,
         "lora_foundry.dataset_digest": dataset_digest,
     }
     if loss is not None:

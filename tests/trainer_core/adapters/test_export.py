@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer_core import files
 from trainer_core.adapters.export import describe_lora, export_lora, read_lora_tensors
-from trainer_core.adapters.safetensors_file import read_header, read_tensors
+from trainer_core.adapters.safetensors_file import read_header, read_tensors, serialize
 from trainer_core.errors import AdapterError, ConfigError, SaveError
 
 OURS = {
@@ -63,11 +63,9 @@ def test_export_without_hard_links(lora: Path, tmp_path: Path, monkeypatch: pyte
 
 def test_metadata_is_added_and_the_weights_stay(lora: Path, tmp_path: Path) -> None:
     target = export_lora(lora, tmp_path, "style", {"modelspec.author": "me", "ss_sd_model_name": "other"})
-    assert read_header(target)["__metadata__"] == {
-        "modelspec.author": "me",
-        "modelspec.trigger_phrase": "zorble",
-        "ss_sd_model_name": "other",
-    }
+    expected = {"modelspec.author": "me", "modelspec.trigger_phrase": "zorble", "ss_sd_model_name": "other"}
+    found = read_header(target)["__metadata__"]
+    assert {key: value for key, value in found.items() if "sha256" not in key} == expected
     assert all(torch.equal(value, OURS[name]) for name, value in read_tensors(target).items())
 
 
@@ -83,6 +81,16 @@ def test_a_source_that_is_no_lora_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"junk")
     with pytest.raises(AdapterError, match=r"bad\.safetensors"):
         export_lora(tmp_path / "bad.safetensors", tmp_path / "out", "style")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("metadata", [None, {"modelspec.author": "me"}])
+def test_a_damaged_lora_is_not_handed_on(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    data = bytearray(serialize(OURS, {"modelspec.title": "style"}))
+    data[-3] ^= 4
+    (tmp_path / "bad.safetensors").write_bytes(data)
+    with pytest.raises(AdapterError, match=r"bad\.safetensors.*damaged"):
+        export_lora(tmp_path / "bad.safetensors", tmp_path / "out", "style", metadata)
     assert not (tmp_path / "out").exists()
 
 

@@ -10,8 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -150,3 +153,70 @@ def test_files_of_the_library_are_read(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors", metadata={"x": "y"})
     assert read_header(tmp_path / "a.safetensors")["__metadata__"] == {"x": "y"}
     assert read_tensors(tmp_path / "a.safetensors")["a"].tolist() == [1, 1]
+
+
+# --- the hash of the data --------------------------------------------------------------------------------------------
+
+SPEC = {**METADATA, "modelspec.title": "style", "ss_output_name": "style"}
+
+
+def test_files_that_speak_the_model_spec_say_their_hash(tmp_path: Path) -> None:
+    """By the specification: `0x` and the SHA-256 of all that follows the header."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(serialize({"a": torch.arange(6.0), "b": torch.ones(2)}, SPEC))
+    expected = hashlib.sha256(np.arange(6, dtype="<f4").tobytes() + np.ones(2, dtype="<f4").tobytes()).hexdigest()
+    assert read_header(path)["__metadata__"]["modelspec.hash_sha256"] == f"0x{expected}"
+    assert read_tensors(path).keys() == {"a", "b"}
+    assert read_header(path)["__metadata__"].items() >= SPEC.items()
+
+
+def test_a_stale_hash_is_replaced() -> None:
+    stale = {**SPEC, "modelspec.hash_sha256": "0x00", "lora_foundry.data_sha256": "x:y"}
+    assert serialize(TENSORS, stale) == serialize(TENSORS, SPEC)
+
+
+_HASHED = serialize(TENSORS, SPEC)
+_DATA = 8 + struct.unpack("<Q", _HASHED[:8])[0]
+
+
+@given(st.integers(_DATA * 8, len(_HASHED) * 8 - 1))
+def test_any_flipped_bit_of_the_data_is_noticed(tmp_path_factory: pytest.TempPathFactory, bit: int) -> None:
+    damaged = bytearray(_HASHED)
+    damaged[bit // 8] ^= 1 << bit % 8
+    path = tmp_path_factory.mktemp("flipped") / "style.safetensors"
+    path.write_bytes(damaged)
+    with pytest.raises(AdapterError, match=r"style\.safetensors.*damaged.*hash"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"modelspec.author": "me"},
+        {"modelspec.hash_sha256": "0x" + "0" * 64},  # some programs write that of the whole file
+        {"modelspec.hash_sha256": ""},
+        {"lora_foundry.data_sha256": ""},
+        {"lora_foundry.data_sha256": "nonsense"},
+    ],
+)
+def test_metadata_edited_by_another_program_do_no_harm(edited: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(_HASHED)
+    save_file(load_file(path), tmp_path / "b.safetensors", metadata=read_header(path)["__metadata__"] | edited)
+    found = read_tensors(tmp_path / "b.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
+
+
+@pytest.mark.parametrize("how", ["converted", "resized", "renamed", "thinned out"])
+def test_another_program_may_copy_metadata_that_no_longer_apply(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(_HASHED)
+    tensors = {
+        "converted": lambda: {name: value.to(torch.float16) for name, value in TENSORS.items()},
+        "resized": lambda: {name: value.flatten()[:1] for name, value in TENSORS.items()},
+        "renamed": lambda: {f"{ord(name[0]) % 7}{name}": value for name, value in TENSORS.items()},
+        "thinned out": lambda: {name: value for name, value in TENSORS.items() if name < "c"},
+    }[how]()
+    metadata = read_header(path)["__metadata__"]
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
+    assert read_tensors(path).keys() == tensors.keys()

@@ -1,4 +1,4 @@
-"""The run folder: checkpoints whole or absent, damage noticed, nothing lost to a failure."""
+"""The run folder: what is in it, and what takes the place of what is damaged."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trainer_core import files
+from trainer_core.adapters.safetensors_file import serialize
 from trainer_core.config import JobConfig, dump_job
-from trainer_core.errors import RunError, SaveError
-from trainer_core.training import run_folder
-from trainer_core.training.run_folder import Checkpoint, RunFolder
+from trainer_core.errors import ConfigError, RunError, SaveError
+from trainer_core.training.run_folder import RunFolder
 
 FILES = {"lora.safetensors": b"lora" * 10, "state.safetensors": b"state" * 100}
 
@@ -44,6 +45,165 @@ def test_a_new_run(run: RunFolder, job_of: Callable[..., JobConfig]) -> None:
     status = run.status()
     assert (status["state"], status["step"], status["steps"], status["error"]) == ("queued", 0, 3, None)
     assert (run.metrics(), run.checkpoints(), run.latest(), run.sample_paths()) == ([], [], None, [])
+
+
+KNOWN = ("queued", "running", "paused", "stopped", "finished", "failed")
+STATUS = {"state": "running", "step": 2, "steps": 3, "error": None, "updated": 1.5}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "\0\0\0",
+        "[1]",
+        '"running"',
+        "[" * 9999,
+        "{}",
+        *(json.dumps({**STATUS, "state": state}) for state in ("runninG", "7", "")),
+        json.dumps({**STATUS, "state": None}),
+        json.dumps({**STATUS, "state": []}),
+        *(json.dumps({**STATUS, "step": step}) for step in (-1, "2", 2.5, None, True)),
+        *(json.dumps({**STATUS, "steps": steps}) for steps in (-1, "3", None)),
+        json.dumps({**STATUS, "error": 3}),
+        json.dumps({**STATUS, "error": []}),
+        *(json.dumps({**STATUS, "updated": updated}) for updated in ("now", None, True)),
+        *(json.dumps({key: value for key, value in STATUS.items() if key != left_out}) for left_out in STATUS),
+    ],
+)
+def test_a_damaged_status_is_made_from_what_is_there(text: str | None, run: RunFolder) -> None:
+    run.save_checkpoint(1, FILES)
+    run.save_checkpoint(2, FILES)
+    (run.path / "checkpoints" / "step_00000002" / "lora.safetensors").unlink()
+    (run.path / "run.json").unlink() if text is None else (run.path / "run.json").write_text(text)
+    status = run.status()
+    assert {key: status[key] for key in ("state", "step", "steps", "error")} == {
+        "state": "stopped",
+        "step": 1,
+        "steps": 3,
+        "error": None,
+    }
+    assert isinstance(status["updated"], float)
+    assert any("run.json" in note for note in run.repair())
+
+
+@pytest.mark.parametrize("state", KNOWN)
+@pytest.mark.parametrize("error", [None, "the disk is full"])
+def test_a_status_is_read_as_written(state: str, error: str | None, run: RunFolder) -> None:
+    run.write_status(state, 2, 3, error)
+    status = run.status()
+    assert (status["state"], status["step"], status["steps"], status["error"]) == (state, 2, 3, error)
+    assert run.repair() == []
+
+
+def test_a_run_of_which_nothing_is_left_has_a_status(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_00000003").mkdir(parents=True)
+    status = RunFolder.open(tmp_path).status()
+    assert (status["state"], status["step"], status["steps"]) == ("stopped", 0, 0)
+
+
+def test_no_token_reaches_the_folder(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "a secret of mine")
+    run.log("401 for a secret of mine at https://me:word@host/x")
+    run.write_status("failed", 0, 3, "401 for a secret of mine")
+    for path in run.path.iterdir():
+        assert b"a secret of mine" not in path.read_bytes()
+        assert b"word@" not in path.read_bytes()
+    assert str(run.status()["error"]).startswith("401 for ")
+
+
+# --- the job ---------------------------------------------------------------------------------------------------------
+
+
+def state_of(job: JobConfig) -> dict[str, bytes]:
+    """A checkpoint's files whose state knows the job."""
+    return {
+        "lora.safetensors": b"lora",
+        "state.safetensors": serialize(
+            {"x": torch.ones(1)}, {"step": "1", "config": json.dumps(job.model_dump(mode="json"))}
+        ),
+    }
+
+
+@pytest.mark.parametrize("text", [None, "", "\0\0\0", "[]", "name: tiny\n", "name: [", "\xff", "nam: x"])
+def test_a_damaged_job_is_taken_from_the_newest_checkpoint_that_knows_it(
+    text: str | None, run: RunFolder, job_of: Callable[..., JobConfig]
+) -> None:
+    job = job_of()
+    run.save_checkpoint(1, state_of(job_of("another")))
+    run.save_checkpoint(2, state_of(job))
+    run.save_checkpoint(3, FILES)  # of an older version, which did not write the job down
+    run.save_checkpoint(4, state_of(job_of("another")))
+    (run.path / "checkpoints" / "step_00000004" / "lora.safetensors").write_bytes(b"damaged")
+    path = run.path / "job.yaml"
+    path.unlink() if text is None else path.write_bytes(text.encode("latin-1"))
+    again = RunFolder.open(run.path)
+    assert again.job() == job
+    assert path.read_text(encoding="utf-8") == dump_job(job)
+    if text is not None:
+        assert (run.path / "job.damaged.yaml").read_bytes() == text.encode("latin-1")
+    (note,) = again.repair()
+    assert "job.yaml is damaged" in note
+    assert "step 2" in note
+    assert "job.yaml is damaged" in (run.path / "log.txt").read_text()
+    assert again.repair() == []
+    assert RunFolder.open(run.path).job() == job
+
+
+def test_a_damaged_job_that_nothing_knows(run: RunFolder) -> None:
+    run.save_checkpoint(1, FILES)
+    (run.path / "job.yaml").write_text("nonsense: 1")
+    with pytest.raises(ConfigError, match=r"job\.yaml.*nonsense"):
+        run.job()
+    assert (run.path / "job.yaml").read_text() == "nonsense: 1"
+
+
+def test_a_damaged_job_on_a_full_disk_is_known_all_the_same(
+    run: RunFolder, job_of: Callable[..., JobConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save_checkpoint(1, state_of(job_of()))
+    (run.path / "job.yaml").write_text("")
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert run.job() == job_of()
+    assert (run.path / "job.yaml").read_text() == ""
+
+
+def test_asking_for_the_state_changes_nothing(run: RunFolder, job_of: Callable[..., JobConfig]) -> None:
+    run.save_checkpoint(1, state_of(job_of()))
+    for name in ("run.json", "job.yaml"):
+        (run.path / name).write_text("{")
+    before = content(run.path)
+    assert run.status()["steps"] == 3
+    assert content(run.path) == before
+
+
+# --- after a crash ---------------------------------------------------------------------------------------------------
+
+
+def test_leftovers_of_a_crash_are_removed_and_nothing_else(run: RunFolder) -> None:
+    run.save_checkpoint(1, FILES)
+    run.sample_folder(1).mkdir(parents=True)
+    (run.sample_folder(1) / "00.png").write_bytes(b"png")
+    before = content(run.path)
+    shutil.copytree(run.path / "checkpoints" / "step_00000001", run.path / "checkpoints" / ".tmp_dead")
+    for name in (".run.json.1234.tmp", ".pinned.json.12345678.tmp", "samples/step_00000001/.00.png.12345678.tmp"):
+        (run.path / name).write_text("{")
+    assert run.repair() == []
+    assert content(run.path) == before
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["step_00000001"]
+
+
+def test_a_checkpoint_that_only_made_way_is_put_back_and_told(run: RunFolder) -> None:
+    run.save_checkpoint(3, FILES)
+    (run.path / "checkpoints" / "step_00000003").rename(run.path / "checkpoints" / ".old_12345678")
+    (note,) = run.repair()
+    assert "step 3 was put back" in note
+    assert steps(run) == [3]
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def test_the_best_checkpoint_is_the_kept_one_that_validated_lowest(run: RunFolder) -> None:
@@ -98,13 +258,6 @@ def test_a_run_that_cannot_be_written_leaves_no_folder(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "\0\0\0"])
-def test_a_damaged_status_is_told(text: str | None, run: RunFolder) -> None:
-    (run.path / "run.json").unlink() if text is None else (run.path / "run.json").write_text(text)
-    with pytest.raises(RunError, match=r"run\.json"):
-        run.status()
-
-
 # --- metrics ---------------------------------------------------------------------------------------------------------
 
 
@@ -124,6 +277,40 @@ def test_metrics_survive_a_cut_line_and_are_cut_back(run: RunFolder) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"null",
+        b"3",
+        b"[1]",
+        b'"step"',
+        b"{}",
+        b'{"loss": 1}',
+        b'{"step": "2"}',
+        b'{"step": true}',
+        b'{"step": 2, "loss": "x"}',
+        b'{"step": 2, "validation_loss": []}',
+        b'{"step": 2, "lo',
+        b"\xff\xfe\x00",
+        b"\x85\x0b\x0c\x1c",
+        b"[" * 9999,
+        b'{"step": 2}{"step": 3}',
+    ],
+)
+@pytest.mark.parametrize("place", ["first", "in between", "last"])
+def test_lines_that_are_none_are_left_out(place: str, junk: bytes, run: RunFolder) -> None:
+    lines = [b'{"step": 1, "loss": 0.5}', b'{"step": 2, "validation_loss": 0.25}']
+    lines.insert({"first": 0, "in between": 1, "last": 2}[place], junk)
+    (run.path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    expected = [{"step": 1, "loss": 0.5}, {"step": 2, "validation_loss": 0.25}]
+    assert run.metrics() == expected
+    run.append_metrics({"step": 3, "loss": 0.125})
+    run.truncate_metrics(3)
+    assert RunFolder.open(run.path).metrics() == [*expected, {"step": 3, "loss": 0.125}]
+    assert "metrics.jsonl: 1 damaged" in (run.path / "log.txt").read_text()
+    assert run.losses() == [0.5, 0.125]
+
+
 def test_metrics_after_a_power_cut(run: RunFolder) -> None:
     """File systems leave blocks of zeros, or of anything, at the end of what was being appended."""
     run.append_metrics({"step": 1})
@@ -134,183 +321,8 @@ def test_metrics_after_a_power_cut(run: RunFolder) -> None:
     assert (run.path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n'
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def test_a_checkpoint(run: RunFolder) -> None:
-    checkpoint = run.save_checkpoint(250, FILES)
-    assert checkpoint == Checkpoint(250, run.path / "checkpoints" / "step_00000250")
-    assert checkpoint.lora.read_bytes() == FILES["lora.safetensors"]
-    assert checkpoint.state.read_bytes() == FILES["state.safetensors"]
-    manifest = json.loads((checkpoint.path / "manifest.json").read_text())
-    assert manifest["step"] == 250
-    assert manifest["files"]["lora.safetensors"]["size"] == 40
-    # printf 'lora%.0s' {1..10} | sha256sum
-    assert manifest["files"]["lora.safetensors"]["sha256"].startswith("8aaad4103d75f7af")
-    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step_00000250"]
-    assert run.latest() == checkpoint
-
-
-def test_the_manifest_is_written_last(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    original = run_folder.write_durably
-
-    def record(path: Path, data: bytes) -> None:
-        written.append(path.name)
-        original(path, data)
-
-    monkeypatch.setattr(run_folder, "write_durably", record)
-    run.save_checkpoint(1, FILES)
-    assert written[-1] == "manifest.json"
-    assert len(written) == 3
-
-
-DAMAGE: dict[str, Callable[[Path], object]] = {
-    "a file truncated": lambda p: (p / "state.safetensors").write_bytes(FILES["state.safetensors"][:-1]),
-    "a file grown": lambda p: (p / "state.safetensors").write_bytes(FILES["state.safetensors"] + b"x"),
-    "a bit flipped": lambda p: (p / "lora.safetensors").write_bytes(b"mora" + FILES["lora.safetensors"][4:]),
-    "a file empty": lambda p: (p / "lora.safetensors").write_bytes(b""),
-    "a file gone": lambda p: (p / "state.safetensors").unlink(),
-    "no manifest": lambda p: (p / "manifest.json").unlink(),
-    "manifest empty": lambda p: (p / "manifest.json").write_bytes(b""),
-    "manifest zeros": lambda p: (p / "manifest.json").write_bytes(b"\0" * 50),
-    "manifest cut": lambda p: (p / "manifest.json").write_bytes((p / "manifest.json").read_bytes()[:60]),
-    "manifest a list": lambda p: (p / "manifest.json").write_text("[]"),
-    "manifest without files": lambda p: (p / "manifest.json").write_text('{"step": 2, "files": {}}'),
-    "manifest with odd files": lambda p: (p / "manifest.json").write_text('{"step": 2, "files": [1]}'),
-    "manifest not text": lambda p: (p / "manifest.json").write_bytes(b"\xff\xfe"),
-    "manifest of another step": lambda p: (p / "manifest.json").write_text(
-        (p / "manifest.json").read_text().replace('"step": 2', '"step": 3')
-    ),
-    "the folder empty": lambda p: [file.unlink() for file in p.iterdir()],
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=list(DAMAGE))
-def test_a_damaged_checkpoint_is_skipped_and_told(damage: Callable[[Path], object], run: RunFolder) -> None:
-    for step in (1, 2):
-        run.save_checkpoint(step, FILES)
-    damage(run.path / "checkpoints" / "step_00000002")
-    assert steps(run) == [1]
-    assert run.latest() == Checkpoint(1, run.path / "checkpoints" / "step_00000001")
-    found = {checkpoint.step: problem for checkpoint, problem in run.examine_checkpoints()}
-    assert found[1] is None
-    assert found[2]
-
-
-def test_what_is_no_checkpoint_is_not_looked_at(run: RunFolder) -> None:
-    run.save_checkpoint(1, FILES)
-    for name in ("step_x", ".tmp_1234", "best", "step_-0000001"):
-        (run.path / "checkpoints" / name).mkdir()
-    assert steps(run) == [1]
-
-
-def test_checkpoints_come_in_the_order_of_their_steps(run: RunFolder) -> None:
-    for step in (10, 9, 123456789, 100):
-        run.save_checkpoint(step, FILES)
-    assert steps(run) == [9, 10, 100, 123456789]
-    assert run.latest() is not None
-    assert run.latest().step == 123456789  # type: ignore[union-attr]
-
-
 def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def attempt(save: Callable[[], object]) -> str:
-    """What the user is told if it fails, or nothing."""
-    try:
-        save()
-    except SaveError as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("after", range(4))
-def test_a_failed_save_leaves_everything_as_it_was(
-    call: str, after: int, run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk fills up at each of the moments when something is written."""
-    run.save_checkpoint(1, FILES)
-    before, calls, original = content(run.path), 0, getattr(os, call)
-
-    def failing(*arguments: Any) -> None:
-        nonlocal calls
-        calls += 1
-        full() if calls > after else original(*arguments)
-
-    monkeypatch.setattr(os, call, failing)
-    message = attempt(lambda: run.save_checkpoint(2, FILES))
-    monkeypatch.undo()
-    if calls > after:
-        assert "disk is full" in message
-        assert content(run.path) == before
-        assert run.save_checkpoint(2, FILES).step == 2
-    assert steps(run) == [1, 2]
-
-
-@pytest.mark.parametrize("after", range(3))
-def test_a_failed_second_save_of_a_step_keeps_the_first(
-    after: int, run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run.save_checkpoint(1, FILES)
-    calls, original = 0, os.replace
-
-    def failing(*arguments: Any) -> None:
-        nonlocal calls
-        calls += 1
-        full() if calls == after + 1 else original(*arguments)
-
-    monkeypatch.setattr(os, "replace", failing)
-    attempt(lambda: run.save_checkpoint(1, FILES))
-    monkeypatch.undo()
-    assert steps(run) == [1]
-
-
-def test_saving_over_a_damaged_checkpoint(run: RunFolder) -> None:
-    run.save_checkpoint(1, FILES)
-    (run.path / "checkpoints" / "step_00000001" / "lora.safetensors").write_bytes(b"")
-    run.save_checkpoint(1, FILES)
-    assert steps(run) == [1]
-    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step_00000001"]
-
-
-def test_pruning_keeps_the_newest(run: RunFolder) -> None:
-    for step in range(1, 6):
-        run.save_checkpoint(step, FILES)
-    run.prune_checkpoints(2)
-    assert steps(run) == [4, 5]
-    run.prune_checkpoints(2)
-    assert steps(run) == [4, 5]
-
-
-@pytest.mark.parametrize("keep", [1, 2, 3])
-def test_pruning_never_prefers_a_damaged_checkpoint(keep: int, run: RunFolder) -> None:
-    """The run went on from 4, as 8 was damaged, and has just saved 6: that one is not the oldest."""
-    for step in (2, 4, 7, 8):
-        run.save_checkpoint(step, FILES)
-    for step in (7, 8):
-        (run.path / "checkpoints" / f"step_0000000{step}" / "state.safetensors").write_bytes(b"x")
-    run.save_checkpoint(6, FILES)
-    run.prune_checkpoints(keep)
-    assert steps(run) == [2, 4, 6][-keep:]
-
-
-def test_leftovers_of_a_crash_are_removed_and_checkpoints_are_not(run: RunFolder) -> None:
-    run.save_checkpoint(1, FILES)
-    shutil.copytree(run.path / "checkpoints" / "step_00000001", run.path / "checkpoints" / ".tmp_dead")
-    (run.path / ".run.json.1234.tmp").write_text("{")
-    run.clear_leftovers()
-    assert sorted(str(path.relative_to(run.path)) for path in run.path.rglob("*")) == [
-        "checkpoints",
-        "checkpoints/step_00000001",
-        "checkpoints/step_00000001/lora.safetensors",
-        "checkpoints/step_00000001/manifest.json",
-        "checkpoints/step_00000001/state.safetensors",
-        "job.yaml",
-        "run.json",
-    ]
 
 
 def test_samples_of_the_last_step(run: RunFolder) -> None:
