@@ -1,6 +1,7 @@
 """The command line: `lora-foundry` and `python -m trainer_core`. What each command does is in `commands/`.
 
-Exit codes: 0 done; 1 an error, told in one message on stderr; 2 wrong usage; 130 interrupted (training is saved first).
+Exit codes: 0 done; 1 an error, told in one message on stderr; 2 wrong usage; 130 stopped (training is saved
+first, unless it was interrupted twice).
 """
 
 from __future__ import annotations
@@ -52,10 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, module: str, summary: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=f"{summary}.")
         _debug_option(command, default=argparse.SUPPRESS)  # given before the command, it must not be reset here
-        command.set_defaults(command=_lazy(module, name))
+        module, _, function = module.partition(".")
+        command.set_defaults(command=_lazy(module, function or name))
         return command
 
     _training_commands(add)
+    _run_commands(add)
+    _queue_commands(add)
     _sample_command(add)
     _listing_commands(add)
     _data_commands(add)
@@ -74,11 +78,63 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
 
     train = add("train", "training", "train a job")
     train.add_argument("job", metavar="JOB.yaml", type=Path)
+    _queue_option(train)
     _runs_option(train)
 
     resume = add("resume", "training", "go on with a run that was stopped, from its last checkpoint")
-    resume.add_argument("run", metavar="RUN", help="a run's folder, or its name under --runs")
+    _run_argument(resume)
+    resume.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="change a setting (train.steps=900); repeat",
+    )
+    resume.add_argument("--job", metavar="JOB.yaml", type=Path, help="go on with this job instead of the run's own")
+    resume.add_argument(
+        "--accept", metavar="WHAT", action="append", default=[], help="data: go on though the data set changed; repeat"
+    )
+    _queue_option(resume)
     _runs_option(resume)
+
+
+def _run_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """runs, tell, pin."""
+    runs = add("runs", "runs", "list the runs, their state and their place in the queue")
+    _runs_option(runs)
+    _json_option(runs)
+
+    tell = add("tell", "runs", "ask something of the process that works on a run")
+    _run_argument(tell)
+    tell.add_argument("request", choices=("stop", "pause", "continue", "save", "sample"))
+    _runs_option(tell)
+
+    pin = add("pin", "runs", "keep a checkpoint for good, whatever save.keep says")
+    _run_argument(pin)
+    pin.add_argument("step", metavar="STEP", type=_count)
+    pin.add_argument("--remove", action="store_true", help="let it go the way of the others again")
+    _runs_option(pin)
+
+
+def _queue_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """queue, and its own commands."""
+    queue = add("queue", "queue.show", "list the runs that wait for a device, or change their order")
+    _json_option(queue)
+    own = queue.add_subparsers(title="commands", metavar="[COMMAND]")
+
+    def under(name: str, summary: str) -> argparse.ArgumentParser:
+        command = own.add_parser(name, help=summary, description=f"{summary}.")
+        _debug_option(command, default=argparse.SUPPRESS)
+        command.set_defaults(command=_lazy("queue", name))
+        _runs_option(command)
+        return command
+
+    under("add", "make a run of a job and let it wait").add_argument("job", metavar="JOB.yaml", type=Path)
+    under("start", "train the runs that wait and have no process, one after the other")
+    move = under("move", "put a run at another place")
+    _run_argument(move)
+    move.add_argument("place", metavar="PLACE", type=_count, help="counted from 1")
+    _run_argument(under("remove", "take a run out of the queue; its folder stays"))
 
 
 def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
@@ -149,6 +205,16 @@ def _caption_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
     parser.add_argument("--default", metavar="TEXT", dest="default_caption", help="for images without a caption")
 
 
+def _run_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or its name under --runs")
+
+
+def _queue_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-queue", dest="queue_up", action="store_false", help="train at once, though another run uses the device"
+    )
+
+
 def _debug_option(parser: argparse.ArgumentParser, default: object) -> None:
     parser.add_argument("--debug", action="store_true", default=default, help="show tracebacks, not just one message")
 
@@ -186,6 +252,14 @@ def _number(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    """A whole number from 1 on."""
+    value = int(text)
+    if not 1 <= value < 2**31:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
 def _size(text: str) -> float:
     """A number that is not negative."""
     value = _number(text)
@@ -203,11 +277,14 @@ def _share(text: str) -> float:
 
 
 # argparse says "invalid number value: …"
-_seed.__name__, _number.__name__, _size.__name__, _share.__name__ = "whole number", "number", "number", "number"
+_seed.__name__ = _count.__name__ = "whole number"
+_number.__name__ = _size.__name__ = _share.__name__ = "number"
 
 
 def _complain(message: str) -> None:
-    print(f"lora-foundry: {message}", file=sys.stderr, flush=True)
+    from .secrets import redacted
+
+    print(f"lora-foundry: {redacted(message)}", file=sys.stderr, flush=True)
 
 
 def _print_anything() -> None:

@@ -90,6 +90,7 @@ def trainer_of(tmp_path: Path) -> Callable[..., Trainer]:
         from trainer_core.data.cache import TensorCache
         from trainer_core.data.prepare import PreparedData
         from trainer_core.families.registry import open_base
+        from trainer_core.training.control import Control
         from trainer_core.training.loop import Trainer
         from trainer_core.training.run_folder import RunFolder
 
@@ -99,7 +100,7 @@ def trainer_of(tmp_path: Path) -> Callable[..., Trainer]:
         prompts = [prompt.replace("[trigger]", job.preview_trigger or "") for prompt in job.sample.prompts]
         data.encode_texts([*prompts, ""] if prompts else [], silent)
         data.encode_images(silent)
-        return Trainer(run, job, base, data, silent, lambda: False)
+        return Trainer(run, job, base, data, silent, Control(run.path))
 
     return make
 

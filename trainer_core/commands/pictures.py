@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..config import JobConfig, ModelConfig, SampleConfig, validated
 from ..errors import ConfigError, RunError, SaveError
+from ..families.sources import is_repository_id
+from ..reading import parse_json
 from . import OK
 from .terminal import Progress, print_json, quiet_libraries
 
@@ -69,7 +70,7 @@ def _subject(args: argparse.Namespace) -> tuple[Path, ModelConfig, SampleConfig,
             job = _job_of_file(path, facts["metadata"])
             model, settings, trigger = job.model, job.sample, job.preview_trigger
     else:
-        from .training import find_run
+        from .runs import find_run
 
         run = find_run(args.lora, args.runs)
         newest = run.latest()
@@ -86,14 +87,18 @@ def _job_of_file(path: Path, metadata: dict[str, str]) -> JobConfig:
     """The job that a LoRA file of ours was trained with.
 
     Raises:
-        ConfigError: if the file says none, or names a base by a folder that is not here.
+        ConfigError: if the file says none, or names a base by a folder: which one is not a file's to say, least of all
+            one on another machine (`//server/share`).
     """
     told = metadata.get("lora_foundry.config")
     if told is None:
         raise ConfigError(f"{path} does not say which base model it belongs to: name it with --base")
-    job = validated(JobConfig, json.loads(told))
+    try:
+        job = validated(JobConfig, parse_json(told))
+    except ValueError as error:
+        raise ConfigError(f"{path} tells its settings wrongly ({error}): name its base with --base") from None
     source = job.model.source
-    if source != "embedded" and "/" not in source and not Path(source).is_dir():
+    if source != "embedded" and not is_repository_id(source):
         raise ConfigError(f"{path} belongs to a base model in a folder called {source!r}: say where it is with --base")
     return job
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -69,8 +70,10 @@ def step_line(event: events.StepDone) -> str:
 class Progress:
     """Listens to a job. On a terminal one line rewrites itself; elsewhere about twenty plain lines tell the story."""
 
-    def __init__(self, out: TextIO | None = None) -> None:
+    def __init__(self, out: TextIO | None = None, on_pause: str | None = None) -> None:
+        """`on_pause` is what to type to go on after a pause."""
         self._out = out or sys.stdout
+        self._on_pause = on_pause
         self._rewrites = self._out.isatty()
         self._drawn = 0
         self._last_line = -_QUIET_SECONDS
@@ -92,29 +95,43 @@ class Progress:
             self.say(f"drew {event.path}")
         elif isinstance(event, events.Warning):
             self.say(f"warning: {event.message}")
+        elif isinstance(event, events.Skipped):
+            images = ", ".join(event.images)
+            self.say(f"warning: step {event.step}: left out {images}, whose {event.what} is not finite")
+        elif isinstance(event, events.StateChanged) and event.state == "paused":
+            self._last_phase = None
+            self.say(f"paused at step {event.step}" + (f". To go on: {self._on_pause}" if self._on_pause else ""))
 
     def say(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        print(text, file=self._out, flush=True)
+        self._write(f"{text}\n")
 
     def clear(self) -> None:
         """Wipes the rewritten line, so that what is printed next starts clean."""
         if self._drawn:
-            self._out.write("\r" + " " * self._drawn + "\r")
-            self._out.flush()
+            self._write("\r" + " " * self._drawn + "\r")
             self._drawn = 0
 
     def _show(self, text: str, due: bool) -> None:
         if self._rewrites:
             # Spaces, not an escape code, wipe the rest: that works in every console.
             text = text[: shutil.get_terminal_size().columns - 1]
-            self._out.write("\r" + text.ljust(self._drawn))
-            self._out.flush()
+            self._write("\r" + text.ljust(self._drawn))
             self._drawn = len(text)
         elif due or time.monotonic() - self._last_line >= _QUIET_SECONDS:
-            print(text, file=self._out, flush=True)
+            self._write(f"{text}\n")
             self._last_line = time.monotonic()
+
+    def _write(self, text: str) -> None:
+        """Writes to whoever reads. If nobody does any more (`… | head`, a closed terminal), training goes on unseen."""
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._out.fileno())
+            os.close(nowhere)
 
 
 def _is_twentieth(event: events.StepDone) -> bool:

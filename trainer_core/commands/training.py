@@ -1,120 +1,96 @@
-"""`train` and `resume`: a job on this thread, its progress on the terminal, Ctrl-C as a polite stop."""
+"""`train` and `resume`: a job on this thread, in a new run or going on with one."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-from ..config import load_job
-from ..errors import RunError
-from ..training.events import Event, StepDone
+from ..config import JobConfig, load_job, resolved, validated
+from ..config.yaml_text import read_yaml
+from ..errors import ConfigError
 from ..training.job import TrainingJob
 from ..training.run_folder import RunFolder
-from . import INTERRUPTED, OK
-from .terminal import Progress, quiet_libraries
+from ..training.run_state import run_state
+from . import OK
+from .following import follow
+from .runs import check_free, find_run
 
 
 def train(args: argparse.Namespace) -> int:
     """Trains a job from YAML in a new run folder."""
     job = load_job(args.job)
-    return _run(TrainingJob.new(args.runs, job), args.runs)
+    return follow(TrainingJob.new(args.runs, job, queue_up=args.queue_up), args.runs).exit_code
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Continues a run from its last intact checkpoint; a finished run has nothing left to do."""
+    """Continues a run from its last intact checkpoint; a finished run has nothing left to do, unless it is changed."""
     run = find_run(args.run, args.runs)
-    if run.status().get("state") == "finished":
-        print(f"{run.path} is finished already")
+    state = run_state(run)
+    check_free(run, state, args.runs)
+    if state.state == "finished" and not args.job and not args.set:
+        print(f"{run.path} is finished already. For more steps: --set train.steps=N")
         return OK
-    return _run(TrainingJob(run), args.runs)
+    fields = [assignment.partition("=")[0].strip() for assignment in args.set]
+    job = changed(load_job(args.job) if args.job else run.job(), args.set)
+    accept = {*args.accept, *_wished(run, fields)}
+    return follow(TrainingJob(run, job, accept, queue_up=args.queue_up), args.runs).exit_code
 
 
-def find_run(name: str, runs: Path) -> RunFolder:
-    """A run by its folder or by its name under the runs folder.
+def changed(job: JobConfig, assignments: list[str]) -> JobConfig:
+    """A job with settings changed by `field=value`, the value in YAML: `train.steps=900`, `datasets[0].weight=2`.
 
     Raises:
-        RunError: if neither is there; the message lists what is.
+        ConfigError: for what is no assignment, an unknown field, or a value that it cannot have.
     """
-    for path in (Path(name).expanduser(), runs / name):
-        if (path / "run.json").is_file():
-            return RunFolder.open(path)
-    there = sorted(path.parent.name for path in runs.glob("*/run.json"))
-    hint = f"{runs} holds: {', '.join(there)}" if there else f"{runs} holds no runs; --runs names another folder"
-    raise RunError(f"no run {name!r}: {hint}")
-
-
-def _run(job: TrainingJob, runs: Path) -> int:
-    """Runs a job to its end here and says what became of it."""
-    quiet_libraries()
-    progress = Progress()
-    progress.say(f"run {job.run.path}")
-    last = _LastStep()
-
-    def listen(event: Event) -> None:
-        last(event)
-        progress(event)
-
-    with _stop_on_signal(job):
+    if not assignments:
+        return job
+    data: dict[str, Any] = job.model_dump(mode="json")
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: give a field and its value, such as --set train.steps=900")
         try:
-            outcome = job.run_here(listen)
-        finally:
-            progress.clear()
-    newest = job.run.latest()
-    if outcome == "finished":
-        progress.say(f"finished {last.summary()}".rstrip())
-        if newest:
-            progress.say(f"LoRA: {newest.lora}")
-        return OK
-    saved = f"saved at step {newest.step}" if newest else "no step was done yet"
-    progress.say(f"stopped, {saved}. To go on: {_resume_command(job.run, runs)}")
-    return INTERRUPTED
+            value = read_yaml(text)
+        except ValueError as error:
+            raise ConfigError(f"--set {assignment}: the value {error}") from None
+        _put(data, field.strip(), value)
+    return resolved(validated(JobConfig, data), Path.cwd())
 
 
-class _LastStep:
-    """Remembers how far the job came and how fast."""
-
-    def __init__(self) -> None:
-        self.event: StepDone | None = None
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, StepDone):
-            self.event = event
-
-    def summary(self) -> str:
-        if self.event is None:
-            return ""
-        return f"{self.event.steps} steps, loss {self.event.loss:.4f}, {self.event.seconds_per_step:.2f} s/step"
-
-
-@contextmanager
-def _stop_on_signal(job: TrainingJob) -> Iterator[None]:
-    """Makes Ctrl-C (and SIGTERM, Ctrl-Break) stop the job at its next step; a second one interrupts at once."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.default_int_handler)
-        job.stop()
-        # os.write and not print: the signal may have come in the middle of another print.
-        os.write(2, b"\nstopping after this step, then saving; once more to leave at once, unsaved\n")
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-    names = ("SIGINT", "SIGTERM", "SIGBREAK")  # the last exists on Windows alone
-    before = {number: signal.signal(number, stop) for name in names if (number := getattr(signal, name, None))}
+def _put(data: dict[str, Any], field: str, value: Any) -> None:
+    """Sets one field by its place, such as `datasets[0].folder`; the config judges what is there in the end."""
+    parts = re.findall(r"([^.\[\]]+)|\[(\d{1,6})\]", field) or [("", "")]
+    *way, last = [int(index) if index else name for name, index in parts]
+    place: Any = data
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for part in way:
+            place = place[part]
+        if isinstance(place, list) != isinstance(last, int):
+            raise TypeError
+        place[last] = value  # if there is no setting of that name, the config tells
+    except (KeyError, IndexError, TypeError):
+        raise ConfigError(f"--set {field}: a job has no such setting. Its job.yaml shows all there are") from None
 
 
-def _resume_command(run: RunFolder, runs: Path) -> str:
-    """What to type to go on with a run, quoted where its path has spaces."""
-    name = run.name if runs == Path("runs") else str(run.path)
-    return f'lora-foundry resume "{name}"' if " " in name else f"lora-foundry resume {name}"
+def _wished(run: RunFolder, fields: list[str]) -> set[str]:
+    """Which of the fields that were set need the user's wish to change: setting them says it.
+
+    Raises:
+        ConfigError: for fields that may not change once there is a checkpoint; told before everything is loaded.
+    """
+    from ..training.resume_rules import DATA, MAY_BE_ACCEPTED, MAY_CHANGE
+
+    plain = {re.sub(r"\[\d+\]", "", field): field for field in fields}
+    kept = [
+        field
+        for name, field in plain.items()
+        if not {name, name.partition(".")[0]} & (MAY_CHANGE.keys() | MAY_BE_ACCEPTED.keys() - {DATA})
+    ]
+    if kept and run.latest():
+        may = ", ".join([*MAY_CHANGE, *(name for name in MAY_BE_ACCEPTED if name != DATA)])
+        raise ConfigError(
+            f"--set {', '.join(kept)}: may not change when a run goes on; start a new run. These may: {may}"
+        )
+    return plain.keys() & MAY_BE_ACCEPTED.keys() - {DATA}

@@ -17,6 +17,9 @@ class SaveConfig(Section):
 
     every: int = Field(250, ge=1, description="Steps between checkpoints.")
     keep: int = Field(4, ge=1, description="How many step checkpoints are kept; the newest are.")
+    keep_best: bool = Field(
+        True, description="Also keep the checkpoint with the lowest validation loss, however old it is."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision of the LoRA file; float32 keeps exactly what was trained."
     )

@@ -105,6 +105,18 @@ class TrainConfig(Section):
         True, description="Recompute activations in the backward pass: far less memory, about a third more time."
     )
     seed: int = Field(42, ge=0, lt=2**63, description="Everything random in the run follows from it.")
+    deterministic: bool = Field(
+        False,
+        description="Use only algorithms that always give the same bits: then the same job and data on the same "
+        "machine give the same LoRA file, byte for byte. Slower on a GPU.",
+    )
+    skip_limit: int = Field(
+        10,
+        ge=0,
+        le=10_000,
+        description="Batches in a row that may be skipped because their loss or gradient is not finite, before the run "
+        "stops.",
+    )
     log_every: int = Field(1, ge=1, description="Steps between lines in metrics.jsonl.")
 
     @field_validator("optimizer")

@@ -52,8 +52,9 @@ class Latents:
 class EncodedTexts:
     """Embeddings of texts."""
 
-    def __init__(self, base: Base, entries: RecentEntries) -> None:
-        self._base, self._entries = base, entries
+    def __init__(self, base: Base, entries: RecentEntries, made_by: str = "") -> None:
+        """`made_by` as in `PreparedData`."""
+        self._base, self._entries, self._made_by = base, entries, made_by
 
     def encode(self, texts: Iterable[str], progress: Progress, batch: int) -> None:
         """Embeds texts; loads the text encoders only if some are missing.
@@ -62,7 +63,7 @@ class EncodedTexts:
             BaseModelError: if the encoders cannot be loaded.
             SaveError: if the cache cannot be written.
         """
-        self._mark = self._base.text_fingerprint()
+        self._mark = self._base.text_fingerprint() + self._made_by
         wanted = sorted(set(texts))
         missing = [text for text in _told(wanted, progress) if self._entries.get(self._key(text)) is None]
         if not missing:
@@ -78,8 +79,8 @@ class EncodedTexts:
         progress("encoding captions", len(missing), len(missing))
 
     def of(self, text: str) -> TextEmbedding:
-        """The embedding of a text that was encoded."""
-        return _kept(self._entries, self._key(text), f"embedding of {text!r}")
+        """The embedding of a text that was encoded; made again if its cache entry is gone or damaged."""
+        return _kept(self._entries, self._key(text), lambda: self.encode([text], _silent, 1))
 
     def _key(self, text: str) -> str:
         return key_of("text", self._base.spec.name, self._mark, text)
@@ -89,10 +90,16 @@ class EncodedPictures:
     """Latents of pictures and control images, and masks."""
 
     def __init__(
-        self, base: Base, entries: RecentEntries, datasets: tuple[DatasetConfig, ...], digests: Mapping[Path, str]
+        self,
+        base: Base,
+        entries: RecentEntries,
+        datasets: tuple[DatasetConfig, ...],
+        digests: Mapping[Path, str],
+        made_by: str = "",
     ) -> None:
-        """`digests` are those of all files that samples name."""
+        """`digests` are those of all files that samples name; `made_by` as in `PreparedData`."""
         self._base, self._entries, self._datasets, self._digests = base, entries, datasets, digests
+        self._made_by = made_by
         self._backgrounds = [ImageColor.getrgb(dataset.background)[:3] for dataset in datasets]
 
     def encode(self, drawn: list[tuple[Sample, Variant]], progress: Progress) -> None:
@@ -104,7 +111,7 @@ class EncodedPictures:
             BaseModelError: if the VAE cannot be loaded, or its precision is too low for it.
             SaveError: if the cache cannot be written.
         """
-        self._mark = self._base.pixel_fingerprint()
+        self._mark = self._base.pixel_fingerprint() + self._made_by
         missing: dict[str, View] = {}
         for sample, variant in _told(drawn, progress):
             self._encode_mask(sample, variant)
@@ -128,9 +135,13 @@ class EncodedPictures:
         progress("encoding images", len(missing), len(missing))
 
     def of(self, sample: Sample, variant: Variant) -> Latents:
-        """The latents of a variant of a sample that was encoded."""
+        """The latents of a variant of a sample that was encoded; made again if a cache entry is gone or damaged.
+
+        Raises:
+            DatasetError: if then the file is gone as well, or another one.
+        """
         target, *controls = (
-            _kept(self._entries, self._key(view), f"latents of {view.path.name}")
+            _kept(self._entries, self._key(view), lambda: self.encode([(sample, variant)], _silent))
             for view in self._pictures(sample, variant)
         )
         mask = self._mask(sample, variant)
@@ -159,7 +170,7 @@ class EncodedPictures:
         view, dataset = self._mask_view(sample, variant), self._datasets[sample.dataset]
         if view is None:
             return None
-        entry = _kept(self._entries, self._mask_key(sample, view), f"mask of {sample.item.key}")
+        entry = _kept(self._entries, self._mask_key(sample, view), lambda: self.encode([(sample, variant)], _silent))
         try:
             return loss_weights(entry["mask"], dataset.invert_mask, dataset.mask_minimum)
         except ValueError as error:
@@ -190,11 +201,19 @@ class EncodedPictures:
         return key_of(kind, _TRANSFORM_VERSION, self._base.spec.vae_factor, *view.parts)
 
 
-def _kept(entries: RecentEntries, key: str, what: str) -> dict[str, Tensor]:
+def _kept(entries: RecentEntries, key: str, make: Callable[[], None]) -> dict[str, Tensor]:
+    """An entry, which is made again if it is gone or damaged: another run may have cleared the cache meanwhile."""
     entry = entries.get(key)
     if entry is None:
-        raise DatasetError(f"the cached {what} is gone; resume the run to make it again")
+        make()
+        entry = entries.get(key)
+    if entry is None:
+        raise DatasetError("what is written to the cache vanishes at once: is something clearing it?")
     return entry
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress of work that nobody waits for."""
 
 
 def _told(wanted: list[_T], progress: Progress) -> Iterator[_T]:

@@ -33,8 +33,12 @@ Progress = Callable[[str, int, int], None]
 class PreparedData:
     """What the loop reads: samples by data set, their latents, and the embedding of any text that was announced."""
 
-    def __init__(self, job: JobConfig, base: Base, cache: TensorCache) -> None:
+    def __init__(self, job: JobConfig, base: Base, cache: TensorCache, made_by: str = "") -> None:
         """Scans the folders, splits off what validates and sorts images into buckets; encodes nothing yet.
+
+        Args:
+            made_by: entries of the cache are taken only from whoever gave the same; for runs that must not depend on
+                who encoded first, and on how many threads.
 
         Raises:
             DatasetError: if a data set cannot be trained on.
@@ -49,8 +53,8 @@ class PreparedData:
         self._split(found)
         entries = RecentEntries(cache, _MEMORY_LIMIT)
         self._texts, self._pictures = (
-            EncodedTexts(base, entries),
-            EncodedPictures(base, entries, job.datasets, self._digests),
+            EncodedTexts(base, entries, made_by),
+            EncodedPictures(base, entries, job.datasets, self._digests, made_by),
         )
         self._texts_of: dict[tuple[int, str], list[str]] = {}
 

@@ -6,7 +6,7 @@ import gc
 import sys
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +28,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first_line = (str(error).splitlines() or ["not available"])[0]
-        raise ConfigError(f"model.device: {name!r} cannot be used here: {first_line}") from None
+        raise ConfigError(f"model.device: {name!r} cannot be used here: {first_line(error)}") from None
     return device
 
 
@@ -51,6 +50,19 @@ def release_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory was not enough: the GPU's, or the computer's."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    # the CPU's and Apple's allocators raise no class of their own
+    told = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in told)
+    )
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,10 +1,12 @@
-"""Settings that work and are most likely a mistake: a run says so and goes on."""
+"""What a user should hear: settings that work and are most likely a mistake, and what to do when memory is short."""
 
 from __future__ import annotations
 
 from ..config import JobConfig
 
 _LEAST_FOR_PRODIGY = 0.1
+_SMALL_PICTURE = 512
+_SMALL_RANK = 8
 
 
 def advice(job: JobConfig) -> list[str]:
@@ -28,3 +30,24 @@ def advice(job: JobConfig) -> list[str]:
             "dropped_caption to trigger (with a trigger), or caption_dropout to 0"
         )
     return found
+
+
+def out_of_memory(job: JobConfig) -> str:
+    """What to do when memory is not enough: what of it this job has not done yet, cheapest first."""
+    largest = max(max(dataset.resolutions) for dataset in job.datasets)
+    ways = []
+    if not job.train.gradient_checkpointing:
+        ways.append("switch on train.gradient_checkpointing")
+    if job.train.batch_size > 1:
+        ways.append("lower train.batch_size and raise gradient_accumulation by as much")
+    if largest > _SMALL_PICTURE:
+        ways.append(f"leave out the largest of datasets.resolutions ({largest})")
+    if job.adapter.rank > _SMALL_RANK:
+        ways.append(f"lower adapter.rank ({job.adapter.rank})")
+    if job.model.dtype == "float32":
+        ways.append("set model.dtype to bfloat16")
+    ways.append("close what else uses this device")
+    return (
+        f"memory is not enough. In this order: {', '.join(ways)}. Latents and text embeddings are cached already, so "
+        "encoders take no memory while training; what was saved is intact"
+    )

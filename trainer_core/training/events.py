@@ -48,6 +48,16 @@ class StepDone(Event):
 
 
 @dataclass(frozen=True)
+class Skipped(Event):
+    """A batch was passed over because its loss or gradient was not finite; step `step` takes the next one."""
+
+    step: int
+    what: str
+    """loss or gradient"""
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class ValidationDone(Event):
     """The loss on held-out pictures after `step` updates."""
 

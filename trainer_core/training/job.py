@@ -1,31 +1,49 @@
-"""A job: a run from start to end, on a thread of its own or on the caller's."""
+"""A job: a run from start to end, on a thread of its own or on the caller's. It holds the run's lock all the while.
+
+queued ─ (its turn) ─ running ─ finished, stopped, failed
+             └──── paused ┘
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import JobConfig
-from ..errors import FoundryError, TrainingError
-from .events import Event, Listener, Phase, StateChanged, Warning
+from ..errors import FoundryError, ResumeRefused, SaveError, TrainingError, first_line
+from .advice import out_of_memory
+from .control import CONTINUE, PAUSE, SAMPLE, SAVE, STOP, Control
+from .events import Event, Listener, Phase, Skipped, StateChanged, Warning
 from .run_folder import RunFolder
+from .run_lock import RunLock
 
-_OUT_OF_MEMORY = (
-    "The GPU's memory is not enough. In this order: switch on train.gradient_checkpointing, use smaller "
-    "datasets.resolutions, a smaller train.batch_size (with more gradient_accumulation), a lower adapter.rank. What "
-    "was saved before is intact"
-)
+if TYPE_CHECKING:
+    import torch
+
+    from .queue import Ticket
+
+_NO_QUEUE = "training without the queue, so that other runs on this device will not wait for this one: {0}"
+_POLL_SECONDS = 0.2
+"""Between two looks at the queue and at requests, while waiting."""
 
 
 class TrainingJob:
     """Trains one run, from its newest intact checkpoint if there is one. The thread calls nothing of its host."""
 
-    def __init__(self, run: RunFolder, job: JobConfig | None = None) -> None:
+    def __init__(
+        self, run: RunFolder, job: JobConfig | None = None, accept: Collection[str] = (), queue_up: bool = True
+    ) -> None:
         """Takes the run's own job, or the one given.
+
+        Args:
+            accept: what may differ from the run's checkpoint by the user's explicit wish (`resume_rules`).
+            queue_up: wait until no other run trains on the device.
 
         Raises:
             ConfigError: if the run's job.yaml cannot be read.
@@ -34,13 +52,15 @@ class TrainingJob:
         self.job = job or run.job()
         self.error: BaseException | None = None
         self.outcome: str | None = None
-        """finished, stopped or failed, once it has ended"""
+        """finished, stopped, paused or failed, once it has ended"""
+        self._accept, self._queue_up = accept, queue_up
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._stop = threading.Event()
+        self._control = Control(run.path)
+        self._leaves_when_paused = self._keeps_place = False
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def new(cls, runs_root: Path, job: JobConfig) -> TrainingJob:
+    def new(cls, runs_root: Path, job: JobConfig, queue_up: bool = True) -> TrainingJob:
         """A job in a new run folder, which is made only if data, base and preview size can be used.
 
         Raises:
@@ -58,11 +78,14 @@ class TrainingJob:
         for dataset in job.datasets:
             summarize(dataset, job.model)
         SamplerSettings.of(job.sample, base)
-        return cls(RunFolder.create(runs_root, job), job)
+        return cls(RunFolder.create(runs_root, job), job, queue_up=queue_up)
+
+    # --- from other threads ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Starts the job's thread."""
-        self._thread = threading.Thread(target=self._run_caught, name=f"lora-foundry {self.run.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(self._events.put,), daemon=True)
+        self._thread.name = f"lora-foundry {self.run.name}"
         self._thread.start()
 
     def events(self) -> list[Event]:
@@ -72,9 +95,35 @@ class TrainingJob:
             arrived.append(self._events.get())
         return arrived
 
-    def stop(self) -> None:
-        """Asks for a stop at the next step: saves, and leaves the run resumable."""
-        self._stop.set()
+    def stop(self, keep_place: bool = False) -> None:
+        """Asks for a stop at the next step: saves, and leaves the run resumable.
+
+        Args:
+            keep_place: the run keeps its place in the queue, for when the system is up again.
+        """
+        self._keeps_place = keep_place
+        self._control.ask(STOP)
+
+    def pause(self, leave: bool = False) -> None:
+        """Asks for a pause at the next step: saves, frees the device for others, and waits for `go_on`.
+
+        Args:
+            leave: end with the outcome `paused` instead of waiting; another job on the run then goes on.
+        """
+        self._leaves_when_paused = leave
+        self._control.ask(PAUSE)
+
+    def go_on(self) -> None:
+        """Ends a pause; training continues as if there had been none."""
+        self._control.ask(CONTINUE)
+
+    def save_now(self) -> None:
+        """Asks for a checkpoint after the next step."""
+        self._control.ask(SAVE)
+
+    def sample_now(self) -> None:
+        """Asks for previews after the next step."""
+        self._control.ask(SAMPLE)
 
     @property
     def alive(self) -> bool:
@@ -86,10 +135,13 @@ class TrainingJob:
         if self._thread is not None:
             self._thread.join(timeout)
 
+    # --- the job's own thread ----------------------------------------------------------------------------------------
+
     def run_here(self, listener: Callable[[Event], None]) -> str:
-        """Runs on this thread and gives the outcome.
+        """Runs on this thread and gives the outcome. KeyboardInterrupt is a stop at once, without saving.
 
         Raises:
+            RunHeld: if another process or thread works on the run; then nothing was touched.
             FoundryError: on failure, after the run folder says so.
         """
         self._run(listener)
@@ -98,92 +150,136 @@ class TrainingJob:
         assert self.outcome is not None
         return self.outcome
 
-    def _run_caught(self) -> None:
-        self._run(self._events.put)
-
     def _run(self, listener: Listener) -> None:
+        lock = RunLock(self.run.path)
+        try:
+            lock.acquire()
+        except FoundryError as error:
+            self.outcome, self.error = "failed", error
+            listener(StateChanged("failed", self._saved_step(), self.job.train.steps, str(error)))
+            return
+        try:
+            self._control.forget_files()
+            self._work(listener)
+        finally:
+            lock.release()
+
+    def _work(self, listener: Listener) -> None:
         import torch
 
+        from ..families.device import is_out_of_memory
+
         def emit(event: Event) -> None:
-            if isinstance(event, (Phase, Warning, StateChanged)):
+            if isinstance(event, (Phase, Warning, StateChanged, Skipped)):
                 self.run.log(_line(event))
             listener(event)
 
+        before = self.run.status()
         try:
             # a thread starts outside inference mode, but run_here may be called from inside it
             with torch.inference_mode(False), torch.enable_grad():
-                self.outcome = _train(self.run, self.job, emit, self._stop.is_set)
-        except torch.OutOfMemoryError as error:
-            self.outcome, self.error = "failed", TrainingError(f"{_OUT_OF_MEMORY} ({str(error).splitlines()[0]})")
-            self._record_failure(self.error, listener)
-        except BaseException as error:  # noqa: BLE001 - the run folder must say how the run ended, whatever ended it
+                self.outcome = self._in_turn(emit)
+        except KeyboardInterrupt:
+            self.outcome = "stopped"
+            self._record("stopped", "left at once, unsaved", None, listener)
+        except ResumeRefused as error:
             self.outcome, self.error = "failed", error
-            self._record_failure(error, listener)
+            self._record(before["state"], f"not gone on with: {error}", before["error"], listener)
+        except BaseException as error:  # noqa: BLE001 - the run folder must say how the run ended, whatever ended it
+            if is_out_of_memory(error):
+                error = TrainingError(f"{out_of_memory(self.job)} ({first_line(error)})")
+            self.outcome, self.error = "failed", error
+            message = str(error) or type(error).__name__
+            details = message if isinstance(error, FoundryError) else traceback.format_exc()
+            self._record("failed", details, message, listener)
 
-    def _record_failure(self, error: BaseException, listener: Listener) -> None:
-        step, steps = self._step(), self.job.train.steps
-        message = str(error) or type(error).__name__
-        details = message if isinstance(error, FoundryError) else traceback.format_exc()
+    def _in_turn(self, emit: Listener) -> str:
+        """Waits for the device, trains, and waits again after a pause; gives the outcome."""
+        from ..families.device import pick_device, release_memory
+        from .work import work
+
+        device = pick_device(self.job.model.device)
+        ticket = self._ticket(emit, device)
+        try:
+            while True:
+                outcome = self._wait(ticket, emit) or work(self.run, self.job, emit, self._control, self._accept)
+                release_memory(device)
+                if outcome != "paused" or self._leaves_when_paused:
+                    self._enter(outcome, emit)
+                    return outcome
+                if ticket:
+                    ticket.yield_device()
+        finally:
+            if ticket and self._keeps_place:
+                ticket.yield_device()
+            elif ticket:
+                ticket.leave()
+
+    def _ticket(self, emit: Listener, device: torch.device) -> Ticket | None:
+        from .queue import DeviceQueue, device_key
+
+        if not self._queue_up:
+            return None
+        try:
+            return DeviceQueue(device_key(device)).join(self.run.path)
+        except SaveError as error:
+            emit(Warning(_NO_QUEUE.format(error)))
+            return None
+
+    def _wait(self, ticket: Ticket | None, emit: Listener) -> str | None:
+        """Waits while others train on the device, and while paused. Gives `stopped` or `paused` if it ends there."""
+        state, told = "", [""]
+        while True:
+            if self._control.asked(STOP):
+                return "stopped"
+            if self._control.asked(PAUSE):
+                if self._leaves_when_paused:
+                    return "paused"
+                if state != "paused":
+                    state = self._enter("paused", emit)
+            else:
+                try:
+                    if ticket is None or ticket.try_enter():
+                        self._control.take(CONTINUE)
+                        return None
+                    ahead = [waiting.run.name for waiting in ticket.ahead()]
+                except SaveError as error:
+                    emit(Warning(_NO_QUEUE.format(error)))
+                    return None
+                if state != "queued":
+                    state, told = self._enter("queued", emit), []
+                if ahead != told:
+                    told = ahead
+                    names = ", ".join(ahead[:3]) + (", …" if len(ahead) > 3 else "")
+                    emit(Phase(f"waiting for the device, which other runs use ({names})", 0, 1))
+            time.sleep(_POLL_SECONDS)
+
+    def _enter(self, state: str, emit: Listener) -> str:
+        """The run's state changes while nothing is in memory: its step is the last that was saved."""
+        step, steps = self._saved_step(), self.job.train.steps
+        self.run.write_status(state, step, steps)
+        emit(StateChanged(state, step, steps))
+        return state
+
+    def _record(self, state: str, details: str, message: str | None, listener: Listener) -> None:
+        """Writes down an end that came unasked, as far as that is possible."""
+        step, steps = self._saved_step(), self.job.train.steps
         failed_writes: list[FoundryError] = []
-        for write, text in (
-            (partial(self.run.write_status, "failed", step, steps), message),
-            (self.run.log, f"failed: {details}"),
+        for write in (
+            partial(self.run.write_status, state, step, steps, message),
+            partial(self.run.log, f"{state}: {details}"),
         ):
             try:
-                write(text)
+                write()
             except FoundryError as second:  # the disk is full, most likely: the checkpoints on it still count
                 failed_writes.append(second)
         if failed_writes:
-            message = f"{message} (and the run folder could not be updated: {failed_writes[0]})"
-        listener(StateChanged("failed", step, steps, message))
+            message = f"{message or details} (and the run folder could not be updated: {failed_writes[0]})"
+        listener(StateChanged(state, step, steps, message))
 
-    def _step(self) -> int:
+    def _saved_step(self) -> int:
         latest = self.run.latest()
         return latest.step if latest else 0
-
-
-def _train(run: RunFolder, job: JobConfig, emit: Listener, should_stop: Callable[[], bool]) -> str:
-    """Prepares the data, loads the base, trains. Gives `finished` or `stopped`."""
-    from ..data.cache import CACHE_FOLDER, TensorCache
-    from ..data.prepare import PreparedData
-    from ..families.registry import open_base
-    from ..sampling import Interrupted, SamplerSettings
-    from .loop import Trainer
-    from .previews import preview_texts
-
-    steps = job.train.steps
-
-    def enter(state: str, step: int) -> None:
-        run.write_status(state, step, steps)
-        emit(StateChanged(state, step, steps))
-
-    def progress(what: str, done: int, total: int) -> None:
-        if should_stop():
-            raise Interrupted
-        emit(Phase(what, done, total))
-
-    latest = run.latest()
-    enter("running", latest.step if latest else 0)
-    trainer = None
-    try:
-        base = open_base(job.model)
-        SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
-        progress("scanning the data", 0, 1)
-        cache = TensorCache(run.path.parent / CACHE_FOLDER)
-        data = PreparedData(job, base, cache)
-        prompts = preview_texts(job)
-        data.encode_texts([*prompts, job.sample.negative_prompt] if prompts else [], progress)
-        data.encode_images(progress)
-        cache.prune(int(job.cache.limit_gb * 1e9))
-        progress("loading the base", 0, 1)
-        trainer = Trainer(run, job, base, data, emit, should_stop)
-        trainer.restore()
-        finished = trainer.train()
-    except Interrupted:
-        finished = False
-    state = "finished" if finished else "stopped"
-    enter(state, trainer.step if trainer else (latest.step if latest else 0))
-    return state
 
 
 def _line(event: Event) -> str:
@@ -192,4 +288,6 @@ def _line(event: Event) -> str:
         return f"{event.state} at step {event.step} of {event.steps}" + (f": {event.error}" if event.error else "")
     if isinstance(event, Phase):
         return f"{event.what} ({event.done} of {event.total})"
+    if isinstance(event, Skipped):
+        return f"step {event.step}: a batch is passed over, its {event.what} is not finite ({', '.join(event.images)})"
     return f"warning: {event.message}" if isinstance(event, Warning) else repr(event)

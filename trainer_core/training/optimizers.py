@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from ..config import TrainConfig
 from ..config.train import OPTIMIZERS, UNUSABLE
-from ..errors import ConfigError, RunError
+from ..errors import ConfigError, RunError, first_line
 
 _PACKAGES = {"adafactor": "transformers", "prodigy": "prodigyopt", "lion": "lion-pytorch", "adamw8bit": "bitsandbytes"}
 """Where the optimizers with short names come from; adamw is torch's own."""
@@ -58,7 +58,7 @@ def check_optimizer(config: TrainConfig, device: torch.device | str = "cpu") -> 
         raise
     except _FAILURES as error:
         raise ConfigError(
-            f"train.optimizer: {config.optimizer} cannot train on {device} with these settings: {_first_line(error)}. "
+            f"train.optimizer: {config.optimizer} cannot train on {device} with these settings: {first_line(error)}. "
             "Choose another optimizer, such as adamw, or change train.optimizer_options"
         ) from error
 
@@ -75,7 +75,7 @@ def _construct(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer
     except _FAILURES as error:
         told = ", ".join(f"{name}={value}" for name, value in arguments.items())
         raise ConfigError(
-            f"train.optimizer: {kind.__name__} does not take these settings: {_first_line(error)} (given: {told})"
+            f"train.optimizer: {kind.__name__} does not take these settings: {first_line(error)} (given: {told})"
         ) from error
     for group in optimizer.param_groups:
         group.update(afterwards)
@@ -105,7 +105,7 @@ def _class_of(name: str) -> type[Optimizer]:
         package = _PACKAGES[name]
         raise ConfigError(
             f"train.optimizer: {name} needs the package {package}, which cannot be loaded here "
-            f"({_first_line(error)}). Install it with `pip install {package}`, or choose another optimizer, such as "
+            f"({first_line(error)}). Install it with `pip install {package}`, or choose another optimizer, such as "
             "adamw"
         ) from error
     return _torch_class(name)
@@ -192,10 +192,6 @@ def _nearest(name: str, known: list[str]) -> str:
     lower = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
     return f"did you mean `{lower[near[0]]}`?" if near else f"known here: {', '.join(known)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 # --- state -----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,10 @@ def draw_samples(trainer: Trainer) -> None:
         return
     settings = SamplerSettings.of(config, base)
     negative = trainer.data.text(config.negative_prompt)
+
+    def stopped() -> bool:
+        return trainer.control.interrupts
+
     trainer.denoiser.eval()
     trainer.adapter.set_strength(1.0)
     try:
@@ -34,7 +38,7 @@ def draw_samples(trainer: Trainer) -> None:
             for index, prompt in enumerate(preview_texts(trainer.job)):
                 seed = config.seed + index * config.walk_seed
                 texts = [trainer.data.text(prompt)]
-                latents = draw(base, trainer.denoiser, texts, [seed], settings, negative, trainer.should_stop)
+                latents = draw(base, trainer.denoiser, texts, [seed], settings, negative, stopped)
                 path = trainer.run.sample_folder(trainer.step) / f"{index:02d}.png"
                 facts = {"prompt": prompt, "seed": str(seed), "weights": trainer.which(config.weights)}
                 write_atomically(path, png_bytes(to_image(base.decode_latents(latents)[0]), facts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from ..adapters.safetensors_file import read_header, read_tensors, serialize
 from ..errors import RunError, TrainingError
 from .events import Warning
 from .optimizers import load_optimizer, optimizer_tensors
+from .resume_rules import check_resume, facts
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -32,8 +34,9 @@ def lora_file(trainer: Trainer) -> bytes:
         loss=sum(losses) / len(losses) if losses else None,
         weights=trainer.which(job.save.weights),
         images=[len({sample.item.key for sample in group}) for group in trainer.data.samples],
-        dataset_digest=trainer.data.digest(),
+        dataset_digest=trainer.dataset_digest,
         base_hash=trainer.base_hash,
+        deterministic=trainer.findings.summary(),
     )
     with trainer.weights(job.save.weights):
         weights = trainer.adapter.weights()
@@ -47,17 +50,28 @@ def state_file(trainer: Trainer) -> bytes:
     state |= {f"optimizer.{name}": value for name, value in tensors.items()}
     if trainer.ema is not None:
         state |= {f"ema.{name}": value for name, value in trainer.ema.state().items()}
-    metadata = {"step": str(trainer.step), "optimizer": values, "losses": json.dumps(list(trainer.losses))}
+    metadata = {
+        "step": str(trainer.step),
+        "skipped": str(trainer.skipped),
+        "pieces": str(trainer.updater.pieces),
+        "optimizer": values,
+        "losses": json.dumps(list(trainer.losses)),
+        "findings": trainer.findings.dumps(),
+        **facts(trainer),
+    }
     return serialize(state, metadata)
 
 
-def restore(trainer: Trainer) -> None:
-    """Goes on from the newest intact checkpoint, if there is one; else from `adapter.warm_start`, if given."""
+def restore(trainer: Trainer, accept: Collection[str] = ()) -> None:
+    """Goes on from the newest intact checkpoint, if there is one; else from `adapter.warm_start`, if given.
+
+    Args:
+        accept: what may differ from the checkpoint by the user's explicit wish (`resume_rules`).
+
+    Raises:
+        ConfigError: if the job, its data or its base are not those of the checkpoint.
+    """
     run = trainer.run
-    run.clear_leftovers()
-    for damaged, problem in run.examine_checkpoints():
-        if problem:
-            trainer.emit(Warning(f"checkpoint {damaged.path.name} is damaged and not used: {problem}"))
     checkpoint = run.latest()
     if checkpoint is None:
         _warm_start(trainer)
@@ -66,12 +80,19 @@ def restore(trainer: Trainer) -> None:
     state, metadata = read_tensors(checkpoint.state), read_header(checkpoint.state)["__metadata__"]
     if int(metadata["step"]) != checkpoint.step:
         raise RunError(f"{checkpoint.state}: is of step {metadata['step']}, its folder of {checkpoint.step}")
+    trainer.findings.loads(metadata.get("findings", ""))
+    for note in check_resume(facts(trainer), metadata, accept):
+        trainer.emit(Warning(note))
+        # the note itself names the machine and its folders, which is nothing for a LoRA's metadata
+        trainer.findings.add(f"settings, data or environment changed after step {checkpoint.step}")
     trainer.adapter.load(_below("adapter.", state))
     load_optimizer(trainer.optimizer, _below("optimizer.", state), metadata["optimizer"])
     if trainer.ema is not None:
         trainer.ema.load(_below("ema.", state))
     trainer.losses.extend(json.loads(metadata["losses"]))
     trainer.step = trainer.saved = checkpoint.step
+    trainer.skipped = int(metadata.get("skipped", 0))
+    trainer.updater.pieces = int(metadata.get("pieces", 1))
     run.truncate_metrics(trainer.step)
 
 

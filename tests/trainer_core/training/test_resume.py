@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer_core.config import JobConfig
-from trainer_core.errors import FoundryError, SaveError
-from trainer_core.training import run_folder
-from trainer_core.training.events import CheckpointSaved, Event, StateChanged, StepDone, Warning
+from trainer_core.errors import FoundryError
+from trainer_core.training.events import CheckpointSaved, Event, StepDone, Warning
 from trainer_core.training.job import TrainingJob
 from trainer_core.training.run_folder import RunFolder
 
@@ -260,81 +258,6 @@ def test_more_steps_go_on_from_the_last(job_of: Jobs, train: Train, tmp_path: Pa
 
 def test_a_checkpoint_of_another_shape_is_refused_with_a_message(job_of: Jobs, train: Train) -> None:
     run = train(job_of()).run
-    with pytest.raises(FoundryError, match=r"shape|layers"):
+    with pytest.raises(FoundryError, match=r"adapter\.rank: was 2, is 3"):
         TrainingJob(run, job_of(adapter={"rank": 3}, train={"steps": 5})).run_here(lambda _: None)
     assert run.latest().step == 3  # type: ignore[union-attr]
-
-
-# --- the disk is full ------------------------------------------------------------------------------------------------
-
-
-def broken_save(run: RunFolder, job: JobConfig) -> tuple[str, list[Event]]:
-    """Trains until saving fails; gives the message and the events."""
-    events: list[Event] = []
-    with pytest.raises(SaveError) as caught:
-        TrainingJob(RunFolder.open(run.path), job).run_here(events.append)
-    return str(caught.value), events
-
-
-def check_after_failure(run: RunFolder, job: JobConfig, message: str, events: list[Event], straight: RunFolder) -> None:
-    assert "disk is full" in message
-    assert "\n" not in message.strip()
-    assert [checkpoint.step for checkpoint in run.checkpoints()] == [2]
-    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["step_00000002"]
-    assert not list(run.path.rglob("*.tmp"))
-    last = events[-1]
-    assert isinstance(last, StateChanged)
-    assert last.state == "failed"
-    assert "disk is full" in (last.error or "")
-
-
-def test_a_full_disk_while_saving(
-    job: JobConfig, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    straight = train(job).run
-    run = RunFolder.create(tmp_path / "runs", job)
-    original = run_folder.write_durably
-
-    def full_at_4(path: Path, data: bytes) -> None:
-        if path.name == "state.safetensors" and (run.path / "checkpoints" / "step_00000002").exists():
-            path.write_bytes(data[:1000])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(path, data)
-
-    monkeypatch.setattr(run_folder, "write_durably", full_at_4)
-    message, events = broken_save(run, job)
-    monkeypatch.undo()
-    check_after_failure(run, job, message, events, straight)
-    assert run.status()["state"] == "failed"
-    assert run.status()["step"] == 2
-    assert "disk is full" in run.status()["error"]
-    assert go_on(run)[0] == "finished"
-    assert lora(run) == lora(straight)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("no file system may be mounted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_disk_that_is_really_full(job: JobConfig, train: Train, small_disk: Path) -> None:
-    straight = train(job).run
-    run = RunFolder.create(small_disk / "runs", job)
-    assert go_on(run, stop_at=2)[0] == "stopped"
-    ballast = small_disk / "ballast"
-    free = shutil.disk_usage(small_disk).free
-    ballast.write_bytes(b"x" * (free - 200_000))
-    message, events = broken_save(run, job)
-    check_after_failure(run, job, message, events, straight)
-    ballast.unlink()
-    assert go_on(run)[0] == "finished"
-    assert lora(run) == lora(straight)

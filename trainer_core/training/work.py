@@ -1,0 +1,70 @@
+"""The work of a job while it has the device: from its data to the last step, or to a stop or pause on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from ..config import JobConfig
+from ..data.cache import CACHE_FOLDER, TensorCache
+from ..data.prepare import PreparedData
+from ..families.registry import open_base
+from ..sampling import Interrupted, SamplerSettings
+from .control import PAUSE, STOP, Control
+from .determinism import deterministic
+from .events import Listener, Phase, StateChanged, Warning
+from .loop import Trainer
+from .previews import preview_texts
+from .resume_rules import environment
+from .run_folder import RunFolder
+
+
+def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accept: Collection[str]) -> str:
+    """Prepares the data, loads the base, trains; when it returns, nothing of it is in memory.
+
+    Args:
+        accept: what may differ from the checkpoint by the user's explicit wish (`resume_rules`).
+
+    Returns:
+        `finished`, `stopped` or `paused`.
+
+    Raises:
+        FoundryError: whatever keeps the run from going on.
+    """
+
+    def progress(what: str, done: int, total: int) -> None:
+        if control.interrupts:
+            raise Interrupted
+        emit(Phase(what, done, total))
+
+    for note in run.repair():
+        emit(Warning(note))
+    latest = run.latest()
+    for damaged, problem in run.examine_checkpoints():
+        if problem:
+            emit(Warning(f"checkpoint {damaged.path.name} is damaged and not used: {problem}"))
+    step = latest.step if latest else 0
+    run.write_status("running", step, job.train.steps)
+    emit(StateChanged("running", step, job.train.steps))
+    finished = False
+    try:
+        base = open_base(job.model)
+        SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
+        with deterministic(base.device, job.train.deterministic) as findings:
+            progress("scanning the data", 0, 1)
+            cache = TensorCache(run.path.parent / CACHE_FOLDER)
+            # on another device, or on more threads, encoders give other last bits: of those the mode must not depend
+            made_by = json.dumps(environment(base.device)) if job.train.deterministic else ""
+            data = PreparedData(job, base, cache, made_by)
+            prompts = preview_texts(job)
+            data.encode_texts([*prompts, job.sample.negative_prompt] if prompts else [], progress)
+            data.encode_images(progress)
+            cache.prune(int(job.cache.limit_gb * 1e9))
+            progress("loading the base", 0, 1)
+            trainer = Trainer(run, job, base, data, emit, control, findings)
+            trainer.restore(accept)
+            run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
+            finished = trainer.train()
+    except Interrupted:
+        pass
+    return "finished" if finished else ("paused" if control.asked(PAUSE) and not control.asked(STOP) else "stopped")
