@@ -253,7 +253,7 @@ def test_unknown_run_lists_those_that_are_there(capsys: pytest.CaptureFixture[st
     for name in ("beta", "alpha"):
         folder = Path("mine") / name
         folder.mkdir(parents=True)
-        (folder / "run.json").write_text("{}", encoding="utf-8")
+        (folder / "job.yaml").touch()
     assert "mine holds: alpha, beta" in complaint(capsys, "resume", "gamma", "--runs", "mine")
 
 

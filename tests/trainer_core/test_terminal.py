@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from trainer_core.commands import training
 from trainer_core.commands.terminal import Progress, duration, print_table, size
 from trainer_core.training import events
 
@@ -98,21 +95,26 @@ def test_terminal_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert out.screen() == ["step 1/300  loss 0.5"[:19]]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a signal to oneself ends the process there")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_signal_stops_the_job_once_and_interrupts_the_second_time(name: str) -> None:
-    class Job:
-        stops = 0
+def test_training_goes_on_when_nobody_reads_any_more() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w", encoding="utf-8") as out:
+        progress = Progress(out)
+        progress.say("first")
+        assert os.read(reader, 100) == f"first{os.linesep}".encode()
+        os.close(reader)
+        for number in (1, 2, 3):
+            progress(step(number, 3))
+        progress.say("last")
 
-        def stop(self) -> None:
-            self.stops += 1
 
-    job, number = Job(), getattr(signal, name)
-    before = signal.getsignal(number)
-    with training._stop_on_signal(job):  # type: ignore[arg-type]
-        os.kill(os.getpid(), number)
-        assert job.stops == 1
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-    assert job.stops == 1
-    assert signal.getsignal(number) is before
+def test_a_pause_says_how_it_ends() -> None:
+    out = io.StringIO()
+    Progress(out, on_pause="tell it to go on")(events.StateChanged("paused", 7, 9))
+    Progress(out)(events.StateChanged("paused", 7, 9))
+    assert out.getvalue().splitlines() == ["paused at step 7. To go on: tell it to go on", "paused at step 7"]
+
+
+def test_a_batch_that_is_left_out_is_told() -> None:
+    out = io.StringIO()
+    Progress(out)(events.Skipped(7, "loss", ("a.png", "b.png")))
+    assert out.getvalue() == "warning: step 7: left out a.png, b.png, whose loss is not finite\n"

@@ -1,0 +1,108 @@
+"""Ctrl-C and SIGTERM, as a job of the command line hears them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainer_core.commands.following import stop_on_signal
+from trainer_core.training.queue import DeviceQueue
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a signal to a process ends it there")
+
+
+class Job:
+    """Counts how often it is asked to stop."""
+
+    stops = 0
+    keeps_place = False
+
+    def stop(self, keep_place: bool = False) -> None:
+        self.stops += 1
+        self.keeps_place = keep_place
+
+
+def test_ctrl_c_stops_the_job_and_the_second_interrupts(capfd: pytest.CaptureFixture[str]) -> None:
+    job, before = Job(), signal.getsignal(signal.SIGINT)
+    with stop_on_signal(job) as asked:  # type: ignore[arg-type]
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (job.stops, asked.stop, asked.at_once, job.keeps_place) == (1, True, False, False)
+        assert "stopping after this step, then saving; once more to leave at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert (job.stops, asked.at_once) == (1, True)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_other_signals_stay_polite(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    job, number = Job(), getattr(signal, name)
+    before = signal.getsignal(number)
+    with stop_on_signal(job) as asked:  # type: ignore[arg-type]
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        assert (job.stops, asked.stop, asked.at_once, job.keeps_place) == (1, True, False, True)
+        assert "once more" not in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):  # a stop was asked for already: Ctrl-C now means at once
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(number) is before
+
+
+def test_nohup_stays_in_force() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal(Job()) as asked:  # type: ignore[arg-type]
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked.stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "again", "saved"),
+    [(signal.SIGINT, signal.SIGINT, False), (signal.SIGTERM, signal.SIGTERM, True)],
+    ids=["Ctrl-C twice", "SIGTERM twice"],
+)
+def test_in_the_middle_of_a_step(
+    number: signal.Signals,
+    again: signal.Signals,
+    saved: bool,
+    make_job: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step takes seconds here, so that the second signal comes before the first has had its effect."""
+    monkeypatch.chdir(tmp_path)
+    job = make_job(train={"steps": 9, "gradient_accumulation": 60})
+    command = [sys.executable, "-u", "-m", "trainer_core", "train", str(job)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert any(line.startswith("step 1/9") for line in process.stdout)
+        process.send_signal(number)
+        told = next(line for line in process.stderr if "stopping" in line)
+        process.send_signal(again)
+        printed, complaints = process.stdout.read(), process.stderr.read()
+    assert process.returncode == 130, complaints
+    assert "Traceback" not in complaints
+    assert ("once more" in told) == (not saved)
+    status = json.loads(Path("runs/tiny/run.json").read_text(encoding="utf-8"))
+    checkpoints = [int(path.name[5:]) for path in Path("runs/tiny/checkpoints").glob("step_*")]
+    last = printed.splitlines()[-1]
+    assert status["state"] == "stopped"
+    assert not Path("runs/tiny/owner.json").exists()
+    assert [one.run.name for one in DeviceQueue("cpu").tickets()] == (["tiny"] if saved else []), "SIGTERM keeps it"
+    if saved:
+        assert checkpoints == [status["step"]]
+        assert last == f"stopped, saved at step {status['step']}. To go on: lora-foundry resume tiny"
+    else:
+        assert (checkpoints, status["step"]) == ([], 0)
+        assert "is not saved, nor any other. To go on: lora-foundry resume tiny" in last
+        assert "leaving at once" in complaints
