@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import controls, host
 from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA
 from .load_base import LoadBase
@@ -33,6 +34,9 @@ NODES: list[type[io.ComfyNode]] = [
 
 class FoundryExtension(ComfyExtension):
     """What ComfyUI registers."""
+
+    async def on_load(self) -> None:
+        host.answer_posts(controls.ROUTE, controls.tell)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import comfy.model_management
 import comfy.model_sampling
@@ -12,18 +13,23 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import torch
+from aiohttp import web
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
 from ..trainer_core.adapters.export import export_lora
-from ..trainer_core.config import plain_name
-from ..trainer_core.errors import ConfigError, DatasetError, RunError
+from ..trainer_core.config import JobConfig, plain_name
+from ..trainer_core.errors import ConfigError, RunError
+from ..trainer_core.reading import parse_json
 from ..trainer_core.training.run_folder import RunFolder
+from .controls import Refused
+from .roots import Roots, is_below
 
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
 _PREVIEW_PIXELS = 512
+_REQUEST_BYTES = 4096
 
 # folders
 
@@ -39,7 +45,7 @@ def run_folder(path: str) -> RunFolder:
     Raises:
         RunError: if it is none of ours: a prompt sent to the server could name any folder.
     """
-    if not Path(path).resolve().is_relative_to(runs_root().resolve()):
+    if not is_below(Path(path), runs_root()):
         raise RunError(f"{path}: is no run of this ComfyUI; runs are in {runs_root()}")
     return RunFolder.open(Path(path))
 
@@ -49,37 +55,58 @@ def collected_datasets_root() -> Path:
     return Path(folder_paths.get_output_directory()) / "lora_foundry_datasets"
 
 
+def roots() -> Roots:
+    """The folders that workflows may name things in.
+
+    The owner's list lies where ComfyUI's server lets no request write.
+    """
+    categories = [name for name in folder_paths.folder_names_and_paths if name != "custom_nodes"]
+    own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir]
+    own += [folder for name in categories for folder in folder_paths.get_folder_paths(name)]
+    list_file = Path(folder_paths.get_system_user_directory("lora_foundry")) / "roots.txt"
+    return Roots.of([*map(Path, own), SHIPPED_DATASET], list_file)
+
+
 def dataset_folder(text: str) -> Path:
-    """The folder of a data set that a user named: as `input_folder`, or `demo` for the one that we ship.
+    """The folder of a data set that a workflow names: as `input_folder`, or `demo` for the one that we ship.
 
     Raises:
-        DatasetError: for an empty name, or a relative one that leads out of the input folder.
+        ConfigError: for an empty name, or a folder that lies in no root.
     """
-    if not _bare(text):
-        raise DatasetError("Load Dataset: `folder` is empty. Name a folder of images, or write `demo`")
-    folder = input_folder(text)
-    return SHIPPED_DATASET if _bare(text) == "demo" and not folder.exists() else folder
+    if not text.strip(' "'):
+        raise ConfigError("Load Dataset: `folder` is empty. Name a folder of images, or write `demo`")
+    folder = input_folder(text, "folder")
+    return SHIPPED_DATASET if text.strip() == "demo" and not folder.exists() else folder
 
 
-def input_folder(text: str) -> Path:
-    """A folder that a user named: absolute, or below ComfyUI's input folder.
+def input_folder(text: str, what: str) -> Path:
+    """A folder that a workflow names: absolute, or below ComfyUI's input folder.
 
     Raises:
-        DatasetError: for a relative one that leads out of the input folder.
+        ConfigError: naming the input, for one that lies in no root.
     """
-    inputs = Path(folder_paths.get_input_directory()).resolve()
-    try:
-        name = Path(_bare(text)).expanduser()
-    except RuntimeError as error:  # the home of a user that there is not
-        raise DatasetError(f"Load Dataset: {text!r}: {error}") from None
-    folder = (inputs / name).resolve()
-    if not name.is_absolute() and not folder.is_relative_to(inputs):
-        raise DatasetError(f"Load Dataset: {text!r} leads out of ComfyUI's input folder. Give the whole path instead")
-    return folder
+    return roots().checked(text, Path(folder_paths.get_input_directory()), f"Load Dataset: {what}")
 
 
-def _bare(text: str) -> str:
-    return text.strip().strip('"')
+def base_source(text: str) -> str:
+    """Where a base comes from, as a workflow names it; a relative folder is looked for in `models/diffusers`.
+
+    Raises:
+        ConfigError: for a folder that lies in no root.
+    """
+    folders = [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
+    return roots().source(text.strip(), folders, "Quantize Base: source")
+
+
+def checked_job(job: JobConfig) -> JobConfig:
+    """The job, if all its paths lie in roots.
+
+    Raises:
+        ConfigError: naming the field of one that does not.
+        DatasetError: if a data set's folder is missing or cannot be read.
+    """
+    roots().check_job(job)
+    return job
 
 
 def in_output(path: Path) -> dict[str, str]:
@@ -169,6 +196,11 @@ def raise_if_interrupted() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def end_prompt() -> NoReturn:
+    """Ends the prompt as a cancel does: nothing more of it runs, and no error is shown."""
+    raise comfy.model_management.InterruptProcessingException
+
+
 def interrupted() -> bool:
     """For work of the core that asks whether to stop: raises ComfyUI's interruption instead of answering yes."""
     raise_if_interrupted()
@@ -178,6 +210,37 @@ def interrupted() -> bool:
 def no_output() -> Any:
     """An output that keeps the nodes behind it from running, without an error."""
     return ExecutionBlocker(None)
+
+
+# the page's requests
+
+
+def answer_posts(path: str, answer: Callable[[Any], dict[str, str]]) -> None:
+    """Answers POST requests to a path of the server.
+
+    Only JSON by name is taken: a page of another site that is open in the same browser cannot send it unasked.
+
+    Args:
+        answer: gives the answer to a body; raises `Refused`.
+    """
+
+    @PromptServer.instance.routes.post(path)
+    async def handler(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(answer(await _json_body(request)))
+        except Refused as error:
+            return web.json_response({"error": str(error)}, status=error.status)
+
+
+async def _json_body(request: web.Request) -> Any:
+    if request.content_type != "application/json":
+        raise Refused(415, "send JSON, as Content-Type: application/json")
+    if request.content_length is None or request.content_length > _REQUEST_BYTES:
+        raise Refused(413, f"send at most {_REQUEST_BYTES} bytes, and say how many")
+    try:
+        return parse_json(await request.read())
+    except ValueError as error:
+        raise Refused(400, f"this is no JSON: {error}") from None
 
 
 # models and memory

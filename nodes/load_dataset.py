@@ -28,7 +28,8 @@ class LoadDataset(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         folder = (
             "Folder of images; each caption lies beside its image as a text file of the same name. A relative folder "
-            "is looked for in ComfyUI's input folder. `demo` is the small data set that ships with LoRA Foundry."
+            "is looked for in ComfyUI's input folder; one outside of ComfyUI's folders has to be allowed first (see "
+            "the help). `demo` is the small data set that ships with LoRA Foundry."
         )
         captions = "Captions of the linked images: one for each, or one for all."
         masks = "Masks of the linked images: one for each, or one for all. White is trained on, black is not."
@@ -93,6 +94,7 @@ class LoadDataset(io.ComfyNode):
                 "and masks"
             )
         dataset = _config(shown)
+        host.roots().check_links(dataset)
         findings = _checked(dataset) if check[0] else ""
         summary = summarize(dataset)
         thumbnails = [pictures.to_tensor(pictures.thumbnail(path)) for path in summary.thumbnails]
@@ -109,8 +111,8 @@ def _config(shown: dict[str, Any]) -> DatasetConfig:
     fields = values(LOAD_DATASET, shown)["dataset"]
     fields["folder"] = str(host.dataset_folder(shown["folder"]))
     if fields["mask_folder"].strip():
-        fields["mask_folder"] = str(host.input_folder(fields["mask_folder"]))
-    fields["control_folders"] = [str(host.input_folder(folder)) for folder in fields["control_folders"]]
+        fields["mask_folder"] = str(host.input_folder(fields["mask_folder"], "mask_folder"))
+    fields["control_folders"] = [str(host.input_folder(name, "control_folders")) for name in fields["control_folders"]]
     return validated(DatasetConfig, fields)
 
 

@@ -35,5 +35,5 @@ class QuantizeBase(io.ComfyNode):
 
     @classmethod
     def execute(cls, family: str, source: str, **settings: Any) -> io.NodeOutput:
-        fields = values(QUANTIZE_BASE, {"source": source.strip(), **settings})["model"]
+        fields = values(QUANTIZE_BASE, {"source": host.base_source(source), **settings})["model"]
         return io.NodeOutput(validated(ModelConfig, {"family": family, "device": host.device(), **fields}))

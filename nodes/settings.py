@@ -184,6 +184,7 @@ TRAIN_LORA = (
     Setting(SaveConfig, "keep", "keep_checkpoints", advanced=True),
     Setting(SaveConfig, "dtype", "save_dtype", advanced=True),
     Setting(SaveConfig, "weights", "save_weights", advanced=True),
+    Setting(SaveConfig, "keep_best", advanced=True),
 )
 TRAINING_OPTIONS = (
     Setting(TrainConfig, "optimizer", options={"options": [*OPTIMIZERS, *_TORCH_OPTIMIZERS]}),
@@ -216,6 +217,8 @@ TRAINING_OPTIONS = (
     Setting(TrainConfig, "log_every", advanced=True),
     Setting(CacheConfig, "limit_gb", "cache_limit_gb", options={"step": 1.0}, advanced=True),
     Setting(TrainConfig, "optimizer_options", text=ARGUMENTS, advanced=True),
+    Setting(TrainConfig, "skip_limit", advanced=True),
+    Setting(TrainConfig, "deterministic", advanced=True),
 )
 REGULARIZATION = (
     Setting(RegularizationConfig, "output_preservation"),

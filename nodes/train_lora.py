@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -18,11 +17,13 @@ from ..trainer_core.config import (
     description,
     plain_name,
 )
-from ..trainer_core.errors import FoundryError, TrainingError
-from ..trainer_core.training.events import ValidationDone
+from ..trainer_core.errors import TrainingError
+from ..trainer_core.training.events import Skipped, ValidationDone
 from ..trainer_core.training.job import TrainingJob
 from ..trainer_core.training.run_folder import RunFolder
 from . import host, pictures, sockets
+from .controls import reachable
+from .earlier_runs import earlier_run
 from .job import job_config
 from .settings import TRAIN_LORA, Values, advanced, main
 from .text_fields import read_lines
@@ -42,16 +43,17 @@ class TrainLoRA(io.ComfyNode):
         more = "Another data set: trained on together with the first, or in the role that Load Dataset gives it."
         prompts = f"{description(SampleConfig, 'prompts')} One a line. Empty: no previews."
         again = (
-            "If a run of this name was cancelled or failed and its settings are the same, go on where it stopped. Off: "
-            "always start a new run."
+            "If a run of this name was paused, cancelled or killed or failed, or has made all of its steps and now "
+            "gets more, and nothing else that training depends on has changed, go on where it stopped. Off: always "
+            "start a new run."
         )
         return io.Schema(
             node_id="FoundryTrainLoRA",
             display_name="Train LoRA (Foundry)",
             category=sockets.CATEGORY,
             description=(
-                "Trains a LoRA. Cancelling saves a checkpoint; queueing the same settings again goes on from it. Runs "
-                "are kept in output/lora_foundry, the finished LoRA in output/loras."
+                "Trains a LoRA. Cancelling or pausing saves a checkpoint; queueing again goes on from it. Runs are "
+                "kept in output/lora_foundry, the finished LoRA in output/loras."
             ),
             search_aliases=["train", "training", "finetune", "lora training"],
             is_output_node=True,
@@ -111,60 +113,67 @@ class TrainLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         datasets = [one for one in (dataset, dataset_2, dataset_3, dataset_4) if one is not None]
         linked = [one for one in (training_options, regularization, sample_settings) if one is not None]
-        job = job_config(name, base, lora, datasets, read_lines(sample_prompts), settings, linked)
+        job = host.checked_job(job_config(name, base, lora, datasets, read_lines(sample_prompts), settings, linked))
         host.free_vram()
-        earlier = stopped_run(host.runs_root(), job) if continue_stopped else None
-        training = TrainingJob(earlier) if earlier else TrainingJob.new(host.runs_root(), job)
-        view = follow(training)
+        earlier = earlier_run(host.runs_root(), job) if continue_stopped else None
+        training = TrainingJob(earlier, job) if earlier else TrainingJob.new(host.runs_root(), job)
+        view = earlier_view(training) if earlier else TrainingView()
+        follow(training, view)
         return _results(training.run, view)
 
 
-def stopped_run(root: Path, job: JobConfig) -> RunFolder | None:
-    """The latest run of this job that was cancelled or failed, if there is one with the same settings."""
-    same = [RunFolder(folder) for folder in root.glob(f"{job.name}*") if _goes_on(RunFolder(folder), job)]
-    return max(same, key=lambda run: run.path.stat().st_mtime, default=None)
+def earlier_view(training: TrainingJob) -> TrainingView:
+    """What the node shows of a run that goes on, before it does: where it stopped, and what it did and measured."""
+    run, checkpoint = training.run, training.run.latest()
+    step = checkpoint.step if checkpoint else 0
+    done = step == training.job.train.steps
+    view = TrainingView(
+        goes_on=f"the run {run.name} has made its {step} steps" if done else f"goes on with {run.name} from step {step}"
+    )
+    for line in run.metrics() if checkpoint else ():
+        if line["step"] > step:
+            continue  # came after the last checkpoint, and is made again
+        if "loss" in line:
+            view.losses.append(line["loss"])
+        elif "validation_loss" in line:
+            view.apply(ValidationDone(line["step"], line["validation_loss"]))
+        elif "skipped" in line:
+            view.apply(Skipped(line["step"], line["not_finite"], tuple(line["skipped"])))
+    return view
 
 
-def _goes_on(run: RunFolder, job: JobConfig) -> bool:
-    try:
-        return run.status()["state"] in ("stopped", "failed") and run.job() == job
-    except (FoundryError, KeyError):
-        return False  # no run, or one that cannot be read: then there is nothing to go on with
-
-
-def earlier_validations(run: RunFolder) -> list[ValidationDone]:
-    """What a run that goes on has measured before."""
-    lines = run.metrics()
-    return [ValidationDone(line["step"], line["validation_loss"]) for line in lines if "validation_loss" in line]
-
-
-def follow(training: TrainingJob) -> TrainingView:
+def follow(training: TrainingJob, view: TrainingView) -> None:
     """Starts a training and shows its progress until it ends.
 
     Raises:
         FoundryError: what made the training fail.
-        BaseException: ComfyUI's interruption, after the training has saved and ended.
+        BaseException: ComfyUI's interruption, after the training has saved and ended: the user cancelled or paused.
     """
-    view, bar = TrainingView(training.run.losses(), earlier_validations(training.run)), host.ProgressBar()
-    training.start()
-    try:
-        while training.alive:
-            host.raise_if_interrupted()
+    bar = host.ProgressBar()
+    with reachable(training):
+        training.start()
+        try:
+            while training.alive:
+                host.raise_if_interrupted()
+                _show(training, view, bar)
+                if view.state == "paused":  # by another process; a prompt that waits would be in the way of others
+                    training.pause(leave=True)
+                time.sleep(_POLL_SECONDS)
             _show(training, view, bar)
-            time.sleep(_POLL_SECONDS)
-        _show(training, view, bar)
-    except BaseException:
-        training.stop()
-        training.join(None)
-        raise
+        except BaseException:
+            training.stop()
+            training.join(None)
+            _show(training, view)
+            raise
     if training.error is not None:
         raise training.error
+    if training.outcome == "paused":
+        host.end_prompt()
     if training.outcome != "finished":
         raise TrainingError(f"the run {training.run.name!r} was stopped at step {training.run.status().get('step')}")
-    return view
 
 
-def _show(training: TrainingJob, view: TrainingView, bar: host.ProgressBar) -> None:
+def _show(training: TrainingJob, view: TrainingView, bar: host.ProgressBar | None = None) -> None:
     """Draws what is new."""
     events = training.events()
     if not events:
@@ -173,7 +182,12 @@ def _show(training: TrainingJob, view: TrainingView, bar: host.ProgressBar) -> N
     for event in events:
         view.apply(event)
     host.progress_text(view.text())
-    host.send_to_node("progress", {"losses": view.curve()})
+    previews = bool(training.job.sample.prompts)
+    host.send_to_node(
+        "progress", {"losses": view.curve(), "run": training.run.name, "state": view.state, "previews": previews}
+    )
+    if bar is None:
+        return
     new_samples = view.samples and known != (len(view.samples), view.samples[-1:])
     picture = pictures.sheet([pictures.thumbnail(path) for path in view.samples]) if new_samples else None
     bar.update(view.step, view.steps, picture)

@@ -10,6 +10,7 @@ from ..trainer_core.training.events import (
     Event,
     Phase,
     SampleReady,
+    Skipped,
     StateChanged,
     StepDone,
     ValidationDone,
@@ -17,6 +18,12 @@ from ..trainer_core.training.events import (
 )
 
 _CURVE_POINTS = 200
+_NAMED_IMAGES = 3
+_LEFT = {
+    "paused": "paused: queue the workflow again to go on",
+    "stopped": "stopped: queue the workflow again to go on",
+}
+"""What is told of a state that the run is left in."""
 
 
 @dataclass
@@ -25,6 +32,11 @@ class TrainingView:
 
     losses: list[float] = field(default_factory=list)
     validations: list[ValidationDone] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    goes_on: str = ""
+    """Which earlier run this one is, if it is one."""
+    state: str = ""
+    """As in `StateChanged`; empty before the first."""
     step: int = 0
     steps: int = 0
     samples: list[Path] = field(default_factory=list)
@@ -54,14 +66,17 @@ class TrainingView:
             self.samples.append(event.path)
         elif isinstance(event, CheckpointSaved):
             self._saved = event.step
+        elif isinstance(event, Skipped):
+            self.skipped.append(event)
         elif isinstance(event, StateChanged):
-            self.step, self.steps = event.step, event.steps
+            self.state, self.step, self.steps = event.state, event.step, event.steps
+            self._phase = _LEFT.get(event.state, "")
         elif isinstance(event, Warning):
             self._warnings.append(event.message)
 
     def text(self, saved_as: str | None = None) -> str:
         """The run in a few lines, as few as fit under the node; `saved_as` is the finished LoRA's name."""
-        lines = []
+        lines = [self.goes_on] if self.goes_on else []
         if self._last is not None:
             last = self._last
             lines.append(f"step {last.step} / {last.steps} · loss {last.loss:.4f} · lr {last.lr:.2e}")
@@ -71,6 +86,8 @@ class TrainingView:
         lines += [f"{name.replace('_', ' ')} loss {value:.4f}" for name, value in self._parts.items()]
         if self.validations:
             lines.append(self._validation_text())
+        if self.skipped:
+            lines.append(self._skipped_text())
         if self._phase:
             lines.append(self._phase)
         if saved_as:
@@ -84,6 +101,13 @@ class TrainingView:
         last, best = self.validations[-1], min(self.validations, key=lambda one: one.loss)
         text = f"validation loss {last.loss:.4f} at step {last.step}"
         return text if best is last else f"{text} · lowest {best.loss:.4f} at step {best.step}"
+
+    def _skipped_text(self) -> str:
+        """How many batches were passed over, and what the last one was."""
+        count, last = len(self.skipped), self.skipped[-1]
+        images = ", ".join(last.images[:_NAMED_IMAGES]) + (", …" if len(last.images) > _NAMED_IMAGES else "")
+        batches = "1 batch skipped" if count == 1 else f"{count} batches skipped, the last"
+        return f"⚠ {batches} at step {last.step}: {last.what} not finite ({images})"
 
     def curve(self) -> list[float]:
         """The losses in at most a few hundred points, each the mean of its stretch."""

@@ -35,6 +35,8 @@ class ComfyServer:
             self.port: int = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.log_file = base / "server.log"
+        self.environment = {"HF_HUB_OFFLINE": "1", "LORA_FOUNDRY_STATE": str(base / "state")}
+        """For processes that are to share this server's queue."""
 
     def __enter__(self) -> ComfyServer:
         install_pack(self.base / "custom_nodes")
@@ -46,7 +48,7 @@ class ComfyServer:
                 cwd=self.comfyui,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, **self.environment, "PYTHONUNBUFFERED": "1"},
             )
         end = time.monotonic() + _START_SECONDS
         while not self._answers():
@@ -63,6 +65,11 @@ class ComfyServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def kill(self) -> None:
+        """Ends it as a crash or a power cut does; another one may start in its folder."""
+        self._process.kill()
+        self._process.wait()
 
     def _answers(self) -> bool:
         try:
@@ -83,14 +90,16 @@ class ComfyServer:
 
     def post(self, path: str, data: Any) -> Any:
         """The answer, also where it is an error."""
-        request = urllib.request.Request(
-            self.url + path, json.dumps(data).encode(), {"Content-Type": "application/json"}, method="POST"
-        )
+        return self.posted(path, json.dumps(data).encode())[1]
+
+    def posted(self, path: str, body: bytes, content_type: str = "application/json") -> tuple[int, Any]:
+        """Status and answer."""
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": content_type}, method="POST")
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                return json.loads(answer.read() or b"{}")
+                return answer.status, json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
-            return json.loads(error.read())
+            return error.code, json.loads(error.read())
 
     def file(self, shown: dict[str, str]) -> bytes:
         """A picture that a node shows."""
@@ -163,6 +172,8 @@ def install_pack(custom_nodes: Path) -> Path:
     """Puts the pack where ComfyUI looks for it: a link, or a copy where links need rights that we lack."""
     custom_nodes.mkdir(parents=True, exist_ok=True)
     pack = custom_nodes / PACK
+    if pack.exists():
+        return pack
     try:
         pack.symlink_to(ROOT, target_is_directory=True)
     except OSError:

@@ -11,11 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .runs import SLOW, STEPS, begun, finished, status, steps
 from .server import ROOT, ComfyServer
 
-STEPS = 30
-# slow enough to be cancelled on the way on a fast machine, quick enough to be finished on a slow one
-SLOW = {"steps": STEPS, "batch_size": 4, "gradient_accumulation": 4, "save_every": 1000, "sample_every": 1000}
 CANCEL_SECONDS = 5
 """A requirement of the project, and the only time that a test asserts."""
 
@@ -27,7 +25,7 @@ def test_cancelled_run_is_finished_by_the_command_line(
     resumed = subprocess.run(
         [sys.executable, "-m", "trainer_core", "resume", str(run)],
         cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, **server.environment},
         capture_output=True,
         text=True,
         check=False,
@@ -55,11 +53,7 @@ def test_other_settings_start_another_run(server: ComfyServer, training: Callabl
 
 def cancelled(server: ComfyServer, prompt: dict[str, Any]) -> Path:
     """Queues a prompt, cancels it after a few steps, and checks what it left. Gives the run's folder."""
-    run = server.base / "output" / "lora_foundry" / prompt["train"]["inputs"]["name"]
-    prompt_id = server.queue(prompt)
-    while len(steps(run)) < 2:
-        assert prompt_id not in server.get(f"/history/{prompt_id}"), server.log()[-3000:]
-        time.sleep(0.05)
+    prompt_id, run = begun(server, prompt)
     asked = time.monotonic()
     server.post("/interrupt", {"prompt_id": prompt_id})
     result = server.wait(prompt_id)
@@ -73,19 +67,3 @@ def cancelled(server: ComfyServer, prompt: dict[str, Any]) -> Path:
     checkpoint = sorted((run / "checkpoints").iterdir())[-1]
     assert json.loads((checkpoint / "manifest.json").read_text())["step"] == now["step"]
     return run
-
-
-def finished(run: Path) -> bool:
-    """Whether a run has made each of its steps once."""
-    return status(run)["state"] == "finished" and steps(run) == list(range(1, STEPS + 1))
-
-
-def status(run: Path) -> dict[str, Any]:
-    return json.loads((run / "run.json").read_text())
-
-
-def steps(run: Path) -> list[int]:
-    """The steps in metrics.jsonl; a line that is being written does not count."""
-    file = run / "metrics.jsonl"
-    text = file.read_text() if file.exists() else ""
-    return [json.loads(line)["step"] for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -21,6 +21,7 @@ OWN = {
     "keep_checkpoints": 2,
     "save_dtype": "bfloat16",
     "save_weights": "raw",
+    "keep_best": False,
 }
 
 
@@ -39,7 +40,7 @@ def test_own_widgets_alone_leave_the_rest_at_its_defaults(pack: Pack, make: Call
     config = pack("trainer_core.config")
     job = make(prompts=("one", "two"))
     assert job.train == config.TrainConfig(steps=7, learning_rate=0.01, batch_size=2, gradient_accumulation=3, seed=5)
-    assert job.save == config.SaveConfig(every=11, keep=2, dtype="bfloat16", weights="raw")
+    assert job.save == config.SaveConfig(every=11, keep=2, keep_best=False, dtype="bfloat16", weights="raw")
     assert job.sample == config.SampleConfig(every=13, prompts=("one", "two"))
     assert (job.regularization, job.validation, job.cache) == (
         config.RegularizationConfig(),

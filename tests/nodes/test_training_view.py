@@ -43,6 +43,30 @@ def test_text_tells_further_losses_where_there_are_any(pack: Pack, view_module: 
     assert view.text().splitlines()[-1] == "validation loss 0.6250 at step 3 · lowest 0.5000 at step 2"
 
 
+def test_text_tells_of_batches_that_were_passed_over(pack: Pack, view_module: ModuleType) -> None:
+    events = pack("trainer_core.training.events")
+    view = view_module.TrainingView()
+    view.apply(events.Skipped(3, "loss", ("0/a", "0/b")))
+    assert view.text().splitlines()[0] == "⚠ 1 batch skipped at step 3: loss not finite (0/a, 0/b)"
+    view.apply(events.Skipped(7, "gradient", ("0/c", "0/d", "0/e", "0/f")))
+    expected = "⚠ 2 batches skipped, the last at step 7: gradient not finite (0/c, 0/d, 0/e, …)"
+    assert view.text().splitlines()[0] == expected
+
+
+def test_text_tells_how_the_run_goes_on_waits_and_is_left(pack: Pack, view_module: ModuleType) -> None:
+    events = pack("trainer_core.training.events")
+    view = view_module.TrainingView(goes_on="goes on with a from step 5")
+    view.apply(events.StateChanged("queued", 5, 9))
+    view.apply(events.Phase("waiting for the device, which other runs use (b)", 0, 1))
+    waiting = ["goes on with a from step 5", "waiting for the device, which other runs use (b)"]
+    assert (view.state, view.text().splitlines()) == ("queued", waiting)
+    view.apply(events.StateChanged("running", 5, 9))
+    assert (view.state, view.text()) == ("running", "goes on with a from step 5")
+    view.apply(events.StateChanged("paused", 6, 9))
+    assert view.text().splitlines()[-1] == "paused: queue the workflow again to go on"
+    assert (view.step, view.steps) == (6, 9)
+
+
 def test_samples_are_those_of_the_latest_step(pack: Pack, view_module: ModuleType) -> None:
     events = pack("trainer_core.training.events")
     view = view_module.TrainingView()

@@ -30,6 +30,12 @@ CURVE = """() => {
   return panel?.foundry.line.getAttribute("points") ?? "";
 }"""
 
+BUTTONS = """() => {
+  const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
+  const row = node.widgets.find((w) => w.name === "foundry_panel")?.foundry.row;
+  return [...(row?.children ?? [])].filter((b) => b.offsetParent !== null).map((b) => b.textContent);
+}"""
+
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflow_opens_and_queues_as_the_host_tests_run_it(page: Any, server: ComfyServer, name: str) -> None:
@@ -89,9 +95,52 @@ def test_saved_workflow_does_not_change_by_running(page: Any, server: ComfyServe
     page.evaluate("""() => {
       const api = window.comfyAPI.api.api;
       const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
-      api.dispatchCustomEvent("lora_foundry.progress", { node: String(node.id), losses: [3, 2, 1] });
+      api.dispatchCustomEvent("lora_foundry.progress", {
+        node: String(node.id), losses: [3, 2, 1], run: "a run", state: "running", previews: true });
       node.onExecuted({ text: ["done"], losses: [3, 2, 1] });
     }""")
     saved = page.evaluate("() => window.app.graph.serialize()")
     values = {node["id"]: node.get("widgets_values") for node in saved["nodes"]}
     assert values == {node["id"]: node["widgets_values"] for node in graph["nodes"]}
+
+
+def test_buttons_pause_save_and_resume(page: Any, server: ComfyServer) -> None:
+    open_workflow(page, workflow("train_and_test"))
+    slow = {"steps": 400, "save_every": 1000, "sample_every": 1000, "batch_size": 4, "name": "with buttons"}
+    page.evaluate(SET_WIDGETS, ["FoundryTrainLoRA", slow])
+    page.evaluate(SET_WIDGETS, ["FoundrySampleSettings", {"steps": 2, "before_training": False}])
+    assert page.evaluate(BUTTONS) == []
+    page.evaluate("() => window.app.queuePrompt(0)")
+    page.wait_for_function(f"() => ({CURVE})().split(' ').length >= 3")
+    assert page.evaluate(BUTTONS) == ["Pause", "Save now", "Sample now"]
+    screenshot(page, "buttons")
+    checkpoints = server.base / "output" / "lora_foundry" / "with buttons" / "checkpoints"
+    page.get_by_role("button", name="Save now").click()
+    page.wait_for_function(f"() => ({SHOWN_TEXT})('FoundryTrainLoRA').includes('saved at step')")
+    assert len(list(checkpoints.iterdir())) == 1
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_function(f"() => ({BUTTONS})().join() === 'Resume'")
+    page.wait_for_timeout(1000)
+    screenshot(page, "paused")
+    assert "paused" in page.evaluate(SHOWN_TEXT, "FoundryTrainLoRA")
+    assert page.evaluate(CURVE)
+    page.get_by_role("button", name="Resume").click()
+    page.wait_for_function(f"() => ({BUTTONS})().includes('Pause')")
+    page.wait_for_function(f"() => ({SHOWN_TEXT})('FoundryTrainLoRA').includes('goes on with with buttons from step')")
+    screenshot(page, "resumed")
+    page.evaluate("() => window.comfyAPI.api.api.interrupt()")
+    page.wait_for_function(f"() => ({BUTTONS})().length === 0")
+
+
+def test_button_of_a_run_that_has_ended_says_so_and_goes(page: Any) -> None:
+    open_workflow(page, workflow("train_and_test"))
+    page.evaluate("""() => {
+      const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
+      const detail = { node: String(node.id), losses: [3, 2], run: "gone", state: "running", previews: false };
+      window.comfyAPI.api.api.dispatchCustomEvent("lora_foundry.progress", detail);
+    }""")
+    page.wait_for_function(f"() => ({BUTTONS})().join() === 'Pause,Save now'")  # there are no prompts to draw
+    page.get_by_role("button", name="Save now").click()
+    page.wait_for_function(f"() => ({BUTTONS})().length === 0")
+    page.get_by_text("Save now: no run of this name is training in this ComfyUI").wait_for()
+    screenshot(page, "refused")
