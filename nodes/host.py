@@ -224,12 +224,13 @@ def answer_posts(path: str, answer: Callable[[Any], dict[str, str]]) -> None:
         answer: gives the answer to a body; raises `Refused`.
     """
 
-    @PromptServer.instance.routes.post(path)
     async def handler(request: web.Request) -> web.Response:
         try:
             return web.json_response(answer(await _json_body(request)))
         except Refused as error:
             return web.json_response({"error": str(error)}, status=error.status)
+
+    PromptServer.instance.routes.post(path)(handler)
 
 
 async def _json_body(request: web.Request) -> Any:

@@ -84,7 +84,7 @@ def test_new_features_are_off_until_they_are_asked_for() -> None:
         ({"model": {"sorce": "embedded"}}, "model.sorce", "did you mean `source`?"),
         ({"sample": {"promts": []}}, "sample.promts", "did you mean `prompts`?"),
         ({"datasets": [{"folder": "a"}, {"folder": "b", "triger": "x"}]}, "datasets[1].triger", "`trigger`"),
-        ({"save": {"qqqqqqq": 1}}, "save.qqqqqqq", "known here: every, keep, dtype, weights"),
+        ({"save": {"qqqqqqq": 1}}, "save.qqqqqqq", "known here: every, keep, keep_best, dtype, weights"),
         ({"regularisation": {}}, "regularisation", "did you mean `regularization`?"),
         ({"regularization": {"blank_presevation": 1}}, "regularization.blank_presevation", "`blank_preservation`?"),
         ({"validation": {"evry": 1}}, "validation.evry", "did you mean `every`?"),

@@ -29,6 +29,8 @@ HEARTBEAT = 5.0
 """Seconds between two signs of life."""
 DEAD_AFTER = 60.0
 """Seconds without one after which an owner counts as dead, where the lock does not say."""
+_CLOCKS_DIFFER = 3600.0
+"""Seconds by which the clocks of two machines may be apart."""
 _GLANCE = 0.25
 """Seconds for which someone may hold a lock only to see whether it is free."""
 
@@ -58,7 +60,8 @@ class Owner:
     @property
     def fresh(self) -> bool:
         """Whether its last sign of life is recent (the clocks of machines that share a folder should agree)."""
-        return time.time() - self.heartbeat < DEAD_AFTER
+        # one from the future is of a clock that was ahead, and would hold the run until then
+        return -_CLOCKS_DIFFER < time.time() - self.heartbeat < DEAD_AFTER
 
     @property
     def there(self) -> bool:

@@ -78,7 +78,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "manifest of another step": lambda p: (p / "manifest.json").write_text(
         (p / "manifest.json").read_text().replace('"step": 2', '"step": 3')
     ),
-    "the folder empty": lambda p: [os.unlink(file) for file in p.iterdir()],  # type: ignore[func-returns-value]
+    "the folder empty": lambda p: [file.unlink() for file in p.iterdir()],  # type: ignore[func-returns-value]
 }
 
 
