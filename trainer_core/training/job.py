@@ -13,10 +13,11 @@ import traceback
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..config import JobConfig
+from ..config import JobConfig, dump_job, resolved
 from ..errors import FoundryError, ResumeRefused, SaveError, TrainingError, first_line
+from ..files import write_atomically
 from .advice import out_of_memory
 from .control import CONTINUE, PAUSE, SAMPLE, SAVE, STOP, Control
 from .events import Event, Listener, Phase, Skipped, StateChanged, Warning
@@ -58,6 +59,8 @@ class TrainingJob:
         self._control = Control(run.path)
         self._leaves_when_paused = self._keeps_place = False
         self._thread: threading.Thread | None = None
+        self._before: dict[str, Any] = {}
+        """The run's status when it was last at rest, which it goes back to if going on is refused."""
 
     @classmethod
     def new(cls, runs_root: Path, job: JobConfig, queue_up: bool = True) -> TrainingJob:
@@ -174,7 +177,7 @@ class TrainingJob:
                 self.run.log(_line(event))
             listener(event)
 
-        before = self.run.status()
+        self._before = self.run.status()
         try:
             # a thread starts outside inference mode, but run_here may be called from inside it
             with torch.inference_mode(False), torch.enable_grad():
@@ -184,7 +187,8 @@ class TrainingJob:
             self._record("stopped", "left at once, unsaved", None, listener)
         except ResumeRefused as error:
             self.outcome, self.error = "failed", error
-            self._record(before["state"], f"not gone on with: {error}", before["error"], listener)
+            state, problem, steps = (self._before[fact] for fact in ("state", "error", "steps"))
+            self._record(state, f"not gone on with: {error}", problem, listener, steps)
         except BaseException as error:  # noqa: BLE001 - the run folder must say how the run ended, whatever ended it
             if is_out_of_memory(error):
                 error = TrainingError(f"{out_of_memory(self.job)} ({first_line(error)})")
@@ -200,9 +204,12 @@ class TrainingJob:
 
         device = pick_device(self.job.model.device)
         ticket = self._ticket(emit, device)
+        ours = {self._job_text(), dump_job(resolved(self.job, Path.cwd()))}
         try:
             while True:
-                outcome = self._wait(ticket, emit) or work(self.run, self.job, emit, self._control, self._accept)
+                ended = self._wait(ticket, emit)
+                self._keep_edit(ours, emit)
+                outcome = ended or work(self.run, self.job, emit, self._control, self._accept)
                 release_memory(device)
                 if outcome != "paused" or self._leaves_when_paused:
                     self._enter(outcome, emit)
@@ -254,21 +261,45 @@ class TrainingJob:
                     emit(Phase(f"waiting for the device, which other runs use ({names})", 0, 1))
             time.sleep(_POLL_SECONDS)
 
+    def _keep_edit(self, ours: Collection[str], emit: Listener) -> None:
+        """Keeps what a user made of job.yaml while the run waited: this job is what it was, and takes its place."""
+        text = self._job_text()
+        if text and text not in ours:
+            write_atomically(self.run.path / "job.edited.yaml", text.encode("utf-8", "surrogateescape"))
+            emit(
+                Warning(
+                    "job.yaml was changed while the run waited, and this job goes on as it was; the change is kept as "
+                    "job.edited.yaml. To use it, stop the run, put it in the place of job.yaml, and resume"
+                )
+            )
+
+    def _job_text(self) -> str:
+        try:
+            return (self.run.path / "job.yaml").read_bytes().decode("utf-8", "surrogateescape")
+        except OSError:  # what is missing was edited by nobody
+            return ""
+
     def _enter(self, state: str, emit: Listener) -> str:
         """The run's state changes while nothing is in memory: its step is the last that was saved."""
         step, steps = self._saved_step(), self.job.train.steps
         self.run.write_status(state, step, steps)
+        if state == "paused":
+            self._before = self.run.status()
         emit(StateChanged(state, step, steps))
         return state
 
-    def _record(self, state: str, details: str, message: str | None, listener: Listener) -> None:
+    def _record(
+        self, state: str, details: str, message: str | None, listener: Listener, steps: int | None = None
+    ) -> None:
         """Writes down an end that came unasked, as far as that is possible."""
-        step, steps = self._saved_step(), self.job.train.steps
+        step, steps = self._saved_step(), self.job.train.steps if steps is None else steps
         failed_writes: list[FoundryError] = []
-        for write in (
+        writes = (
             partial(self.run.write_status, state, step, steps, message),
             partial(self.run.log, f"{state}: {details}"),
-        ):
+        )
+        # a folder that the user has deleted must not come back
+        for write in writes if self.run.path.is_dir() else ():
             try:
                 write()
             except FoundryError as second:  # the disk is full, most likely: the checkpoints on it still count

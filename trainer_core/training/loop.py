@@ -130,6 +130,14 @@ class Trainer:
         Raises:
             NotFinite: for one more than that.
         """
+        known = self.skipped
+        try:
+            return self._first_finite_update()
+        except Exception:
+            self.skipped = known  # the step was not made: whoever goes on passes its batches over again, and says so
+            raise
+
+    def _first_finite_update(self) -> Made:
         count = self.job.train.gradient_accumulation
         for left in reversed(range(self.job.train.skip_limit + 1)):
             first = (self.step + self.skipped) * count

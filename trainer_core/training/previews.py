@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 from ..data.images import png_bytes, to_image
@@ -12,11 +13,19 @@ from .events import SampleReady
 if TYPE_CHECKING:
     from ..config import JobConfig
     from .loop import Trainer
+    from .run_folder import RunFolder
 
 
 def preview_texts(job: JobConfig) -> list[str]:
     """The job's prompts, with the trigger in its place; an empty list if there are no previews."""
     return [prompt.replace("[trigger]", job.preview_trigger or "") for prompt in job.sample.prompts]
+
+
+def forget_samples(run: RunFolder, step: int) -> None:
+    """Deletes the previews of steps after `step`, which the run has not made (any more) and will draw again."""
+    for folder in (run.path / "samples").glob("step_*"):
+        if folder.name[5:].isdecimal() and int(folder.name[5:]) > step:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def draw_samples(trainer: Trainer) -> None:

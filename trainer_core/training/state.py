@@ -16,6 +16,7 @@ from ..adapters.safetensors_file import read_header, read_tensors, serialize
 from ..errors import RunError, TrainingError
 from .events import Warning
 from .optimizers import load_optimizer, optimizer_tensors
+from .previews import forget_samples
 from .resume_rules import check_resume, facts
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def restore(trainer: Trainer, accept: Collection[str] = ()) -> None:
     if checkpoint is None:
         _warm_start(trainer)
         run.truncate_metrics(-1)  # the baseline at step 0 is measured again
+        forget_samples(run, -1)
         return
     state, metadata = read_tensors(checkpoint.state), read_header(checkpoint.state)["__metadata__"]
     if int(metadata["step"]) != checkpoint.step:
@@ -94,6 +96,7 @@ def restore(trainer: Trainer, accept: Collection[str] = ()) -> None:
     trainer.skipped = int(metadata.get("skipped", 0))
     trainer.updater.pieces = int(metadata.get("pieces", 1))
     run.truncate_metrics(trainer.step)
+    forget_samples(run, trainer.step)
 
 
 def _warm_start(trainer: Trainer) -> None:

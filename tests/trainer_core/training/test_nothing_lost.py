@@ -5,15 +5,17 @@ Compared are files and lines that two runs leave behind; nothing of the code und
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainer_core.config import JobConfig
-from trainer_core.training.events import Event, StepDone
+from trainer_core.training.events import Event, StateChanged, StepDone
 from trainer_core.training.job import TrainingJob
 from trainer_core.training.run_folder import RunFolder
 from trainer_core.training.step import Objective
@@ -62,24 +64,15 @@ def all_of(job_of: Jobs, half_triggered: Path, others: Path) -> Callable[..., Jo
     return make
 
 
-def go_on(run: RunFolder, at: int | None = None, how: str = "stop") -> str:
-    """Goes on as a new process would, which knows nothing but the folder; asks for something once step `at` is done."""
+def go_on(run: RunFolder, at: int | None = None) -> str:
+    """Goes on as a new process would, which knows nothing but the folder; asks for a stop once step `at` is done."""
     training = TrainingJob(RunFolder.open(run.path))
 
     def listen(event: Event) -> None:
         if isinstance(event, StepDone) and event.step == at:
-            if how == "stop":
-                training.stop()
-            else:  # a pause that ends as soon as it has begun: everything was freed and comes back
-                training.pause()
-        elif how == "pause" and getattr(event, "state", "") == "paused":
-            training.go_on()
+            training.stop()
 
     return training.run_here(listen)
-
-
-def made(root: Path, job: JobConfig) -> RunFolder:
-    return RunFolder.create(root, job)
 
 
 def final(run: RunFolder) -> dict[str, bytes]:
@@ -101,20 +94,32 @@ def assert_the_same(broken: RunFolder, straight: RunFolder) -> None:
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if ours[name] != theirs[name]] == []
     assert lines(broken) == lines(straight)
-    assert [found.step for found in broken.checkpoints()][-1:] == [found.step for found in straight.checkpoints()][-1:]
 
 
-def broken_thrice(run: RunFolder, seed: int, how: str = "stop") -> None:
-    stops = sorted(random.Random(seed).sample(range(1, run.job().train.steps), 3))
-    for stop in stops:
-        assert go_on(run, stop, how) == ("stopped" if how == "stop" else "finished")
-        if how == "stop":
-            latest = run.latest()
-            assert latest is not None
-            assert latest.step == stop
-        else:
-            return
+def stopped_thrice(run: RunFolder, seed: int) -> None:
+    """Stops after three random steps, and goes on each time."""
+    for step in sorted(random.Random(seed).sample(range(1, run.job().train.steps), 3)):
+        assert go_on(run, step) == "stopped"
+        latest = run.latest()
+        assert latest is not None
+        assert latest.step == step
     assert go_on(run) == "finished"
+
+
+def paused_thrice(run: RunFolder, seed: int) -> None:
+    """Pauses after three random steps; everything is freed, and comes back."""
+    training = TrainingJob(RunFolder.open(run.path))
+    steps, pauses = random.Random(seed).sample(range(1, run.job().train.steps), 3), []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone) and event.step in steps:
+            training.pause()
+        elif isinstance(event, StateChanged) and event.state == "paused":
+            pauses.append(event.step)
+            training.go_on()
+
+    assert training.run_here(listen) == "finished"
+    assert pauses == sorted(steps)
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +128,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-def compared(job: JobConfig, root: Path, seed: int, how: str = "stop") -> RunFolder:
-    straight, broken = made(root, job), made(root, job)
+def compared(
+    job: JobConfig, root: Path, seed: int, interrupt: Callable[[RunFolder, int], None] = stopped_thrice
+) -> RunFolder:
+    """Runs the job straight through and interrupted; gives the straight run."""
+    straight, broken = RunFolder.create(root, job), RunFolder.create(root, job)
     assert go_on(straight) == "finished"
-    broken_thrice(broken, seed, how)
+    interrupt(broken, seed)
     assert_the_same(broken, straight)
     return straight
 
@@ -136,11 +144,11 @@ def compared(job: JobConfig, root: Path, seed: int, how: str = "stop") -> RunFol
 
 def test_three_interruptions_change_no_byte_and_no_line(all_of: Callable[..., JobConfig], root: Path) -> None:
     job = all_of()
-    straight = made(root, job)
+    straight = RunFolder.create(root, job)
     assert go_on(straight) == "finished"
     for seed in (1, 2):
-        broken = made(root, job)
-        broken_thrice(broken, seed)
+        broken = RunFolder.create(root, job)
+        stopped_thrice(broken, seed)
         assert_the_same(broken, straight)
     # what was compared is a run that learned, whose average is not its weights, and whose rate rose and fell
     rates = [line["lr"] for line in lines(straight)]
@@ -183,7 +191,7 @@ def test_with(what: str, all_of: Callable[..., JobConfig], root: Path) -> None:
 
 
 def test_paused_and_continued(all_of: Callable[..., JobConfig], root: Path) -> None:
-    compared(all_of(train={"steps": 5}), root, seed=5, how="pause")
+    compared(all_of(train={"steps": 5}), root, seed=5, interrupt=paused_thrice)
 
 
 def test_with_batches_that_are_passed_over(
@@ -201,7 +209,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, draws: set[int]) -> None:
     original = Objective.terms
 
     def terms(self: Objective, batch: Any, draw: int, *args: Any) -> Any:
+        bad = draw in draws
         for term in original(self, batch, draw, *args):
-            yield term._replace(minimised=term.minimised * float("nan")) if draw in draws else term
+            yield replace(term, minimised=term.minimised * math.nan, shown=term.shown * math.nan) if bad else term
 
     monkeypatch.setattr(Objective, "terms", terms)
