@@ -1,4 +1,4 @@
-"""Previews: Euler steps along the flow, from the noise that ComfyUI's samplers use for the same seed."""
+"""Previews: the schedule's own sampler, from the noise that ComfyUI's samplers use for the same seed."""
 
 from __future__ import annotations
 
@@ -88,27 +88,29 @@ def draw(
     x = torch.cat(noise).to(base.device)
     text = stack_text(list(texts), base.device)
     empty = stack_text([blank] * len(texts), base.device) if blank is not None else None
-    times = base.schedule.sampling_times(settings.steps, base.image_tokens(*shape[2:])).to(base.device)
+    schedule = base.schedule
+    times = schedule.sampling_times(settings.steps, base.image_tokens(*shape[2:])).to(base.device)
     with torch.no_grad(), autocast(base):
         for here, there in pairwise(times):
             if should_stop and should_stop():
                 raise Interrupted
             t = here.expand(len(x))
-            v = base.predict(denoiser, x, t, text, guidance=settings.guidance)
+            prediction = base.predict(denoiser, x, t, text, guidance=settings.guidance)
             if empty is not None and settings.needs_blank(base):
                 without = base.predict(denoiser, x, t, empty, guidance=settings.guidance)
-                v = without + settings.guidance * (v - without)
-            x = x + (there - here) * v
+                prediction = without + settings.guidance * (prediction - without)
+            x = schedule.step(x, prediction, here, there)
     return x
 
 
-def autocast(base: Base) -> torch.autocast | nullcontext[None]:
-    """Runs fp32 LoRA layers in the base's precision; nothing to do where that is fp32."""
+def autocast(base: Base, dtype: torch.dtype | None = None) -> torch.autocast | nullcontext[None]:
+    """Runs fp32 LoRA layers in a precision, the denoiser's if not told; nothing to do where that is fp32."""
     import torch
 
-    if base.dtype == torch.float32:
+    dtype = dtype or base.dtype
+    if dtype == torch.float32:
         return nullcontext()
-    return torch.autocast(base.device.type, dtype=base.dtype)
+    return torch.autocast(base.device.type, dtype=dtype)
 
 
 def preview(
@@ -129,7 +131,8 @@ def preview(
     """
     import torch
 
-    from .adapters.comfy_format import applied, for_modules, parse
+    from .adapters.comfy_format import applied, applied_text, for_modules, parse
+    from .adapters.key_names import split_text
     from .adapters.safetensors_file import read_tensors
     from .data.images import to_image
     from .families.registry import open_base
@@ -139,11 +142,13 @@ def preview(
         base = open_base(model)
         settings = SamplerSettings.of(sample, base)
         tensors = read_tensors(lora) if isinstance(lora, Path) else lora
+        own, of_text = split_text(parse(tensors)) if tensors is not None else ({}, {})
         base.load_text_encoders()
-        texts = base.encode_prompts([*prompts, sample.negative_prompt])
+        with applied_text(base, of_text, strength):
+            texts = base.encode_prompts([*prompts, sample.negative_prompt])
         base.free_text_encoders()
         denoiser = base.load_denoiser()
-        changes = for_modules(parse(tensors), denoiser, base) if tensors is not None else {}
+        changes = for_modules(own, denoiser, base)
         latents = []
         with applied(denoiser, changes, strength):
             for k in range(len(prompts)):

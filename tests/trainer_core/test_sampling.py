@@ -14,6 +14,7 @@ from diffusers import FluxPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+from trainer_core.adapters.changes import LowRank
 from trainer_core.adapters.comfy_format import applied, for_modules, parse, to_comfy
 from trainer_core.adapters.safetensors_file import serialize
 from trainer_core.config import ModelConfig, SampleConfig
@@ -157,14 +158,15 @@ def lora(base: Base, denoiser: nn.Module) -> dict[str, Tensor]:
     """A LoRA that changes pictures a lot, in ComfyUI's names."""
     source = torch.Generator().manual_seed(4)
     linears = {path: m for path, m in denoiser.named_modules() if isinstance(m, nn.Linear) and "blocks." in path}
-    weights = {
-        path: (
+    changes = {
+        path: LowRank(
             torch.randn(2, m.in_features, generator=source) * 0.1,
             torch.randn(m.out_features, 2, generator=source) * 0.1,
+            0.5,
         )
         for path, m in linears.items()
     }
-    return to_comfy(weights, 0.5, base, torch.float32)
+    return to_comfy(changes, base, torch.float32)
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:

@@ -16,7 +16,7 @@ from .cache import RecentEntries, key_of
 from .masks import loss_weights
 from .scan import Sample
 from .variants import Variant, box_of
-from .views import View, batches_of, loaded
+from .views import Sizes, View, batches_of, loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +43,7 @@ class Latents:
     """Mean of the picture's normalised latents (C, H, W), fp32."""
     spread: Tensor
     """Their standard deviation (C, H, W), fp32."""
+    sizes: Sizes
     mask: Tensor | None = None
     """Weights of the loss (1, H, W), fp32, of mean 1; None where the data set has no masks."""
     controls: tuple[Tensor, ...] = ()
@@ -144,8 +145,8 @@ class EncodedPictures:
             _kept(self._entries, self._key(view), lambda: self.encode([(sample, variant)], _silent))
             for view in self._pictures(sample, variant)
         )
-        mask = self._mask(sample, variant)
-        return Latents(target["mean"], target["spread"], mask, tuple(control["mean"] for control in controls))
+        mask, sizes = self._mask(sample, variant), self._view(sample, variant, sample.item.path).sizes
+        return Latents(target["mean"], target["spread"], sizes, mask, tuple(control["mean"] for control in controls))
 
     def _keep(self, view: View, key: str, mean: Tensor, spread: Tensor) -> None:
         if not (mean.isfinite().all() and spread.isfinite().all()):

@@ -81,10 +81,14 @@ class PreparedData:
     def encode_texts(self, extra: Iterable[str], progress: Progress, batch: int = 8) -> None:
         """Embeds every text that a step may need, and `extra` ones; loads the text encoders only if some are missing.
 
+        Does nothing where the job adapts the text encoders: what they make of a text then changes with every step.
+
         Raises:
             BaseModelError: if the encoders cannot be loaded.
             SaveError: if the cache cannot be written.
         """
+        if self._job.adapter.text_encoders:
+            return
         self._texts.encode([*self._wanted_texts(), *extra], progress, batch)
 
     def text(self, text: str) -> TextEmbedding:

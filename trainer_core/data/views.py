@@ -25,6 +25,10 @@ from .variants import Box, Variant
 if TYPE_CHECKING:
     from torch import Tensor
 
+Sizes = tuple[int, int, int, int, int, int]
+"""In pixels: height and width of the original; how far down and across what is shown begins, once the original is
+scaled as it is in the bucket; height and width of what is shown."""
+
 ASPECT_TOLERANCE = 0.02
 """Two pictures whose aspects differ by less have the same: rounding when one was scaled moves it by a pixel."""
 PIXELS_AT_ONCE = 1 << 20
@@ -55,6 +59,15 @@ class View:
     def parts(self) -> tuple[object, ...]:
         """What a cache key depends on, colour aside: not where the file lies, nor which number a crop has."""
         return (self.content, *self.target, *self.box, *self.size, self.variant.flip_x, self.variant.flip_y)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What SDXL is told of a picture (Podell et al. 2023, §2.2), offsets counted in the mirrored picture."""
+        (width, height), (left, top, right, bottom) = self.target, self.box
+        across, down = self.size[0] / (right - left), self.size[1] / (bottom - top)
+        cut_left = width - right if self.variant.flip_x else left
+        cut_top = height - bottom if self.variant.flip_y else top
+        return height, width, round(cut_top * down), round(cut_left * across), self.size[1], self.size[0]
 
     def pixels(self) -> Tensor:
         """(3, H, W) in [-1, 1]. A control image of another aspect than its target shows its own centre, undistorted.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..config import ModelConfig
-from ..errors import BaseModelError
+from ..config import AdapterConfig, ModelConfig
+from ..errors import BaseModelError, ConfigError
 from .device import pick_device, pick_dtype
 from .sources import Source
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ..objective.flow import FlowSchedule
+    from ..objective.schedule import Schedule
+    from .single_file.layout import Layout, Shapes
 
 TextEmbedding = dict[str, "Tensor"]
 """What a family's text encoders give for one prompt, by name, without batch dimension, on the CPU."""
@@ -35,6 +36,30 @@ class SamplingDefaults:
     height: int
     steps: int
     guidance: float
+
+
+@dataclass(frozen=True)
+class LoraNames:
+    """How a LoRA file names a family's layers, so that ComfyUI and other tools find them."""
+
+    denoiser: str = "diffusion_model."
+    """What precedes the denoiser's layers."""
+    text_encoders: dict[str, str] = field(default_factory=dict)
+    """Text encoder (as `Base.text_encoders` calls it) → what precedes its layers; empty where none can be adapted."""
+    kohya: bool = False
+    """Names are kohya's: underscores for dots, and `lora_down`, `lora_up` for `lora_A`, `lora_B`."""
+
+    def key(self, path: str, root: str = "") -> str:
+        """What precedes `.alpha` and the like for one layer.
+
+        Args:
+            path: of the denoiser's layer as `Base.comfy_module` gives it; of a text encoder's, its own module path.
+            root: the text encoder's name; empty for the denoiser.
+        """
+        if root and not path.startswith("text_model."):  # transformers has it in some of its CLIP classes only
+            path = f"text_model.{path}"
+        prefix = self.text_encoders[root] if root else self.denoiser
+        return prefix + (path.replace(".", "_") if self.kohya else path)
 
 
 @dataclass(frozen=True)
@@ -58,13 +83,35 @@ class FamilySpec:
     sampling: SamplingDefaults
     targets: dict[str, tuple[str, ...]]
     """Adapter targets by name: regular expressions that match module paths of the denoiser whole."""
+    conv_targets: tuple[str, ...] = ()
+    """The same for the convolutions that `conv_rank` adapts; empty where there are none."""
+    text_targets: tuple[str, ...] = ()
+    """The same for the layers of a text encoder."""
+    lora: LoraNames = LoraNames()
+    denoiser_part: str = "transformer"
+    """The denoiser's folder in diffusers layout: transformer or unet."""
+    architecture: str = ""
+    """The family in a LoRA's metadata, as modelspec writes it; the name if empty."""
+    base_model_version: str = ""
+    """The same as kohya's scripts write it, which is what some tools tell families apart by."""
     max_controls: int = 0
     """How many control images the denoiser takes beside the noisy one; 0 for models that only draw."""
+
+    def check_adapter(self, adapter: AdapterConfig) -> None:
+        """Whether the family has what an adapter's settings ask for.
+
+        Raises:
+            ConfigError: for convolutions or text encoders that it has not, or cannot adapt.
+        """
+        if adapter.conv_rank is not None and not self.conv_targets:
+            raise ConfigError(f"adapter.conv_rank: {self.title} has no convolutions to adapt. Leave it empty")
+        if adapter.text_encoders and not self.lora.text_encoders:
+            raise ConfigError(f"adapter.text_encoders: LoRAs for {self.title} adapt the denoiser alone. Switch it off")
 
 
 @dataclass(frozen=True)
 class ComfyModule:
-    """Where a linear layer of the denoiser lives in ComfyUI's model.
+    """Where a layer of the denoiser lives in ComfyUI's model, or what ComfyUI calls it in a LoRA.
 
     ComfyUI fuses some layers: then ours is the rows [start, stop) of `total`, counted in units of the smallest part (of
     a fused q, k, v each is one unit of three). `swap_halves` is set where ComfyUI keeps (shift, scale) and we (scale,
@@ -82,6 +129,8 @@ class Base(ABC):
     """One opened model. Loading is lazy; every `load_*` may be called again and gives the same object until freed."""
 
     spec: FamilySpec
+    layout: ClassVar[Layout | None] = None
+    """How the family's parts lie in single files; None if it reads folders only."""
 
     def __init__(self, source: Source, config: ModelConfig) -> None:
         self.source, self.config = source, config
@@ -94,7 +143,7 @@ class Base(ABC):
 
     @property
     @abstractmethod
-    def schedule(self) -> FlowSchedule:
+    def schedule(self) -> Schedule:
         """The noise schedule, for training and for sampling."""
 
     @property
@@ -109,25 +158,49 @@ class Base(ABC):
         return SamplingDefaults(**{**vars(self.spec.sampling), **given})
 
     @property
-    @abstractmethod
-    def transformer_file(self) -> Path:
+    def denoiser_file(self) -> Path:
         """The denoiser's weights as one safetensors file that ComfyUI loads.
 
         Raises:
             BaseModelError: if they are spread over several files.
         """
+        return self.source.file(self.spec.denoiser_part)
+
+    def denoiser_fingerprint(self) -> str:
+        """Changes whenever the denoiser's weights do."""
+        return self.source.fingerprint(self.spec.denoiser_part)
+
+    def check_parts(self) -> None:
+        """Whether all parts and tokenizers are there and belong together; loads nothing.
+
+        Raises:
+            BaseModelError: for a part that is not there, or is of another model than the denoiser.
+        """
+        self.encoders_fingerprint()
+
+    def encoders_fingerprint(self) -> str:
+        """Changes whenever the weights of text encoders or VAE do, or a tokenizer, but not with their precision."""
+        return " ".join(mark.partition(":")[0] for mark in (self.text_fingerprint(), self.pixel_fingerprint()))
 
     @abstractmethod
     def image_tokens(self, height: int, width: int) -> int:
-        """Number of image tokens for latents of a height and width."""
+        """Number of image tokens for latents of a height and width; it is what shifts of the schedule depend on."""
 
     @abstractmethod
     def comfy_module(self, path: str) -> ComfyModule:
-        """Where a module of the denoiser lives in ComfyUI's model.
+        """Where a module of the denoiser lives in ComfyUI's model, or what ComfyUI calls it in a LoRA.
 
         Raises:
             AdapterError: for a path that the family does not know.
         """
+
+    def original_modules(self, shapes: Shapes) -> dict[str, str]:  # noqa: ARG002
+        """Module path of the denoiser → its name in the model's original implementation, for LoRA files that use it.
+
+        Args:
+            shapes: of the denoiser's weights, by our names.
+        """
+        return {}
 
     # text
 
@@ -136,8 +209,23 @@ class Base(ABC):
         """Loads tokenizers and text encoders to the device."""
 
     @abstractmethod
+    def embed(self, prompts: list[str]) -> dict[str, Tensor]:
+        """A batch of prompts as the model's own pipeline embeds them, on the device; `load_text_encoders` first.
+
+        Keeps the graph where gradients are on, so that text encoders can be trained.
+        """
+
     def encode_prompts(self, prompts: list[str]) -> list[TextEmbedding]:
-        """Embeds prompts as the model's own pipeline does; `load_text_encoders` first."""
+        """The same without graph, for each prompt by itself, on the CPU."""
+        import torch
+
+        with torch.no_grad():
+            batch = self.embed(prompts)
+        return [{name: values[k].cpu() for name, values in batch.items()} for k in range(len(prompts))]
+
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """The loaded text encoders that a LoRA can adapt (those of `spec.lora.text_encoders`), by name."""
+        return {}
 
     @abstractmethod
     def free_text_encoders(self) -> None:
@@ -145,7 +233,7 @@ class Base(ABC):
 
     @abstractmethod
     def text_fingerprint(self) -> str:
-        """Changes whenever a prompt's embedding would."""
+        """Changes whenever a prompt's embedding would: a digest of the files, and after a colon what else counts."""
 
     # pixels
 
@@ -167,7 +255,7 @@ class Base(ABC):
 
     @abstractmethod
     def pixel_fingerprint(self) -> str:
-        """Changes whenever a picture's latents would."""
+        """Changes whenever a picture's latents would: a digest of the files, and after a colon what else counts."""
 
     # the denoiser
 
@@ -184,6 +272,7 @@ class Base(ABC):
         text: dict[str, Tensor],
         guidance: float | Tensor | None = None,
         controls: Sequence[Tensor] = (),
+        sizes: Tensor | None = None,
     ) -> Tensor:
         """The denoiser's prediction, in fp32 and in the layout of the latents.
 
@@ -195,12 +284,28 @@ class Base(ABC):
                 uses.
             controls: normalised latents (N, C, H', W') of the control images, at most `spec.max_controls`; they may be
                 of another size than `noisy`.
+            sizes: of each picture (N, 6), in pixels: the original's height and width, from where down and across it was
+                cropped after scaling, height and width of what is shown. None: whole pictures of the size of `noisy`.
+                Families that are not conditioned on it do not look at it.
         """
 
     @property
     @abstractmethod
     def guidance_distilled(self) -> bool:
         """Whether the denoiser takes guidance as an input, instead of by a second pass."""
+
+
+def check_width(source: Source, part: str, given: object, expected: object) -> None:
+    """Whether a text encoder is as wide as the denoiser asks for.
+
+    Raises:
+        BaseModelError: if not: it belongs to another model.
+    """
+    if isinstance(expected, int) and given != expected:  # configurations may leave out what is as usual
+        raise BaseModelError(
+            f"model.{part}: texts come out as {given or 'no'} numbers where the denoiser of {source.name} reads "
+            f"{expected}: a text encoder belongs to another model"
+        )
 
 
 def stack_text(embeddings: list[TextEmbedding], device: torch.device) -> dict[str, Tensor]:
@@ -215,3 +320,11 @@ def stack_text(embeddings: list[TextEmbedding], device: torch.device) -> dict[st
         return {name: torch.stack([e[name] for e in embeddings]).to(device) for name in embeddings[0]}
     except RuntimeError as error:
         raise BaseModelError(f"text embeddings of different lengths cannot be batched: {error}") from error
+
+
+def token_ids(tokenizer: Any, prompts: list[str], limit: int, device: torch.device) -> Tensor:
+    """Tokens (N, L) of prompts, padded and cut to the tokenizer's own limit and at most `limit`."""
+    length = min(limit, tokenizer.model_max_length)
+    encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    ids: Tensor = encoded.input_ids.to(device)
+    return ids

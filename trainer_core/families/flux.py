@@ -1,17 +1,19 @@
-"""FLUX.1 (dev, schnell and finetunes) from a folder in diffusers layout; the embedded base is one, only smaller."""
+"""FLUX.1 (dev, schnell and finetunes); the embedded base is one, only smaller."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import AdapterError, BaseModelError
-from .base import Base, ComfyModule, FamilySpec, SamplingDefaults, TextEmbedding
+from ..config import ModelConfig
+from .base import ComfyModule, FamilySpec, SamplingDefaults, check_width, token_ids
 from .device import release_memory
+from .flux_names import flux_place
+from .latents import KlBase
 from .registry import register_family
-from .sources import load_tokenizer, load_weights, reading
+from .single_file.layout import Layout
+from .single_file.layouts import FLUX1
+from .sources import Source, reading
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +51,8 @@ SPEC = FamilySpec(
         "attention_mlp": (*_ATTENTION, *_FEED_FORWARD),
         "all": (*_ATTENTION, *_FEED_FORWARD, *_MODULATION),
     },
+    architecture="flux-1-dev",
+    base_model_version="flux1",
 )
 
 MAX_TOKENS = 512
@@ -56,71 +60,24 @@ MAX_TOKENS = 512
 TRAINING_GUIDANCE = 1.0
 """Value of the guidance input while training a distilled model: no guidance, as the data has none."""
 
-# diffusers' names → ComfyUI's (the original implementation's), for double blocks, single blocks and the rest.
-# The fused layers' order is q, k, v and, in single blocks, then the MLP's input, which is four times as wide.
-_DOUBLE = {
-    "attn.to_q": ComfyModule("img_attn.qkv", 0, 1, 3),
-    "attn.to_k": ComfyModule("img_attn.qkv", 1, 2, 3),
-    "attn.to_v": ComfyModule("img_attn.qkv", 2, 3, 3),
-    "attn.add_q_proj": ComfyModule("txt_attn.qkv", 0, 1, 3),
-    "attn.add_k_proj": ComfyModule("txt_attn.qkv", 1, 2, 3),
-    "attn.add_v_proj": ComfyModule("txt_attn.qkv", 2, 3, 3),
-    "attn.to_out.0": ComfyModule("img_attn.proj"),
-    "attn.to_add_out": ComfyModule("txt_attn.proj"),
-    "ff.net.0.proj": ComfyModule("img_mlp.0"),
-    "ff.net.2": ComfyModule("img_mlp.2"),
-    "ff_context.net.0.proj": ComfyModule("txt_mlp.0"),
-    "ff_context.net.2": ComfyModule("txt_mlp.2"),
-    "norm1.linear": ComfyModule("img_mod.lin"),
-    "norm1_context.linear": ComfyModule("txt_mod.lin"),
-}
-_SINGLE = {
-    "attn.to_q": ComfyModule("linear1", 0, 1, 7),
-    "attn.to_k": ComfyModule("linear1", 1, 2, 7),
-    "attn.to_v": ComfyModule("linear1", 2, 3, 7),
-    "proj_mlp": ComfyModule("linear1", 3, 7, 7),
-    "proj_out": ComfyModule("linear2"),
-    "norm.linear": ComfyModule("modulation.lin"),
-}
-_REST = {
-    "x_embedder": ComfyModule("img_in"),
-    "context_embedder": ComfyModule("txt_in"),
-    "time_text_embed.timestep_embedder.linear_1": ComfyModule("time_in.in_layer"),
-    "time_text_embed.timestep_embedder.linear_2": ComfyModule("time_in.out_layer"),
-    "time_text_embed.text_embedder.linear_1": ComfyModule("vector_in.in_layer"),
-    "time_text_embed.text_embedder.linear_2": ComfyModule("vector_in.out_layer"),
-    "time_text_embed.guidance_embedder.linear_1": ComfyModule("guidance_in.in_layer"),
-    "time_text_embed.guidance_embedder.linear_2": ComfyModule("guidance_in.out_layer"),
-    "norm_out.linear": ComfyModule("final_layer.adaLN_modulation.1", swap_halves=True),
-    "proj_out": ComfyModule("final_layer.linear"),
-}
-_BLOCKS = (
-    (re.compile(r"transformer_blocks\.(\d+)\.(.+)"), "double_blocks", _DOUBLE),
-    (re.compile(r"single_transformer_blocks\.(\d+)\.(.+)"), "single_blocks", _SINGLE),
-)
 
-
-class Flux(Base):
+class Flux(KlBase):
     """One opened FLUX.1."""
 
     spec = SPEC
+    layout: ClassVar[Layout | None] = FLUX1
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, source: Source, config: ModelConfig) -> None:
+        super().__init__(source, config)
         self._encoders: tuple[Any, ...] | None = None
-        self._vae: Any = None
-        config = self.source.config("vae")
-        with reading(self.source.folder / "vae"):
-            self._shift = _finite(config.get("shift_factor"), 0.0)
-            self._scale = _finite(config.get("scaling_factor"), 1.0)
-        self._distilled = bool(self.source.config("transformer").get("guidance_embeds", False))
+        self._distilled = bool(source.config("transformer").get("guidance_embeds", False))
 
     @property
     def schedule(self) -> FlowSchedule:
         from ..objective.flow import FlowSchedule
 
         with reading(self.source.folder / "scheduler"):
-            schedule = FlowSchedule.from_scheduler_config(self.source.config("scheduler", "scheduler_config.json"))
+            schedule = FlowSchedule.from_scheduler_config(self.source.config("scheduler"))
             if not 0 < schedule.shift_for(1024) < float("inf"):
                 raise ValueError("its shift is no positive number")
         return schedule
@@ -129,28 +86,20 @@ class Flux(Base):
     def guidance_distilled(self) -> bool:
         return self._distilled
 
-    @property
-    def transformer_file(self) -> Path:
-        files = self.source.weights("transformer")
-        if len(files) > 1:
-            raise BaseModelError(
-                f"{files[0].parent}: the denoiser is split over {len(files)} files, which ComfyUI cannot load as one. "
-                "Use its single-file version in ComfyUI's models/diffusion_models"
-            )
-        return files[0]
-
     def image_tokens(self, height: int, width: int) -> int:
         return (height // 2) * (width // 2)
 
     def comfy_module(self, path: str) -> ComfyModule:
-        for pattern, blocks, names in _BLOCKS:
-            match = pattern.fullmatch(path)
-            if match and match[2] in names:
-                found = names[match[2]]
-                return ComfyModule(f"{blocks}.{match[1]}.{found.path}", found.start, found.stop, found.total)
-        if path in _REST:
-            return _REST[path]
-        raise AdapterError(f"FLUX.1 has no layer {path!r}")
+        return flux_place(path)
+
+    def check_parts(self) -> None:
+        super().check_parts()
+        denoiser = self.source.config("transformer")
+        for part, width, read in (
+            ("text_encoder", "hidden_size", "pooled_projection_dim"),
+            ("text_encoder_2", "d_model", "joint_attention_dim"),
+        ):
+            check_width(self.source, part, self.source.config(part).get(width), denoiser.get(read))
 
     # text
 
@@ -159,33 +108,21 @@ class Flux(Base):
             return
         from transformers import CLIPTextModel, T5EncoderModel
 
-        def encoder(kind: Any, name: str) -> Any:
-            model = load_weights(kind, self.source.component(name), dtype=self.text_encoder_dtype)
-            return model.to(self.device).eval().requires_grad_(False)
-
+        source, dtype = self.source, self.text_encoder_dtype
         self._encoders = (
-            load_tokenizer(self.source.component("tokenizer")),
-            load_tokenizer(self.source.component("tokenizer_2")),
-            encoder(CLIPTextModel, "text_encoder"),
-            encoder(T5EncoderModel, "text_encoder_2"),
+            source.tokenizer("tokenizer"),
+            source.tokenizer("tokenizer_2"),
+            source.load("text_encoder", CLIPTextModel, dtype, self.device),
+            source.load("text_encoder_2", T5EncoderModel, dtype, self.device),
         )
 
-    def encode_prompts(self, prompts: list[str]) -> list[TextEmbedding]:
-        """CLIP's pooled output (P,) and T5's hidden states (L, D), padded and unmasked as in FLUX.1's own pipeline."""
-        import torch
-
+    def embed(self, prompts: list[str]) -> dict[str, Tensor]:
+        """CLIP's pooled output (N, P) and T5's hidden states (N, L, D), padded and unmasked as in FLUX.1's pipeline."""
         assert self._encoders, "load_text_encoders first"
         clip_tokenizer, t5_tokenizer, clip, t5 = self._encoders
-        with torch.no_grad():
-            pooled = clip(self._tokens(clip_tokenizer, prompts, 77)).pooler_output
-            text = t5(self._tokens(t5_tokenizer, prompts, MAX_TOKENS)).last_hidden_state
-        return [{"text": text[k].cpu(), "pooled": pooled[k].cpu()} for k in range(len(prompts))]
-
-    def _tokens(self, tokenizer: Any, prompts: list[str], limit: int) -> torch.Tensor:
-        length = min(limit, tokenizer.model_max_length)
-        encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        ids: torch.Tensor = encoded.input_ids.to(self.device)
-        return ids
+        pooled = clip(token_ids(clip_tokenizer, prompts, 77, self.device)).pooler_output
+        text = t5(token_ids(t5_tokenizer, prompts, MAX_TOKENS, self.device)).last_hidden_state
+        return {"text": text, "pooled": pooled}
 
     def free_text_encoders(self) -> None:
         self._encoders = None
@@ -195,46 +132,12 @@ class Flux(Base):
         parts = self.source.fingerprint("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
         return f"{parts}:{self.text_encoder_dtype}:{MAX_TOKENS}"
 
-    # pixels
-
-    def load_vae(self) -> None:
-        if self._vae is None:
-            from diffusers import AutoencoderKL
-
-            vae = load_weights(AutoencoderKL, self.source.component("vae"), torch_dtype=self.vae_dtype)
-            self._vae = vae.to(self.device).eval().requires_grad_(False)
-
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        import torch
-
-        with torch.no_grad():
-            posterior = self._vae.encode(pixels.to(self.device, self.vae_dtype)).latent_dist
-        mean, spread = posterior.mean.float().cpu(), posterior.std.float().cpu()
-        return (mean - self._shift) * self._scale, spread * self._scale
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        import torch
-
-        raw = latents.to(self.device, torch.float32) / self._scale + self._shift
-        with torch.no_grad():
-            pixels: Tensor = self._vae.decode(raw.to(self.vae_dtype)).sample
-        return pixels.float().clamp(-1, 1).cpu()
-
-    def free_vae(self) -> None:
-        self._vae = None
-        release_memory(self.device)
-
-    def pixel_fingerprint(self) -> str:
-        return f"{self.source.fingerprint('vae')}:{self.vae_dtype}"
-
     # the denoiser
 
     def load_denoiser(self) -> nn.Module:
         from diffusers import FluxTransformer2DModel
 
-        folder = self.source.component("transformer")
-        denoiser: nn.Module = load_weights(FluxTransformer2DModel, folder, torch_dtype=self.dtype)
-        return denoiser.to(self.device).eval().requires_grad_(False)
+        return self.source.load(self.spec.denoiser_part, FluxTransformer2DModel, self.dtype, self.device)
 
     def predict(
         self,
@@ -244,6 +147,7 @@ class Flux(Base):
         text: dict[str, Tensor],
         guidance: float | Tensor | None = None,
         controls: Sequence[Tensor] = (),
+        sizes: Tensor | None = None,  # noqa: ARG002 - FLUX.1 is not conditioned on sizes
     ) -> Tensor:
         import torch
 
@@ -261,18 +165,6 @@ class Flux(Base):
             return_dict=False,
         )[0]
         return unpack(packed[:, : self.image_tokens(height, width)], height, width).float()
-
-
-def _finite(value: Any, default: float) -> float:
-    """A number of a configuration, or the default for none and for 0.
-
-    Raises:
-        TypeError, ValueError: if it is no finite number.
-    """
-    number = float(value or default)
-    if not abs(number) < float("inf"):
-        raise ValueError(f"{value!r} is no finite number")
-    return number
 
 
 def pack(latents: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 x_t = √ᾱ x_0 + √(1 - ᾱ) ε      target: ε, or v = √ᾱ ε - √(1 - ᾱ) x_0      SNR = ᾱ / (1 - ᾱ)
 
 The schedule has a table of ᾱ for T discrete steps. A time t in [0, 1] stands for step ⌊t·T⌋, at most T - 1.
+Pictures are drawn by DDIM without added noise (Song et al. 2021, η = 0), from the very last step on.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class DdpmSchedule(Schedule):
     beta_end: float = 0.012
     beta_schedule: BetaSchedule = "scaled_linear"
     zero_terminal_snr: bool = False
+    set_alpha_to_one: bool = True
+    """Whether the sampler ends without any noise, or with that of step 0, as these models were published."""
 
     def __post_init__(self) -> None:
         if self.zero_terminal_snr and self.prediction == "epsilon":
@@ -60,6 +63,7 @@ class DdpmSchedule(Schedule):
             beta_end=float(config.get("beta_end") or 0.02),
             beta_schedule=cast(BetaSchedule, betas),
             zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
+            set_alpha_to_one=bool(config.get("set_alpha_to_one", True)),
         )
 
     @cached_property
@@ -99,6 +103,29 @@ class DdpmSchedule(Schedule):
 
     def shift_for(self, tokens: int) -> float:  # noqa: ARG002 - DDPM has no shift at any size
         raise ConfigError("train.timestep_type: shift is for flow-matching models; use linear or sigmoid for this one")
+
+    def sampling_times(self, steps: int, tokens: int) -> Tensor:  # noqa: ARG002 - the same for pictures of any size
+        """Evenly spaced steps that start at the noisiest (Lin et al. 2023, "trailing"), each by its middle; then 0.
+
+        Raises:
+            ConfigError: for more steps than the schedule has.
+        """
+        if steps > self.steps:
+            raise ConfigError(f"sample.steps: {steps} is more than the {self.steps} noise levels of this base")
+        visited = (self.steps - torch.arange(steps, dtype=torch.float64) * (self.steps / steps)).round() - 1
+        return torch.cat([(visited + 0.5) / self.steps, torch.zeros(1, dtype=torch.float64)]).float()
+
+    def step(self, x: Tensor, prediction: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        """DDIM's: the picture that the prediction stands for, with the same noise at the next step's level."""
+        kept = self._kept(here)
+        signal, rest = kept.sqrt(), (1 - kept).sqrt()
+        if self.prediction == "epsilon":
+            clean, noise = (x - rest * prediction) / signal, prediction
+        else:
+            clean, noise = signal * x - rest * prediction, signal * prediction + rest * x
+        end = torch.ones_like(kept) if self.set_alpha_to_one else self._kept(torch.zeros_like(there))
+        left = torch.where(there > 0, self._kept(there), end)
+        return left.sqrt() * clean + (1 - left).sqrt() * noise
 
     def _kept(self, t: Tensor) -> Tensor:
         return self.alphas_cumprod.to(t.device)[self.step_index(t)]

@@ -45,6 +45,10 @@ class FlowSchedule(Schedule):
             max_tokens=int(number("max_image_seq_len", 4096)),
         )
 
+    @property
+    def prediction(self) -> str:
+        return "flow"
+
     def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         t = per_sample(t, clean)
         return (1 - t) * clean + t * noise
@@ -69,9 +73,16 @@ class FlowSchedule(Schedule):
         slope = (self.max_shift - self.base_shift) / (self.max_tokens - self.base_tokens)
         return math.exp(self.base_shift + slope * (tokens - self.base_tokens))
 
+    @property
+    def fixed_shift(self) -> float | None:
+        return None if self.dynamic else self.shift
+
     def sampling_times(self, steps: int, tokens: int) -> Tensor:
-        """The `steps` + 1 times of a sampler, from 1 down to 0, in float32."""
         return shifted(torch.linspace(1.0, 0.0, steps + 1), self.shift_for(tokens))
+
+    def step(self, x: Tensor, prediction: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        """Euler's."""
+        return x + (there - here) * prediction
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:

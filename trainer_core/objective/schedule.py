@@ -1,4 +1,4 @@
-"""What the trainer needs to know of a noise schedule, be it flow matching or DDPM.
+"""What the trainer and the sampler need to know of a noise schedule, be it flow matching or DDPM.
 
 Times t lie in [0, 1], 1 being (nearly) pure noise, for every schedule; a family turns them into what its denoiser
 reads.
@@ -13,6 +13,11 @@ from torch import Tensor
 
 class Schedule(ABC):
     """A noise schedule and what the denoiser predicts under it."""
+
+    @property
+    @abstractmethod
+    def prediction(self) -> str:
+        """What the denoiser predicts: `flow` (ε - x_0), `epsilon` or `v_prediction`."""
 
     @abstractmethod
     def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -36,6 +41,22 @@ class Schedule(ABC):
 
         Raises:
             ConfigError: if the schedule has no shift.
+        """
+
+    @property
+    def fixed_shift(self) -> float | None:
+        """The shift, where it is the same for pictures of all sizes; None where it is not, or where there is none."""
+        return None
+
+    @abstractmethod
+    def sampling_times(self, steps: int, tokens: int) -> Tensor:
+        """The `steps` + 1 falling times (fp32) of a sampler for a picture of so many image tokens; the last is 0."""
+
+    @abstractmethod
+    def step(self, x: Tensor, prediction: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        """One step of the sampler: x (N, ...) at time `here` moved to the next time, along the denoiser's prediction.
+
+        `here` and `there` are neighbours in `sampling_times`, without dimensions, on the device of x.
         """
 
 

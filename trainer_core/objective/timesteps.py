@@ -46,6 +46,14 @@ class TimestepSampler:
         """The same with limits that are at least as narrow."""
         return TimestepSampler(self.kind, self.bias, max(low, self.low), min(high, self.high))
 
+    def check(self, schedule: Schedule) -> None:
+        """Whether the type goes with a schedule.
+
+        Raises:
+            ConfigError: for `shift` where the schedule has none.
+        """
+        self.times(torch.full((1,), 0.5), schedule, 1)
+
     def times(self, uniform: Tensor, schedule: Schedule, tokens: int) -> Tensor:
         """Times (N,) for uniform draws (N,) in [0, 1), for pictures of so many image tokens; in the draws' precision.
 

@@ -34,23 +34,25 @@ def draw_samples(trainer: Trainer) -> None:
     if not config.prompts:
         return
     settings = SamplerSettings.of(config, base)
-    negative = trainer.data.text(config.negative_prompt)
 
     def stopped() -> bool:
         return trainer.control.interrupts
 
     trainer.denoiser.eval()
     trainer.adapter.set_strength(1.0)
+    trainer.adapter.seed_dropout()  # none
     try:
         base.load_vae()
         with trainer.weights(config.weights):
+            negative = trainer.objective.text(config.negative_prompt)
             for index, prompt in enumerate(preview_texts(trainer.job)):
                 seed = config.seed + index * config.walk_seed
-                texts = [trainer.data.text(prompt)]
+                texts = [trainer.objective.text(prompt)]
                 latents = draw(base, trainer.denoiser, texts, [seed], settings, negative, stopped)
                 path = trainer.run.sample_folder(trainer.step) / f"{index:02d}.png"
                 facts = {"prompt": prompt, "seed": str(seed), "weights": trainer.which(config.weights)}
-                write_atomically(path, png_bytes(to_image(base.decode_latents(latents)[0]), facts))
+                picture = png_bytes(to_image(base.decode_latents(latents)[0]), facts)
+                write_atomically(path, picture, inside=trainer.run.path)
                 trainer.emit(SampleReady(trainer.step, path, config.prompts[index], index))
     except Interrupted:
         return  # the loop sees the same request to stop

@@ -24,11 +24,11 @@ from ..randomness import normal_like, uniform
 from ..sampling import autocast
 
 if TYPE_CHECKING:
-    from ..adapters.lora import LoraAdapter
+    from ..adapters.adapter import Adapter
     from ..config import DatasetConfig, JobConfig
     from ..data.prepare import PreparedData
     from ..data.scan import Sample
-    from ..families.base import Base
+    from ..families.base import Base, TextEmbedding
 
 MAIN, OUTPUT, BLANK = "loss", "output_preservation", "blank_preservation"
 """Names of the terms."""
@@ -63,18 +63,24 @@ class Draws:
     """Value of a distilled model's guidance input (N,), for all passes alike; None is the family's for training."""
     controls: tuple[Tensor, ...]
     """Latents (N, C, h, w) of the control images."""
+    sizes: Tensor
+    """Sizes and crops (N, 6), fp32, as `Latents.sizes` has them."""
+
+
+def timesteps_of(job: JobConfig, base: Base) -> TimestepSampler:
+    """The times that a job trains."""
+    train = job.train
+    kind = base.timestep_type if train.timestep_type == "auto" else train.timestep_type
+    return TimestepSampler(kind, train.timestep_bias, train.timestep_min, train.timestep_max)
 
 
 class Objective:
     """The job's whole training objective over one denoiser with its adapter."""
 
-    def __init__(
-        self, job: JobConfig, base: Base, data: PreparedData, denoiser: nn.Module, adapter: LoraAdapter
-    ) -> None:
+    def __init__(self, job: JobConfig, base: Base, data: PreparedData, denoiser: nn.Module, adapter: Adapter) -> None:
         self.job, self.base, self.data, self.denoiser, self.adapter = job, base, data, denoiser, adapter
         train = job.train
-        kind = base.timestep_type if train.timestep_type == "auto" else train.timestep_type
-        self.timesteps = TimestepSampler(kind, train.timestep_bias, train.timestep_min, train.timestep_max)
+        self.timesteps = timesteps_of(job, base)
         self.stages = NoiseStages(train.stage_boundaries, train.stages, train.stage_switch_every)
 
     def terms(self, batch: list[Sample], step: int, number: int, seen: dict[str, int]) -> Iterator[Term]:
@@ -105,19 +111,20 @@ class Objective:
 
     def draw(self, batch: list[Sample], step: int, seen: dict[str, int]) -> Draws:
         """Latents, noise, times and captions of a micro-batch."""
-        clean, noise, levels, captions, class_captions, masks, controls = [], [], [], [], [], [], []
+        clean, noise, levels, captions, class_captions, masks, controls, sizes = [], [], [], [], [], [], [], []
         for sample in batch:
             seen[sample.key] = seen.get(sample.key, 0) + 1
             place = (self.job.train.seed, step, sample.key, seen[sample.key])
             dataset = self.job.datasets[sample.dataset]
             latents = self.data.latents(sample, choose_variant(dataset, *place))
             clean.append(latents.mean + latents.spread * normal_like(latents.mean.shape, "posterior", *place))
-            noise.append(normal_like(latents.mean.shape, "noise", *place))
+            noise.append(self._noise(latents.mean.shape, place))
             levels.append(uniform("timestep", *place))
             captions.append(choose(self.data.texts_of(sample), dataset, *place))
             class_captions.append(self._class_caption(captions[-1], dataset.trigger, place))
             masks.append(latents.mask if latents.mask is not None else torch.ones_like(latents.mean[:1]))
             controls.append(latents.controls)
+            sizes.append(latents.sizes)
         device = self.base.device
         x, e = torch.stack(clean).to(device), torch.stack(noise).to(device)
         timesteps = self.timesteps.within(*self.stages.limits(self.stages.stage(step)))
@@ -132,7 +139,18 @@ class Objective:
             mask=torch.stack(masks).to(device) if masked else None,
             guidance=self._guidance(self.job.datasets[batch[0].dataset], t),
             controls=tuple(torch.stack(group).to(device) for group in zip(*controls, strict=True)),
+            sizes=torch.tensor(sizes, dtype=torch.float32).to(device),
         )
+
+    def _noise(self, shape: torch.Size, place: tuple[int | str, ...]) -> Tensor:
+        """Noise (C, H, W) of one sample, and the offset that the job asks for: the same number all over a channel.
+
+        Where a schedule leaves a trace of the picture in its noisiest step, that trace is the mean of each channel;
+        without an offset, models learn to keep it, and never draw very dark or bright pictures (Guttenberg 2023).
+        """
+        noise = normal_like(shape, "noise", *place)
+        offset = self.job.train.noise_offset
+        return noise + offset * normal_like((shape[0], 1, 1), "noise_offset", *place) if offset else noise
 
     def _class_caption(self, caption: str, trigger: str | None, place: tuple[int | str, ...]) -> str:
         classes = self.job.regularization.classes
@@ -186,9 +204,30 @@ class Objective:
             return self.predict(draws, noisy, prompts)
 
     def predict(self, draws: Draws, noisy: Tensor, prompts: list[str]) -> Tensor:
-        """The denoiser's prediction for prompts that the data side has encoded, fp32."""
-        text = stack_text([self.data.text(prompt) for prompt in prompts], self.base.device)
+        """The denoiser's prediction for prompts that the job may need, fp32."""
+        text = self.texts(prompts)
         with autocast(self.base):
             return self.base.predict(
-                self.denoiser, noisy, draws.t, text, guidance=draws.guidance, controls=draws.controls
+                self.denoiser,
+                noisy,
+                draws.t,
+                text,
+                guidance=draws.guidance,
+                controls=draws.controls,
+                sizes=draws.sizes,
             ).float()
+
+    def texts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """A batch of embeddings: those that the data side has encoded, or, where text encoders are adapted, new ones.
+
+        New ones carry their graph where gradients are on.
+        """
+        if not self.job.adapter.text_encoders:
+            return stack_text([self.data.text(prompt) for prompt in prompts], self.base.device)
+        with autocast(self.base, self.base.text_encoder_dtype):
+            return self.base.embed(prompts)
+
+    def text(self, prompt: str) -> TextEmbedding:
+        """The same of one prompt, without graph."""
+        with torch.no_grad():
+            return {name: values[0] for name, values in self.texts([prompt]).items()}

@@ -39,6 +39,7 @@ def validation_loss(objective: Objective, draws: int, batch_size: int, should_st
     ]
     times = validation_times(draws)
     objective.adapter.set_strength(1.0)
+    objective.adapter.seed_dropout()  # none
     objective.denoiser.eval()
     total = 0.0
     try:
@@ -80,6 +81,7 @@ def _losses(objective: Objective, batch: list[tuple[Sample, int]], times: list[f
         mask=None,
         guidance=None,
         controls=tuple(torch.stack(group).to(device) for group in zip(*(one.controls for one in latents), strict=True)),
+        sizes=torch.tensor([one.sizes for one in latents], dtype=torch.float32).to(device),
     )
     predicted = objective.predict(draws, schedule.noised(draws.clean, draws.noise, draws.t), draws.captions)
     return sample_means(elementwise(predicted, schedule.target(draws.clean, draws.noise, draws.t)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -213,3 +214,67 @@ def test_what_it_does_not_know_is_refused(changes: dict[str, Any]) -> None:
 def test_it_has_no_shift() -> None:
     with pytest.raises(ConfigError, match="timestep_type"):
         DdpmSchedule().shift_for(1024)
+
+
+# --- the sampler -----------------------------------------------------------------------------------------------------
+
+OWN = {**SD15, "set_alpha_to_one": False, "steps_offset": 1, "skip_prk_steps": True, "clip_sample": False}
+"""scheduler_config.json of SD 1.5 and of SDXL, but for its class."""
+SAMPLED = {
+    "as published": OWN,
+    "v": {**OWN, "prediction_type": "v_prediction"},
+    "v, zero snr": {**OWN, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+    "ends clean": {**OWN, "set_alpha_to_one": True},
+}
+
+
+def ddim_of(config: dict[str, Any], steps: int) -> DDIMScheduler:
+    scheduler = DDIMScheduler.from_config(config, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@pytest.mark.parametrize("config", SAMPLED.values(), ids=SAMPLED.keys())
+@pytest.mark.parametrize("steps", [1, 4, 25])
+def test_a_picture_is_drawn_as_diffusers_ddim_draws_it(config: dict[str, Any], steps: int) -> None:
+    """The same steps of the schedule, and from the same predictions the same picture."""
+    ours, theirs = DdpmSchedule.from_scheduler_config(config), ddim_of(config, steps)
+    times = ours.sampling_times(steps, 4096)
+    assert (times[-1], times.dtype, len(times)) == (0, torch.float32, steps + 1)
+    assert ours.step_index(times[:-1]).tolist() == theirs.timesteps.tolist()
+    assert theirs.timesteps[0] == 999
+    x = expected = normal(2, 4, 6, 6)
+    for k, timestep in enumerate(theirs.timesteps):
+        # a stand-in for a denoiser; at step 999 without a trace of the picture, ε cannot be divided by √ᾱ, v can
+        prediction = 0.9 * x.tanh() + 0.1 * normal(2, 4, 6, 6, seed=k)
+        x = ours.step(x, prediction, times[k], times[k + 1])
+        expected = theirs.step(prediction, timestep, expected).prev_sample
+        torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_visited_steps_are_those_of_diffusers_at_any_number() -> None:
+    schedule = DdpmSchedule()
+    for steps in (1, 2, 3, 7, 20, 28, 30, 33, 50, 333, 999, 1000):
+        theirs = ddim_of(OWN, steps).timesteps
+        assert schedule.step_index(schedule.sampling_times(steps, 1)[:-1]).tolist() == theirs.tolist()
+
+
+def test_a_right_prediction_leads_back_to_the_picture() -> None:
+    """However many steps, if the denoiser knows the noise; these schedules end without any."""
+    for prediction, zero in (("epsilon", False), ("v_prediction", False), ("v_prediction", True)):
+        schedule = DdpmSchedule(prediction=prediction, zero_terminal_snr=zero)  # type: ignore[arg-type]
+        clean, noise = normal(1, 4, 8, 8), normal(1, 4, 8, 8, seed=1)
+        times = schedule.sampling_times(10, 64)
+        x = schedule.noised(clean, noise, times[:1])
+        for here, there in pairwise(times):
+            x = schedule.step(x, schedule.target(clean, noise, here[None]), here, there)
+        torch.testing.assert_close(x, clean, rtol=1e-4, atol=2e-4)
+
+
+def test_more_steps_than_noise_levels() -> None:
+    with pytest.raises(ConfigError, match=r"sample\.steps: 51 .* 50"):
+        DdpmSchedule(steps=50).sampling_times(51, 1)
+
+
+def test_there_is_no_shift_to_tell() -> None:
+    assert DdpmSchedule().fixed_shift is None

@@ -166,3 +166,9 @@ def test_a_dynamic_shift_of_nothing_is_read_as_written() -> None:
     """exp(0) = 1: a base_shift of 0 is a value, not an absent one."""
     config = {"use_dynamic_shifting": True, "base_shift": 0.0, "max_shift": 0.0}
     assert FlowSchedule.from_scheduler_config(config).shift_for(1000) == 1.0
+
+
+def test_only_a_shift_that_is_the_same_everywhere_can_be_told() -> None:
+    assert FlowSchedule.from_scheduler_config(DEV).fixed_shift is None
+    assert FlowSchedule.from_scheduler_config(SCHNELL).fixed_shift == 1.0
+    assert FlowSchedule.from_scheduler_config(SHIFTED).fixed_shift == 3.0

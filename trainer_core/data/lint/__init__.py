@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ...config import DatasetConfig, JobConfig, ModelConfig
 from ...families.registry import family_spec
@@ -115,7 +116,8 @@ def _report(
     surveys = [look_over(dataset, progress or _silent) for dataset in datasets]
     if tokenizers is None and any(one.pictures for one in surveys):
         family, source = model if isinstance(model, tuple) else (model.family, model.source)
-        tokenizers, reason = tokenizers_or_reason(family, source)
+        named = None if isinstance(model, tuple) or not model.tokenizers else Path(model.tokenizers)
+        tokenizers, reason = tokenizers_or_reason(family, source, named)
         if reason:
             message = f"captions' lengths in tokens and what the base knows of the trigger are not checked: {reason}"
             findings.append(Finding("note", "tokenizers", (), message))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import BaseModelError, FoundryError
-from ...families.registry import family_spec
+from ...families.registry import family_layout, family_spec
 from ...families.sources import is_repository_id, load_tokenizer, open_source
-from ...reading import is_folder
+from ...families.tokenizers import tokenizer_folder
+from ...reading import is_file, is_folder
 
 _NO_LIMIT = 1_000_000
 """transformers writes an astronomic `model_max_length` where a tokenizer does not know it."""
@@ -66,17 +67,24 @@ class BaseTokenizer:
         return ids
 
 
-def find_tokenizers(family: str, source: str | None = None) -> tuple[BaseTokenizer, ...]:
+def find_tokenizers(family: str, source: str | None = None, named: Path | None = None) -> tuple[BaseTokenizer, ...]:
     """The tokenizers of a base that lies on this machine: the embedded one, a folder, or a repository that was
-    downloaded before; the family's default repository if no source is named.
+    downloaded before; the family's default repository if no source is named. A single file brings none: then those of
+    its kind that are on this machine.
+
+    Args:
+        named: folder in which they are looked for first, as `model.tokenizers`.
 
     Raises:
         ConfigError: for an unknown family.
         BaseModelError: if the base is not on this machine, or a tokenizer of it cannot be read.
     """
-    spec = family_spec(family)
+    spec, layout = family_spec(family), family_layout(family)
+    if layout and (named or (source and is_file(Path(source).expanduser()))):
+        kinds = layout.tokenizers.items()
+        return tuple(_read(tokenizer_folder(part, kind, named, None), part, kind) for part, kind in kinds)
     folder = _folder(source or spec.default_repo, spec.default_repo)
-    found = tuple(_read(part) for part in sorted(folder.glob("tokenizer*")) if part.is_dir())
+    found = tuple(_read(part, part.name) for part in sorted(folder.glob("tokenizer*")) if part.is_dir())
     if not found:
         raise BaseModelError(f"{folder}: holds no tokenizer")
     return found
@@ -112,15 +120,17 @@ def _folder(source: str, default_repo: str) -> Path:
         raise BaseModelError(f"{source} is not on this machine") from None
 
 
-def _read(folder: Path) -> BaseTokenizer:
-    tokenizer = load_tokenizer(folder)
+def _read(folder: Path, name: str, kind: str | None = None) -> BaseTokenizer:
+    tokenizer = load_tokenizer(folder, kind)
     limit = tokenizer.model_max_length
-    return BaseTokenizer(folder.name, int(limit) if limit and limit < _NO_LIMIT else None, tokenizer)
+    return BaseTokenizer(name, int(limit) if limit and limit < _NO_LIMIT else None, tokenizer)
 
 
-def tokenizers_or_reason(family: str, source: str | None) -> tuple[Sequence[TextTokenizer], str | None]:
+def tokenizers_or_reason(
+    family: str, source: str | None, named: Path | None = None
+) -> tuple[Sequence[TextTokenizer], str | None]:
     """The tokenizers, or none and why there are none."""
     try:
-        return find_tokenizers(family, source), None
+        return find_tokenizers(family, source, named), None
     except FoundryError as error:
         return (), str(error)
