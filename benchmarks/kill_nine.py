@@ -28,7 +28,6 @@ from typing import Any
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", TOKENIZERS_PARALLELISM="false")
 
 # what a run loads, loaded once before the first fork
-import peft  # noqa: F401
 from diffusers import AutoencoderKL, FluxTransformer2DModel  # noqa: F401
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel  # noqa: F401
 

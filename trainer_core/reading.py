@@ -38,6 +38,14 @@ def read_regular(path: Path, limit: int) -> bytes:
     return data
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; `Path.is_file` alone raises for names that no file system takes."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def is_folder(path: Path) -> bool:
     """Whether there is such a folder; `is_dir` alone raises for names that no file system takes."""
     try:

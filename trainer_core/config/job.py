@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError
-from ..reading import is_folder, read_regular
+from ..reading import is_file, is_folder, read_regular
 from ..secrets import redacted
 from .data import CacheConfig, DatasetConfig
-from .model import AdapterConfig, ModelConfig
+from .model import MODEL_FILES, AdapterConfig, ModelConfig
 from .objective import RegularizationConfig, ValidationConfig
 from .output import SampleConfig, SaveConfig
 from .section import Section, empty_is_none, validated
@@ -138,7 +138,7 @@ def load_job(path: Path) -> JobConfig:
 
 
 def resolved(job: JobConfig, here: Path) -> JobConfig:
-    """The job with relative folders and files taken from `here`; a source that is no folder there stays as it is."""
+    """The job with relative folders and files taken from `here`; a source that is not there stays as it is."""
 
     def absolute(text: str) -> Path:
         try:
@@ -155,8 +155,10 @@ def resolved(job: JobConfig, here: Path) -> JobConfig:
         for dataset in job.datasets
     )
     model, adapter = job.model, job.adapter
-    if model.source != "embedded" and is_folder(absolute(model.source)):
-        model = model.but(source=str(absolute(model.source)))
+    if model.source != "embedded" and (is_folder(source := absolute(model.source)) or is_file(source)):
+        model = model.but(source=str(source))
+    files = {name: getattr(model, name) for name in MODEL_FILES}
+    model = model.but(**{name: str(absolute(file)) for name, file in files.items() if file})
     if adapter.warm_start:
         adapter = adapter.but(warm_start=str(absolute(adapter.warm_start)))
     return job.model_copy(update={"datasets": datasets, "model": model, "adapter": adapter})

@@ -10,6 +10,9 @@ from .section import Section
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
+MODEL_FILES = ("text_encoder", "text_encoder_2", "vae", "tokenizers")
+"""The fields of a model that name a file or folder, beside its source."""
+
 
 class ModelConfig(Section):
     """The base model and how it is loaded."""
@@ -17,8 +20,21 @@ class ModelConfig(Section):
     family: str = Field("flux1", description="Model family; `lora-foundry families` lists them.")
     source: str = Field(
         "embedded",
-        description="Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry), a folder in "
-        "diffusers layout, or a Hugging Face repository id (downloaded when the job starts).",
+        description="Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry), a "
+        "checkpoint or diffusion model file (.safetensors), a folder in diffusers layout, or a Hugging Face repository "
+        "id (downloaded when the job starts).",
+    )
+    text_encoder: str | None = Field(
+        None, description="File of the first text encoder (CLIP-L), where the source does not hold it."
+    )
+    text_encoder_2: str | None = Field(
+        None, description="File of the second text encoder (T5-XXL, CLIP-G), where the source does not hold it."
+    )
+    vae: str | None = Field(None, description="File of the VAE, where the source does not hold it or another is meant.")
+    tokenizers: str | None = Field(
+        None,
+        description="Folder with the tokenizers, for single files outside ComfyUI. Empty: those of ComfyUI, or of "
+        "Hugging Face's cache.",
     )
     dtype: Precision = Field(
         "auto", description="Precision of the denoiser: auto is bfloat16 on a GPU that has it and float32 on a CPU."
@@ -31,12 +47,35 @@ class ModelConfig(Section):
 class AdapterConfig(Section):
     """The LoRA that is trained."""
 
-    type: Literal["lora"] = Field("lora", description="Kind of adapter.")
+    type: Literal["lora", "dora", "lokr", "loha"] = Field(
+        "lora",
+        description="Kind of adapter: lora; dora (a LoRA that learns each output's magnitude apart; slower); lokr and "
+        "loha (Kronecker and Hadamard products: more expressive for their size).",
+    )
     rank: int = Field(
         16, ge=1, le=1024, description="Size of the LoRA. 8 to 16 for a style, 16 to 32 for a character or an object."
     )
     alpha: float | None = Field(
         None, gt=0, description="Strength of the LoRA's output is alpha / rank. Empty: the same as rank, so 1."
+    )
+    conv_rank: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Also adapt the convolutions (SD 1.5, SDXL), with this rank: more texture, a larger file. "
+        "Empty: not.",
+    )
+    conv_alpha: float | None = Field(
+        None, gt=0, description="As alpha, for convolutions. Empty: the same as conv_rank."
+    )
+    factor: int = Field(
+        -1,
+        ge=-1,
+        le=1024,
+        description="lokr: size of the smaller factor; larger is smaller files. -1 or 0: as even as can be.",
+    )
+    text_encoders: bool = Field(
+        False, description="Also adapt the CLIP text encoders. Captions are then encoded anew in each step."
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the LoRA's inputs that is zeroed in each step.")
     targets: Literal["attention", "attention_mlp", "all"] = Field(
@@ -50,3 +89,8 @@ class AdapterConfig(Section):
     def scale(self) -> float:
         """alpha / rank."""
         return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+    @property
+    def conv_scale(self) -> float:
+        """conv_alpha / conv_rank; 1 without convolutions."""
+        return 1.0 if self.conv_rank is None or self.conv_alpha is None else self.conv_alpha / self.conv_rank

@@ -27,6 +27,12 @@ class TrainConfig(Section):
     learning_rate: float = Field(
         1e-4, gt=0, le=10, description="Learning rate of the optimizer. 1 for prodigy, which finds its own."
     )
+    text_encoder_lr: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description="Learning rate of adapter.text_encoders. Empty: half of learning_rate.",
+    )
     lr_scheduler: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = Field(
         "constant",
         description="How the learning rate changes after warm-up: stays, or falls until the last step (with restarts: "
@@ -85,6 +91,13 @@ class TrainConfig(Section):
     )
     stage_switch_every: int = Field(1, ge=1, description="Optimizer steps before the next stage takes over.")
 
+    noise_offset: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Adds one random value per channel to the noise, so that DDPM models learn very dark and bright "
+        "pictures; 0.05 is usual. Of no use for flow matching.",
+    )
     loss_type: Literal["mse", "mae", "huber", "smooth_l1"] = Field(
         "mse", description="How errors count: squared, absolute, or squared up to huber_delta and linear beyond."
     )

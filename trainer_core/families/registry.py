@@ -7,14 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
-from ..errors import ConfigError
-from .sources import open_source
+from ..errors import BaseModelError, ConfigError
+from .sources import EMBEDDED, open_source
 
 if TYPE_CHECKING:
     from .base import Base, FamilySpec
+    from .single_file.layout import Layout
 
 _FAMILIES: dict[str, type[Base]] = {}
-_BUILT_IN = {"flux1": "flux", "flux1_kontext": "flux_kontext"}
+_BUILT_IN = {"flux1": "flux", "flux1_kontext": "flux_kontext", "sd15": "sd", "sdxl": "sdxl"}
 """Family name → module in this folder, imported when it is first asked for."""
 
 
@@ -37,6 +38,15 @@ def family_spec(name: str) -> FamilySpec:
     return _family(name).spec
 
 
+def family_layout(name: str) -> Layout | None:
+    """How a family's parts lie in single files; None if it is read from folders only.
+
+    Raises:
+        ConfigError: if there is no such family.
+    """
+    return _family(name).layout
+
+
 def open_base(model: ModelConfig) -> Base:
     """Opens a model: finds its files, and loads nothing yet.
 
@@ -45,7 +55,16 @@ def open_base(model: ModelConfig) -> Base:
         BaseModelError: if its files are not there.
     """
     family = _family(model.family)
-    return family(open_source(model.source, family.spec.default_repo), model)
+    files = {"text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2, "vae": model.vae}
+    source = open_source(model.source, family.spec.default_repo, family.layout, files, model.tokenizers)
+    part = family.spec.denoiser_part
+    if part not in source.parts and not (source.folder / part).is_dir():
+        what = "the embedded base" if source.folder == EMBEDDED else f"{source.folder}"
+        raise BaseModelError(
+            f"model.source: {what} is no {family.spec.title} model (it has no `{part}`). Name a checkpoint file, a "
+            f"folder or a repository of that family, such as {family.spec.default_repo}, or another model.family"
+        )
+    return family(source, model)
 
 
 def _family(name: str) -> type[Base]:

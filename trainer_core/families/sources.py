@@ -1,37 +1,115 @@
-"""Where a model's files are: the embedded base, a folder in diffusers layout, or a Hugging Face repository."""
+"""Where a model's parts come from, and how they are loaded, whatever they lie in.
+
+A source is the embedded base, a folder in diffusers layout, a Hugging Face repository, or a single file as ComfyUI's
+users have them (a checkpoint with all parts, or a diffusion model beside separate text encoders and VAE). Families name
+parts as diffusers does ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2",
+"scheduler") and never ask where they lie.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config import SampleConfig, TrainConfig, validated
-from ..errors import BaseModelError, ConfigError, FoundryError, first_line
-from ..files import sha256_of
-from ..reading import is_folder, read_json
-from .strangers import check_part
+from ..errors import BaseModelError, ConfigError
+from ..reading import is_file, is_folder
+from .diffusers_folder import FolderPart, load_weights, read_object, reading
+from .hub import COMPONENTS, download
+from .single_file.part import open_file, separate_parts
+from .tokenizers import load_tokenizer, tokenizer_folder, tokenizer_mark
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from .single_file.layout import Layout
+
+__all__ = [
+    "COMPONENTS",
+    "EMBEDDED",
+    "Source",
+    "is_repository_id",
+    "load_tokenizer",
+    "load_weights",
+    "open_source",
+    "reading",
+]
+
+_FILES = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf"}
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "base"
-COMPONENTS = ("scheduler", "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "transformer", "vae")
+
+
+class Part(Protocol):
+    """One part of a model, wherever it lies."""
+
+    def config(self) -> dict[str, Any]:
+        """Its configuration, as diffusers or transformers writes it."""
+
+    def load(self, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """It as a model of a class of diffusers or transformers."""
+
+    def digest(self) -> str:
+        """Changes with its content, not with its place."""
+
+    def file(self) -> Path:
+        """Its weights as one safetensors file."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder in diffusers layout."""
+    """A model's parts: those in `parts` from files of their own, the others from a folder in diffusers layout."""
 
     name: str
-    """What the user called it; safe to write into metadata (a folder's own name, not its path)."""
+    """What the user called it; safe to write into metadata (a folder's or file's own name, not its path)."""
     folder: Path
+    """Of the model in diffusers layout; the checkpoint's own path for single files."""
     profile: dict[str, Any]
     """Recommendations that lie beside the weights (`foundry.json`), such as the timestep type."""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    schedule: Mapping[str, Any] | None = None
+    """The scheduler's configuration, where no folder holds it."""
+    tokenizers: Path | None = None
+    """Folder that the user named for tokenizers."""
+    tokenizer_kinds: Mapping[str, str] = field(default_factory=dict)
+    """"tokenizer" and "tokenizer_2" → "clip" or "t5": what to look for where the source holds none."""
+
+    def config(self, part: str) -> dict[str, Any]:
+        """A part's configuration, as diffusers or transformers writes it; of "scheduler", the scheduler's.
+
+        Raises:
+            BaseModelError: if the part is not there, or its configuration is missing or unreadable.
+        """
+        if part == "scheduler" and self.schedule is not None:
+            return dict(self.schedule)
+        return self._part(part).config()
+
+    def load(self, part: str, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """A part as a model of a class, on the device and in the precision, frozen and in evaluation mode.
+
+        Args:
+            part: "unet", "transformer", "vae", "text_encoder" or "text_encoder_2".
+            kind: class of diffusers or transformers, such as UNet2DConditionModel.
+
+        Raises:
+            BaseModelError: if it is not there, truncated, incomplete, or is something else.
+        """
+        return self._part(part).load(kind, dtype, device).eval().requires_grad_(False)
+
+    def tokenizer(self, part: str) -> Any:
+        """A tokenizer of transformers, "tokenizer" or "tokenizer_2".
+
+        Raises:
+            BaseModelError: if there is none on this machine; the message says where to get it.
+        """
+        return load_tokenizer(self._tokenizer_folder(part), self.tokenizer_kinds.get(part))
 
     def component(self, name: str) -> Path:
-        """The folder of one part.
+        """The folder of one part of a model in diffusers layout.
 
         Raises:
             BaseModelError: if it is not there.
@@ -43,68 +121,99 @@ class Source:
             )
         return folder
 
-    def config(self, component: str, file: str = "config.json") -> dict[str, Any]:
-        """A part's configuration.
-
-        Raises:
-            BaseModelError: if it is missing or is not JSON.
-        """
-        return _read_json(self.component(component) / file)
-
-    def weights(self, component: str) -> list[Path]:
-        """The safetensors files of a part.
-
-        Raises:
-            BaseModelError: if there are none.
-        """
-        files = sorted(path for path in self.component(component).glob("*.safetensors") if path.is_file())
-        if not files:
-            raise BaseModelError(
-                f"{self.component(component)}: holds no .safetensors file (other formats are not read)"
-            )
-        return files
-
-    def fingerprint(self, *components: str) -> str:
-        """A digest of the parts' contents: configuration and tokenizer files, and weights.
+    def fingerprint(self, *parts: str) -> str:
+        """A digest of the parts' contents: configuration, tokenizer files, and weights.
 
         Weights over 64 MB count by size and samples, because hashing 24 GB would take minutes.
 
         Raises:
-            BaseModelError: if a file cannot be read.
+            BaseModelError: if a part is not there, or a file cannot be read.
         """
         digest = hashlib.sha256()
-        for component in components:
-            folder = self.component(component)
-            check_part(folder)
-            for path in sorted(path for path in folder.iterdir() if path.is_file()):
-                if path.suffix in {".json", ".txt", ".model"} or path.stat().st_size <= 64 << 20:
-                    mark = sha256_of(path)
+        for part in parts:
+            try:
+                if part.startswith("tokenizer"):
+                    mark = tokenizer_mark(self._tokenizer_folder(part))
                 else:
-                    mark = _mark_of_large(path)
-                digest.update(f"{component}/{path.name}:{mark}\n".encode())
+                    mark = self._part(part).digest()
+            except OSError as error:
+                raise BaseModelError(f"{self.folder}: cannot be read ({error})") from None
+            digest.update(f"{part}:{mark}\n".encode())
         return digest.hexdigest()
 
+    def file(self, part: str) -> Path:
+        """A part's weights as one safetensors file that ComfyUI loads.
 
-def open_source(name: str, default_repo: str) -> Source:
+        Raises:
+            BaseModelError: if they are spread over several.
+        """
+        return self._part(part).file()
+
+    def _part(self, name: str) -> Part:
+        return self.parts[name] if name in self.parts else FolderPart(self.component(name))
+
+    def _tokenizer_folder(self, part: str) -> Path:
+        own = self.folder / part
+        kind = self.tokenizer_kinds.get(part)
+        return tokenizer_folder(part, kind, self.tokenizers, own if own.is_dir() else None, str(self.folder))
+
+
+def open_source(
+    name: str,
+    default_repo: str,
+    layout: Layout | None = None,
+    files: Mapping[str, str | None] | None = None,
+    tokenizers: str | None = None,
+) -> Source:
     """Finds a model by what the user wrote. A repository is downloaded (or found in Hugging Face's cache).
 
+    Args:
+        name: `embedded`, a safetensors file, a folder in diffusers layout, or a repository id.
+        default_repo: what to give as an example.
+        layout: how the family's parts lie in single files; None for a family that reads folders only.
+        files: files that replace or complete parts, by part ("text_encoder", "text_encoder_2", "vae").
+        tokenizers: folder with tokenizers.
+
     Raises:
-        BaseModelError: if it is not there, gated, or no diffusers folder.
+        BaseModelError: if it is not there, gated, or no such model.
     """
+    given = {part: _path(f"model.{part}", file) for part, file in (files or {}).items() if file}
+    folder = _path("model.tokenizers", tokenizers) if tokenizers else None
+    if folder is not None and not is_folder(folder):
+        raise BaseModelError(f"model.tokenizers {tokenizers!r}: there is no such folder")
+    if given and name == "embedded":
+        raise BaseModelError(f"model.{next(iter(given))}: the embedded base has all its parts. Leave it empty")
+    found = _find(name, default_repo)
+    kinds = dict(layout.tokenizers) if layout else {}
+    if isinstance(found, Source):
+        return replace(found, parts=separate_parts(layout, given), tokenizers=folder, tokenizer_kinds=kinds)
+    parts, schedule = open_file(layout, found, given)
+    return Source(found.name, found, {}, parts, schedule, folder, kinds)
+
+
+def _find(name: str, default_repo: str) -> Source | Path:
     if name == "embedded":
         return _source_of_folder("embedded", EMBEDDED)
-    try:
-        folder = Path(name).expanduser()
-    except RuntimeError as error:
-        raise BaseModelError(f"model.source {name!r}: {error}") from None
-    if is_folder(folder):
-        return _source_of_folder(folder.resolve().name, folder.resolve())
+    path = _path("model.source", name)
+    if is_folder(path):
+        return _source_of_folder(path.resolve().name, path.resolve())
+    if is_file(path):
+        return path.absolute()  # not where a link leads: Hugging Face's cache names files by their hash
+    if path.suffix.lower() in _FILES:
+        raise BaseModelError(f"model.source {name!r}: there is no such file or folder")
     if is_repository_id(name):
-        return _source_of_folder(name, _download(name))
+        return _source_of_folder(name, download(name))
     raise BaseModelError(
-        f"model.source {name!r}: there is no such folder, and it is no Hugging Face repository id (such as "
+        f"model.source {name!r}: there is no such file or folder, and it is no Hugging Face repository id (such as "
         f"`{default_repo}`)"
     )
+
+
+def _path(field: str, text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # the home of a user that there is not
+        raise BaseModelError(f"{field} {text!r}: {error}") from None
 
 
 def is_repository_id(name: str) -> bool:
@@ -114,7 +223,7 @@ def is_repository_id(name: str) -> bool:
 
 def _source_of_folder(name: str, folder: Path) -> Source:
     if not (folder / "model_index.json").is_file():
-        raise BaseModelError(f"{folder}: is not a model in diffusers layout (it has no model_index.json)")
+        raise BaseModelError(f"model.source: {folder}: is not a model in diffusers layout (it has no model_index.json)")
     profile = folder / "foundry.json"
     return Source(name, folder, _checked_profile(profile) if profile.is_file() else {})
 
@@ -125,7 +234,7 @@ def _checked_profile(path: Path) -> dict[str, Any]:
     Raises:
         BaseModelError: for others.
     """
-    profile = _read_json(path)
+    profile = read_object(path)
     sampling = profile.get("sampling", {})
     try:
         if "timestep_type" in profile:
@@ -136,94 +245,3 @@ def _checked_profile(path: Path) -> dict[str, Any]:
     if not {"width", "height", "steps", "guidance"} >= sampling.keys() or None in sampling.values():
         raise BaseModelError(f"{path}: sampling: says more than width, height, steps and guidance")
     return profile
-
-
-def _download(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    patterns = ["model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in ("json", "txt", "model"))]
-    patterns += [f"{part}/*.safetensors" for part in COMPONENTS]
-    try:
-        return Path(snapshot_download(repo, allow_patterns=patterns))
-    except GatedRepoError:
-        page = f"https://huggingface.co/{repo}"
-        raise BaseModelError(
-            f"{repo} is gated: accept its licence at {page}, then set HF_TOKEN or run `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise BaseModelError(f"{repo}: there is no such repository on Hugging Face, or it needs HF_TOKEN") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        raise BaseModelError(f"{repo}: cannot be downloaded, and is not in the local cache: {error}") from None
-
-
-@contextmanager
-def reading(part: Path) -> Iterator[None]:
-    """Turns what libraries raise for missing, truncated or foreign weights into one clear message.
-
-    Raises:
-        BaseModelError: naming the part's folder.
-    """
-    try:
-        yield
-    except FoundryError:
-        raise
-    except Exception as error:  # the libraries raise anything, down to Exception itself
-        raise BaseModelError(f"{part}: cannot be loaded ({first_line(error)}). Download or copy it again") from error
-
-
-def load_weights(kind: Any, folder: Path, **settings: Any) -> Any:
-    """A diffusers or transformers model of a kind from its folder, with every weight from its files.
-
-    Raises:
-        BaseModelError: if the files cannot be read, or lack a weight (which the libraries fill in at random, and warn).
-    """
-    check_part(folder)
-    with reading(folder):
-        # without use_safetensors, transformers would take a pickle where there is nothing else
-        model, loading = kind.from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True, local_files_only=True, **settings
-        )
-    if missing := sorted(loading["missing_keys"]):
-        raise BaseModelError(f"{folder}: is incomplete: {missing[0]} and {len(missing) - 1} more weights are missing")
-    return model
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """A tokenizer of transformers from its folder.
-
-    Raises:
-        BaseModelError: if its files cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    check_part(folder)
-    with reading(folder):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = read_json(path)
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(data, dict):
-        raise BaseModelError(f"{path}: is not a configuration")
-    return data
-
-
-def _mark_of_large(path: Path) -> str:
-    """Size and 16 samples of 1 MB, evenly spread: another checkpoint differs in all of them."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for k in range(16):
-            file.seek(k * (size - (1 << 20)) // 15)
-            digest.update(file.read(1 << 20))
-    return digest.hexdigest()
