@@ -1,178 +1,347 @@
-"""A LoRA in ComfyUI's names and back: `diffusion_model.<path>.lora_A.weight`, `.lora_B.weight`, `.alpha`.
+"""Adapters as files that ComfyUI reads, and files of other tools as changes of our layers.
 
-Where ComfyUI fuses layers that we train apart (q, k, v), the file holds one fused LoRA that means exactly the same: the
-A's are stacked, the B's become blocks on a diagonal, and alpha grows with the rank so that alpha / rank stays.
+Where ComfyUI fuses layers that we train apart (q, k, v), the file of a LoRA holds one fused LoRA that means exactly the
+same: the A's are stacked, the B's become blocks on a diagonal, and alpha grows with the rank so that alpha / rank
+stays. Other kinds keep diffusers' names there, which ComfyUI maps to rows of the fused layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError
+from .changes import Change, Hadamard, Kronecker, LowRank, changed_norms, mapped, row_norms
+from .key_names import OTHER_KINDS, PARTS, names_of, split_key, split_text
 
 if TYPE_CHECKING:
     from ..families.base import Base, ComfyModule
 
-PREFIX = "diffusion_model."
-_SUFFIXES = {
-    ".lora_A.weight": "down",
-    ".lora_down.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_up.weight": "up",
-    ".alpha": "alpha",
-}
+Changes = dict[str, Change]
+"""By a layer's name: our module path, or its name in a file."""
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LowRank:
-    """One layer's change: scale · up @ down, with down (r, in) and up (out, r)."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
-
-
-def to_comfy(
-    weights: dict[str, tuple[Tensor, Tensor]], scale: float, base: Base, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """A trained LoRA as ComfyUI's tensors.
+def to_comfy(changes: Mapping[str, Change], base: Base, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A trained adapter as ComfyUI's tensors.
 
     Args:
-        weights: module path → (A (rank, in), B (out, rank)).
-        scale: alpha / rank, the same for all.
-        base: whose `comfy_module` names the layers.
-        dtype: of the file.
+        changes: module path → its change; a text encoder's begins with the encoder's name, `text_encoder.`.
+        base: whose `comfy_module` and `spec.lora` name the layers.
+        dtype: of the file; alpha and DoRA's scale stay fp32, since the scale multiplies the whole weight.
     """
-    groups: dict[str, list[tuple[ComfyModule, Tensor, Tensor]]] = {}
-    for path, (down, up) in weights.items():
+    names = base.spec.lora
+    tensors: dict[str, Tensor] = {}
+    groups: dict[str, list[tuple[ComfyModule, LowRank]]] = {}
+    for path, change in changes.items():
+        root = next((root for root in names.text_encoders if path.startswith(f"{root}.")), "")
+        if root:
+            tensors |= _written(names.key(path.removeprefix(f"{root}."), root), change, names.kohya, dtype)
+            continue
         place = base.comfy_module(path)
-        groups.setdefault(place.path, []).append((place, down, up))
-    tensors = {}
+        if isinstance(change, LowRank) and change.dora_scale is None:
+            groups.setdefault(place.path, []).append((place, change))
+        elif place.total > 1 or (place.swap_halves and isinstance(change, Kronecker)):
+            tensors |= _written(PARTS + path, change, names.kohya, dtype)
+        else:
+            whole = _swapped(change) if place.swap_halves else change
+            tensors |= _written(names.key(place.path), whole, names.kohya, dtype)
     for path, parts in groups.items():
-        down, up = _fused(sorted(parts, key=lambda part: part[0].start))
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = down.to(dtype).contiguous()
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = up.to(dtype).contiguous()
-        tensors[f"{PREFIX}{path}.alpha"] = torch.tensor(scale * down.shape[0], dtype=torch.float32)
+        fused = _fused(sorted(parts, key=lambda part: part[0].start))
+        tensors |= _written(names.key(path), fused, names.kohya, dtype)
     return tensors
 
 
-def _fused(parts: list[tuple[ComfyModule, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    place, down, up = parts[0]
+def _fused(parts: list[tuple[ComfyModule, LowRank]]) -> LowRank:
+    place, change = parts[0]
     if place.total == 1:
-        return down, torch.cat(up.chunk(2)[::-1]) if place.swap_halves else up
-    unit = up.shape[0] // (place.stop - place.start)
-    fused = up.new_zeros(unit * place.total, sum(part[1].shape[0] for part in parts))
-    column = 0
-    for place, _, up in parts:
-        fused[unit * place.start : unit * place.stop, column : column + up.shape[1]] = up
-        column += up.shape[1]
-    return torch.cat([down for _, down, _ in parts]), fused
+        whole = _swapped(change) if place.swap_halves else change
+        assert isinstance(whole, LowRank)
+        return whole
+    unit = change.up.shape[0] // (place.stop - place.start)
+    rank = sum(part.down.shape[0] for _, part in parts)
+    up, column = change.up.new_zeros(unit * place.total, rank), 0
+    for place, part in parts:
+        up[unit * place.start : unit * place.stop, column : column + part.up.shape[1]] = part.up
+        column += part.up.shape[1]
+    return LowRank(torch.cat([part.down for _, part in parts]), up, change.scale)
 
 
-def parse(tensors: dict[str, Tensor]) -> dict[str, LowRank]:
-    """ComfyUI path → its change, from a file's tensors (lora_A/lora_B or lora_down/lora_up, with or without alpha).
+def _written(name: str, change: Change, kohya: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One layer's tensors; ComfyUI divides alpha by the rank it sees, and takes 1 where it sees none."""
+    if isinstance(change, LowRank):
+        kernel = (1,) * (change.down.dim() - 2)
+        down, up = ("lora_down.weight", "lora_up.weight") if kohya else ("lora_A.weight", "lora_B.weight")
+        parts = {down: change.down, up: change.up.reshape(*change.up.shape, *kernel)}
+        alpha = change.scale * change.down.shape[0]
+    elif isinstance(change, Hadamard):
+        parts = {f"hada_{part}": getattr(change, part) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
+        alpha = change.scale * change.w1_b.shape[0]
+    elif change.w2 is not None:
+        parts, alpha = {"lokr_w1": change.w1 * change.scale, "lokr_w2": change.w2}, 1.0
+    else:
+        w2_a, w2_b = change.factors
+        parts = {"lokr_w1": change.w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b.flatten(1)}
+        alpha = change.scale * w2_b.shape[0]
+    tensors = {f"{name}.{part}": value.to(dtype).contiguous() for part, value in parts.items()}
+    tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
+    if isinstance(change, LowRank) and change.dora_scale is not None:
+        rows = (-1,) + (1,) * (change.down.dim() - 1)
+        tensors[f"{name}.dora_scale"] = change.dora_scale.float().reshape(rows).contiguous()
+    return tensors
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def parse(tensors: Mapping[str, Tensor]) -> Changes:
+    """Name of a layer in the file → its change, fp32. The names are still the file's: `for_modules` finds our layers.
 
     Raises:
-        AdapterError: for keys that are no LoRA of a `diffusion_model`, or that lack their other half.
+        AdapterError: for keys of another kind of adapter, or that lack their other half.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        suffix = next((suffix for suffix in _SUFFIXES if key.endswith(suffix)), None)
-        if suffix is None or not key.startswith(PREFIX):
-            raise AdapterError(f"{key!r}: is no LoRA key in ComfyUI's names ({PREFIX}….lora_A.weight)")
-        found.setdefault(key[len(PREFIX) : -len(suffix)], {})[_SUFFIXES[suffix]] = value
-    changes = {}
-    for path, parts in found.items():
-        if "down" not in parts or "up" not in parts:
-            raise AdapterError(f"{path}: the LoRA file holds only one of lora_A and lora_B")
-        down, up = parts["down"], parts["up"]
-        if down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
-            shapes = f"{tuple(down.shape)} and {tuple(up.shape)}"
-            raise AdapterError(f"{path}: lora_A and lora_B do not fit each other: their shapes are {shapes}")
-        rank = down.shape[0]
-        alpha = float(parts["alpha"]) if "alpha" in parts else float(rank)  # ComfyUI: no alpha means scale 1
-        changes[path] = LowRank(down.float(), up.float(), alpha / rank)
-    if not changes:
+        split = split_key(key)
+        if split is None:
+            kind = next((kind for kind, name in OTHER_KINDS.items() if name.search(key)), None)
+            what = f"is of the kind {kind}, which no adapter here represents" if kind else "is no key of a LoRA"
+            raise AdapterError(f"{key!r}: {what}")
+        found.setdefault(split[0], {})[split[1]] = value if split[1] == "alpha" else value.float()
+    if not found:
         raise AdapterError("the file holds no LoRA layers")
-    return changes
+    return {name: _read(name, parts) for name, parts in found.items()}
 
 
-def for_modules(changes: dict[str, LowRank], denoiser: nn.Module, base: Base) -> dict[str, LowRank]:
-    """Module path of our denoiser → its change; a fused layer's LoRA is cut into its parts' rows.
+def _read(name: str, parts: dict[str, Tensor]) -> Change:
+    try:
+        if "hada_w1_a" in parts:
+            return _hadamard(name, parts)
+        if "lokr_w1" in parts or "lokr_w1_a" in parts:
+            return _kronecker(name, parts)
+        return _low_rank(name, parts)
+    except KeyError as missing:
+        raise AdapterError(f"{name}: the file lacks a part of this layer ({missing.args[0]})") from None
+    except RuntimeError:
+        shapes = ", ".join(f"{part} {tuple(value.shape)}" for part, value in parts.items())
+        raise AdapterError(f"{name}: the parts of this layer do not fit each other: {shapes}") from None
+
+
+def _scale(parts: dict[str, Tensor], rank: int) -> float:
+    """As ComfyUI: no alpha means scale 1."""
+    return float(parts["alpha"]) / rank if "alpha" in parts else 1.0
+
+
+def _low_rank(name: str, parts: dict[str, Tensor]) -> LowRank:
+    if "down" not in parts or "up" not in parts:
+        raise AdapterError(f"{name}: the LoRA file holds only one of lora_A and lora_B")
+    down, up = parts["down"], parts["up"]
+    rank = down.shape[0] if down.dim() else 0
+    if down.dim() < 2 or up.dim() < 2 or not rank or up.numel() != up.shape[0] * up.shape[1]:
+        raise AdapterError(f"{name}: its shapes {tuple(down.shape)} and {tuple(up.shape)} are those of no LoRA")
+    up = up.flatten(1)
+    if "mid" in parts:  # LyCORIS' Tucker form of a convolution: the kernel is in the middle
+        down = torch.einsum("mnhw,ni->mihw", parts["mid"], down.flatten(1))
+    if down.shape[0] != up.shape[1]:
+        shapes = f"{tuple(parts['down'].shape)} and {tuple(parts['up'].shape)}"
+        raise AdapterError(f"{name}: lora_A and lora_B do not fit each other: their shapes are {shapes}")
+    change = LowRank(down, up, _scale(parts, rank))
+    for part in ("dora_scale", "magnitude"):
+        if part in parts:
+            if parts[part].numel() != up.shape[0] or (part == "dora_scale" and parts[part].shape[0] != up.shape[0]):
+                raise AdapterError(f"{name}: this DoRA scales its inputs; only those that scale outputs can be used")
+            scaled: dict[str, Any] = {part: parts[part].flatten()}
+            change = replace(change, **scaled)
+    return change
+
+
+def _kronecker(name: str, parts: dict[str, Tensor]) -> Kronecker:
+    if "dora_scale" in parts:
+        raise AdapterError(f"{name}: a LoKr with DoRA's scale cannot be represented")
+    w1 = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
+    rank = parts["lokr_w1_b"].shape[0] if "lokr_w1" not in parts else None
+    w2, w2_a, w2_b = (parts.get(f"lokr_{part}") for part in ("w2", "w2_a", "w2_b"))
+    if w2 is None:
+        w2_a, w2_b = parts["lokr_w2_a"], parts["lokr_w2_b"]
+        rank = w2_b.shape[0]
+        if "lokr_t2" in parts:
+            w2 = torch.einsum("ijhw,ip,jr->prhw", parts["lokr_t2"], w2_a, w2_b)
+            w2_a = w2_b = None
+        else:
+            _ = w2_a @ w2_b.flatten(1)  # whether they fit
+    return Kronecker(w1, w2, w2_a, w2_b, 1.0 if rank is None else _scale(parts, rank))
+
+
+def _hadamard(name: str, parts: dict[str, Tensor]) -> Hadamard:
+    for part, what in (("hada_t1", "in Tucker form"), ("dora_scale", "with DoRA's scale")):
+        if part in parts:
+            raise AdapterError(f"{name}: a LoHa {what} cannot be represented")
+    w1_a, w1_b, w2_a, w2_b = (parts[f"hada_{part}"] for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    _ = (w1_a @ w1_b) * (w2_a @ w2_b)  # whether they fit
+    return Hadamard(w1_a, w1_b, w2_a, w2_b, _scale(parts, w1_b.shape[0]))
+
+
+# --- our layers ------------------------------------------------------------------------------------------------------
+
+
+def for_modules(changes: Mapping[str, Change], model: nn.Module, base: Base, root: str = "") -> Changes:
+    """Module path of our model → its change; a fused layer's change is cut into its parts' rows.
+
+    Args:
+        changes: by their names in a file, as `parse` gives them.
+        model: the denoiser, or the text encoder that `root` names.
 
     Raises:
         AdapterError: if the file has a layer that this base lacks, or shapes differ.
     """
-    ours: dict[str, LowRank] = {}
+    ours = for_roots(changes, {root: model}, base)
+    return {path.removeprefix(f"{root}."): change for path, change in ours.items()} if root else ours
+
+
+def for_roots(changes: Mapping[str, Change], roots: Mapping[str, nn.Module], base: Base) -> Changes:
+    """The same for several models at once; text encoders' layers come with their encoder's name before the path."""
+    ours: Changes = {}
     used = set()
-    for full_path, module in denoiser.named_modules():
-        if not isinstance(module, nn.Linear):
-            continue
-        path = full_path.removesuffix(".base_layer")  # peft wraps the layers that it adapts
-        try:
-            place = base.comfy_module(path)
-        except AdapterError:
-            continue
-        change = changes.get(place.path)
-        if change is None:
-            continue
-        up = torch.cat(change.up.chunk(2)[::-1]) if place.swap_halves else change.up
-        unit = up.shape[0] // place.total
-        up = up[unit * place.start : unit * place.stop]
-        if up.shape[0] != module.out_features or change.down.shape[1] != module.in_features:
-            raise AdapterError(
-                f"{place.path}: the LoRA's shape, {change.up.shape[0]}x{change.down.shape[1]}, does not fit this base"
-            )
-        used.add(place.path)
-        ours[path] = LowRank(change.down, up, change.scale)
+    for root, model in roots.items():
+        modules = {path.removesuffix(".base_layer"): module for path, module in model.named_modules()}
+        state = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
+        originals = {} if root else base.original_modules({name: tuple(value.shape) for name, value in state.items()})
+        for path, module in modules.items():
+            if not isinstance(module, nn.Linear | nn.Conv2d):
+                continue
+            for name, place in names_of(path, base, root, originals.get(path)):
+                if name not in changes:
+                    continue
+                used.add(name)
+                ours[f"{root}.{path}" if root else path] = _for_module(name, changes[name], place, module)
+                break
     if missing := sorted(changes.keys() - used):
+        text = split_text(dict.fromkeys(missing))[1]
+        if len(text) == len(missing) and not any(roots):
+            hint = (
+                "are not adapted here. Switch adapter.text_encoders on"
+                if base.spec.lora.text_encoders
+                else f"no LoRA for {base.spec.title} adapts here. Use a LoRA of the denoiser alone"
+            )
+            raise AdapterError(
+                f"the LoRA adapts text encoders too ({missing[0]} and {len(missing) - 1} more), which {hint}"
+            )
         raise AdapterError(f"the LoRA was made for another base: it has {missing[0]} and {len(missing) - 1} more")
     return ours
 
 
+def _for_module(name: str, change: Change, place: ComfyModule, module: nn.Linear | nn.Conv2d) -> Change:
+    """A named layer's change → that of our module, in the shapes that its weight asks for."""
+    part = _rows(name, _swapped(change, name) if place.swap_halves else change, place)
+    out, into, *kernel = module.weight.shape
+    try:
+        fits = _size(part) == (out, into * math.prod(kernel))
+        if isinstance(part, Hadamard):
+            shaped: Change = part
+        elif isinstance(part, Kronecker):
+            columns = into // part.w1.shape[1]
+            shaped = replace(
+                part,
+                w2=None if part.w2 is None else part.w2.reshape(-1, columns, *kernel),
+                w2_b=None if part.w2_b is None else part.w2_b.reshape(-1, columns, *kernel),
+            )
+        else:
+            shaped = _with_norms(replace(part, down=part.down.reshape(-1, into, *kernel)), module.weight, fits)
+    except (RuntimeError, ZeroDivisionError):
+        fits = False
+    if not fits:
+        rows, columns = _size(part)
+        raise AdapterError(f"{name}: the LoRA's shape, {rows}x{columns}, does not fit this base")
+    return shaped
+
+
+def _with_norms(change: LowRank, weight: Tensor, fits: bool) -> LowRank:
+    """A DoRA with what the file cannot tell: ‖W‖."""
+    if not fits or (change.dora_scale is None and change.magnitude is None):
+        return change
+    norms = row_norms(weight).cpu()
+    if change.dora_scale is None:
+        assert change.magnitude is not None
+        longer = changed_norms(weight.cpu(), norms, change.down, change.up, change.scale)
+        change = replace(change, dora_scale=change.magnitude * norms / longer, magnitude=None)
+    return replace(change, norms=norms)
+
+
+def _size(change: Change) -> tuple[int, int]:
+    """Rows and columns of ΔW, a convolution's kernel flattened."""
+    if isinstance(change, LowRank):
+        return change.up.shape[0], change.down[0].numel()
+    if isinstance(change, Hadamard):
+        return change.w1_a.shape[0], change.w1_b.shape[1]
+    left, right = change.factors if change.w2 is None else (change.w2, change.w2)
+    return change.w1.shape[0] * left.shape[0], change.w1.shape[1] * right[0].numel()
+
+
+def _rows(name: str, change: Change, place: ComfyModule) -> Change:
+    """The rows of a fused layer that a place is."""
+    if place.total == 1:
+        return change
+
+    def cut(value: Tensor) -> Tensor:
+        unit = value.shape[0] // place.total
+        return value[unit * place.start : unit * place.stop]
+
+    return _over_rows(name, change, cut, place.total)
+
+
+def _swapped(change: Change, name: str = "") -> Change:
+    """(shift, scale) instead of (scale, shift)."""
+    return _over_rows(name, change, lambda value: torch.cat(value.chunk(2)[::-1]), 2)
+
+
+def _over_rows(name: str, change: Change, function: Callable[[Tensor], Tensor], parts: int) -> Change:
+    """A change whose ΔW has other rows: those that a function makes of whatever runs along them."""
+    if isinstance(change, Kronecker):
+        if change.w1.shape[0] % parts:
+            raise AdapterError(f"{name}: this LoKr runs across layers that are apart here; it cannot be cut")
+        return replace(change, w1=function(change.w1))
+    along = ("up", "dora_scale", "magnitude") if isinstance(change, LowRank) else ("w1_a", "w2_a")
+    given = {part: getattr(change, part) for part in along}
+    made: dict[str, Any] = {part: function(value) for part, value in given.items() if value is not None}
+    return replace(change, **made)
+
+
 @contextmanager
-def applied(denoiser: nn.Module, changes: dict[str, LowRank], strength: float) -> Iterator[None]:
-    """The denoiser with a LoRA added in its forward passes, at a strength; nothing is merged, so nothing is rounded."""
-    modules = dict(denoiser.named_modules())
+def applied(model: nn.Module, changes: Mapping[str, Change], strength: float) -> Iterator[None]:
+    """The model with a LoRA added in its forward passes, at a strength; nothing is merged, so nothing is rounded."""
+    modules = dict(model.named_modules())
     handles = []
     try:
         for path, change in changes.items():
-            weight = modules[path].weight
-            down, up = (part.to(weight.device, torch.float32) for part in (change.down, change.up))
-            handles.append(modules[path].register_forward_hook(_added(down, up, change.scale * strength)))
+            moved = mapped(change, device=modules[path].weight.device, dtype=torch.float32)
+            handles.append(modules[path].register_forward_hook(_added(moved, strength)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _added(down: Tensor, up: Tensor, scale: float):  # type: ignore[no-untyped-def]
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        change = nn.functional.linear(nn.functional.linear(inputs[0].float(), down), up)
-        return (output.float() + scale * change).to(output.dtype)
+@contextmanager
+def applied_text(base: Base, changes: Mapping[str, Change], strength: float) -> Iterator[None]:
+    """The loaded text encoders with their part of a LoRA, which `split_text` gives."""
+    encoders = base.text_encoders()
+    ours = for_roots(changes, encoders, base)
+    with ExitStack() as stack:
+        for root, encoder in encoders.items():
+            own = {path.removeprefix(f"{root}."): one for path, one in ours.items() if path.startswith(f"{root}.")}
+            stack.enter_context(applied(encoder, own, strength))
+        yield
+
+
+def _added(change: Change, strength: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return (output.float() + change.added(module, inputs[0].float(), output, strength)).to(output.dtype)
 
     return hook
-
-
-def fitted(change: LowRank, rank: int, scale: float, fresh_down: Tensor) -> tuple[Tensor, Tensor]:
-    """A change as (A, B) of a rank and scale, to go on training from; what it does is unchanged.
-
-    Columns of B that are zero (the other parts of a fused layer) are dropped; rows missing to the rank come from
-    `fresh_down` (rank, in), with zero columns in B.
-
-    Raises:
-        AdapterError: if the change needs more than `rank`.
-    """
-    kept = (change.up != 0).any(0).nonzero().flatten()
-    if len(kept) > rank:
-        raise AdapterError(f"adapter.warm_start: the file's rank is {len(kept)}, the job's is {rank}. Set rank to it")
-    down, up = fresh_down.clone(), change.up.new_zeros(change.up.shape[0], rank)
-    down[: len(kept)] = change.down[kept]
-    up[:, : len(kept)] = change.up[:, kept] * (change.scale / scale)
-    return down, up

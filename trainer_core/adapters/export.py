@@ -9,26 +9,23 @@ from typing import TYPE_CHECKING, Any
 from ..config import plain_name
 from ..errors import AdapterError, ConfigError
 from ..files import write_fresh
+from .key_names import OTHER_KINDS, split_key, split_text, style
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_DOWN = (
-    ".lora_A.weight",
-    ".lora_A.default.weight",
-    ".lora_A",
-    ".lora_down.weight",
-    ".lora.down.weight",
-    "_lora.down.weight",
-    ".lora_linear_layer.down.weight",
-)
-_OTHER_KINDS = {
+_KINDS = {
     "LoKr": re.compile(r"\.lokr_w[12](_[ab])?$"),
     "LoHa": re.compile(r"\.hada_w[12]_[ab]$"),
-    "OFT": re.compile(r"\.oft_(blocks|diag)$"),
-    "DoRA": re.compile(r"\.dora_scale$"),
-    "full difference": re.compile(r"\.diff(_b)?$"),
+    "DoRA": re.compile(r"\.(dora_scale|lora_magnitude_vector(\.weight)?)$"),
+    **OTHER_KINDS,
 }
+_RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
+"""Parts of a change whose first dimension is the rank."""
+_CONVOLUTION = re.compile(
+    r"resnets[._]\d+[._]conv[12]$|samplers[._]\d+[._]conv$|blocks[._]\d+[._]\d+[._](in_layers[._]2|out_layers[._]3|op|conv)$"
+)
+"""Layers of UNets whose kernels are larger than 1x1: LoKr and LoHa keep factors in which kernels are not to be seen."""
 _PREFIX = re.compile(r"lora_unet|lora_te\d?|lora_transformer|lycoris|base_model|[^.]+")
 
 
@@ -75,23 +72,31 @@ def describe_lora(path: Path) -> dict[str, Any]:
     header = read_header(path)
     tensors = read_tensors(path)
     metadata = header.get("__metadata__", {})
-    down = {key: value for key, value in tensors.items() if key.endswith(_DOWN)}
-    kinds = sorted(kind for kind, name in _OTHER_KINDS.items() if any(name.search(key) for key in tensors))
-    if not down and not kinds:
+    split = {key: found for key in tensors if (found := split_key(key))}
+    weights = {key: tensors[key] for key, (_, part) in split.items() if part != "alpha"}
+    ranked = {key: value for key, value in weights.items() if split[key][1] in _RANKED}
+    kinds = sorted(kind for kind, name in _KINDS.items() if any(name.search(key) for key in tensors))
+    if not weights and not kinds:
         raise AdapterError(f"{path}: holds no LoRA layers ({len(tensors)} tensors of another kind)")
     alphas = {key: value for key, value in tensors.items() if key.endswith(".alpha")}
-    for key, value in [*down.items(), *alphas.items()]:
-        if value.dim() == 0 if key in down else value.numel() != 1:
+    for key, value in [*ranked.items(), *alphas.items()]:
+        if value.dim() == 0 if key in ranked else value.numel() != 1:
             raise AdapterError(f"{path}: {key} has shape {tuple(value.shape)}, which no LoRA has")
+    layers = {split[key][0]: None for key in weights}
+    kernels = {split[key][0] for key, value in weights.items() if value.dim() == 4 and value.shape[-1] > 1}
+    convolutions = kernels | {name for name in layers if _CONVOLUTION.search(name)}
     prefixes = {match[0] for key in tensors if (match := _PREFIX.match(key))}
     return {
         "path": str(path),
         "format": ", ".join(sorted(prefixes)[:3]) + (f" ({', '.join(kinds)})" if kinds else " (LoRA)"),
+        "names": ", ".join(sorted({style(name) for name in layers})),
         "keys": len(tensors),
-        "modules": len(down),
-        "rank": sorted({int(value.shape[0]) for value in down.values()}),
+        "modules": len(layers),
+        "text_encoder_modules": len(split_text(layers)[1]),
+        "convolutions": len(convolutions),
+        "rank": sorted({int(value.shape[0]) for value in ranked.values()}),
         "alpha": sorted({float(value) for value in alphas.values()}),
-        "dtype": ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in down.values()})),
+        "dtype": ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in (ranked or weights).values()})),
         "size_bytes": path.stat().st_size,
         "trigger": metadata.get("modelspec.trigger_phrase"),
         "base_model": metadata.get("ss_sd_model_name") or metadata.get("ss_base_model_version"),

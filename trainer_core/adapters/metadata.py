@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..config import JobConfig
+from ..config.model import MODEL_FILES
 
 if TYPE_CHECKING:
     from ..families.base import Base
+
+
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+"""Of a schedule → modelspec's; for flow matching it has no word, and kohya writes none."""
 
 
 def lora_metadata(
@@ -46,15 +51,15 @@ def lora_metadata(
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.title": job.name,
-        "modelspec.architecture": f"{base.spec.name}/lora",
+        "modelspec.architecture": f"{base.spec.architecture or base.spec.name}/lora",
         "modelspec.implementation": "lora-foundry",
-        "modelspec.prediction_type": "v" if base.spec.category == "image" else "",
+        "modelspec.prediction_type": _PREDICTIONS.get(base.schedule.prediction, ""),
         "modelspec.trigger_phrase": ", ".join(triggers),
         "modelspec.resolution": "x".join(str(max(job.datasets[0].resolutions)) for _ in range(2)),
         "ss_output_name": job.name,
-        "ss_base_model_version": base.spec.name,
+        "ss_base_model_version": base.spec.base_model_version or base.spec.name,
         "ss_sd_model_name": base.source.name,
-        "ss_network_module": "networks.lora",
+        **_network(job),
         "ss_network_dim": rank,
         "ss_network_alpha": job.adapter.scale * rank,
         "ss_learning_rate": job.train.learning_rate,
@@ -85,10 +90,28 @@ def lora_metadata(
     return {key: str(value) for key, value in values.items() if value != ""}
 
 
+def _network(job: JobConfig) -> dict[str, Any]:
+    """The kind of adapter in kohya's words: its own module, or LyCORIS'."""
+    adapter = job.adapter
+    kinds: dict[str, dict[str, Any]] = {
+        "lora": {},
+        "dora": {"algo": "lora", "dora_wd": True},
+        "lokr": {"algo": "lokr", "factor": adapter.factor},
+        "loha": {"algo": "loha"},
+    }
+    arguments = kinds[adapter.type]
+    module = "lycoris.kohya" if arguments else "networks.lora"
+    if adapter.conv_rank is not None:
+        arguments |= {"conv_dim": adapter.conv_rank, "conv_alpha": adapter.conv_scale * adapter.conv_rank}
+    given = {key: str(value) for key, value in arguments.items()}
+    return {"ss_network_module": module, "ss_network_args": json.dumps(given) if given else ""}
+
+
 def without_paths(job: JobConfig, base: Base) -> dict[str, Any]:
     """The job with folders and files by their names alone."""
     data: dict[str, Any] = job.model_dump(mode="json")
     data["model"]["source"] = base.source.name
+    data["model"] |= {name: PurePath(data["model"][name]).name for name in MODEL_FILES if data["model"][name]}
     for dataset in data["datasets"]:
         dataset["folder"] = PurePath(dataset["folder"]).name
         dataset["mask_folder"] = PurePath(dataset["mask_folder"]).name if dataset["mask_folder"] else None

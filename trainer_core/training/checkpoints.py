@@ -16,7 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import save_error, sha256_of, sync_folder, write_durably
+from ..files import make_folder, save_error, sha256_of, sync_folder, write_durably
 from ..reading import read_json
 
 LORA, STATE, MANIFEST = "lora.safetensors", "state.safetensors", "manifest.json"
@@ -41,7 +41,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The folder with a run's checkpoints; it need not be there yet."""
+    """The folder with a run's checkpoints; it need not be there yet, but the run's must be."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -122,7 +122,7 @@ class Checkpoints:
 
     def _make_folder(self) -> None:
         if not self.folder.is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder, self.folder.parent)  # a run that its user deleted stays away
             sync_folder(self.folder.parent)
 
     def _put_in_place(self, temporary: Path, final: Path) -> None:

@@ -73,11 +73,19 @@ class TrainingJob:
         from ..data.summary import summarize
         from ..families.registry import open_base
         from ..sampling import SamplerSettings
-        from .optimizers import check_optimizer
+        from .optimizers import check_optimizer, text_ratio
+        from .state import read_warm_start
+        from .step import timesteps_of
 
         base = open_base(job.model)
+        base.check_parts()
         check_optimizer(job.train, base.device)
+        if job.adapter.text_encoders:
+            text_ratio(job.train)
         check_controls(job, base.spec)
+        base.spec.check_adapter(job.adapter)
+        read_warm_start(job)
+        timesteps_of(job, base).check(base.schedule)
         for dataset in job.datasets:
             summarize(dataset, job.model)
         SamplerSettings.of(job.sample, base)
@@ -265,7 +273,8 @@ class TrainingJob:
         """Keeps what a user made of job.yaml while the run waited: this job is what it was, and takes its place."""
         text = self._job_text()
         if text and text not in ours:
-            write_atomically(self.run.path / "job.edited.yaml", text.encode("utf-8", "surrogateescape"))
+            edited = self.run.path / "job.edited.yaml"
+            write_atomically(edited, text.encode("utf-8", "surrogateescape"), inside=self.run.path)
             emit(
                 Warning(
                     "job.yaml was changed while the run waited, and this job goes on as it was; the change is kept as "

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
-from ..adapters.lora import LoraAdapter
+from ..adapters.adapter import Adapter
 from ..data.batches import BatchOrder
 from ..data.prepare import PreparedData
 from ..errors import FoundryError, SaveError, TrainingError, first_line
@@ -47,7 +47,9 @@ class Trainer:
         self.run, self.job, self.base, self.data = run, job, base, data
         self.emit, self.control, self.findings = emit, control, findings or Findings()
         self.denoiser = base.load_denoiser().train()
-        self.adapter = LoraAdapter(self.denoiser, job.adapter, base.spec.targets[job.adapter.targets], job.train.seed)
+        if job.adapter.text_encoders:
+            base.load_text_encoders()  # stay loaded: captions are encoded anew in each step
+        self.adapter = Adapter.of(job, base, self.denoiser)
         if job.train.gradient_checkpointing:
             cast(Any, self.denoiser).enable_gradient_checkpointing()  # every diffusers model has it
         train = job.train
@@ -55,7 +57,8 @@ class Trainer:
         self.objective = Objective(job, base, data, self.denoiser, self.adapter)
         self.updater = Updater(job, self.objective, self.adapter, emit)
         self.optimizer, self.ema = self.updater.optimizer, self.updater.ema
-        self.base_hash, self.dataset_digest = base.source.fingerprint("transformer"), data.digest()
+        self.base_hash, self.encoders_hash = base.denoiser_fingerprint(), base.encoders_fingerprint()
+        self.dataset_digest = data.digest()
         self.step = self.saved = 0
         self.skipped = 0
         """Batches passed over so far. The next batch and all its draws are number `step + skipped` of the run."""

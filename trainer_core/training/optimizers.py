@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,13 @@ _FAILURES = (ValueError, TypeError, AssertionError, AttributeError, RuntimeError
 """What optimizers raise for arguments and devices that they cannot work with."""
 
 
-def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
+def make_optimizer(
+    parameters: Sequence[nn.Parameter], config: TrainConfig, text_parameters: Sequence[nn.Parameter] = ()
+) -> Optimizer:
     """The job's optimizer over the adapter's parameters.
+
+    Those of `text_parameters` are in a group of their own, whose "ratio" is what `text_encoder_lr` is of
+    `learning_rate`: whoever sets the learning rate of a step multiplies by it.
 
     - adamw: Loshchilov & Hutter 2019, torch's; adamw8bit: with moments of 8 bits, Dettmers et al. 2022, bitsandbytes';
     - adafactor: Shazeer & Stern 2018, transformers', with the job's learning rate instead of its relative steps;
@@ -40,7 +45,26 @@ def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> Optim
             installed, or an optimizer that fails on the parameters' device.
     """
     check_optimizer(config, parameters[0].device)
-    return _construct(parameters, config)
+    if not text_parameters:
+        return _construct(list(parameters), config)
+    ratio = text_ratio(config)
+    text = {id(parameter) for parameter in text_parameters}
+    rest = [parameter for parameter in parameters if id(parameter) not in text]
+    given = {"params": list(text_parameters), "lr": config.learning_rate * ratio, "ratio": ratio}
+    return _construct([{"params": rest}, given], config)
+
+
+def text_ratio(config: TrainConfig) -> float:
+    """The text encoders' learning rate as a share of the denoiser's: a half, unless the job says another.
+
+    Raises:
+        ConfigError: for prodigy with two different rates, which it cannot have.
+    """
+    if config.optimizer == "prodigy":
+        if config.text_encoder_lr not in (None, config.learning_rate):
+            raise ConfigError("train.text_encoder_lr: prodigy has one rate for all parameters. Leave it empty")
+        return 1.0
+    return 0.5 if config.text_encoder_lr is None else config.text_encoder_lr / config.learning_rate
 
 
 def check_optimizer(config: TrainConfig, device: torch.device | str = "cpu") -> None:
@@ -63,7 +87,7 @@ def check_optimizer(config: TrainConfig, device: torch.device | str = "cpu") -> 
         ) from error
 
 
-def _construct(parameters: list[nn.Parameter], config: TrainConfig) -> Optimizer:
+def _construct(parameters: list[Any], config: TrainConfig) -> Optimizer:
     kind = _class_of(config.optimizer)
     arguments = _arguments(kind, config)
     # Prodigy prints a line whenever it is made with weight decay, also into ComfyUI's console: it gets it afterwards.
@@ -255,7 +279,7 @@ def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], values: str
 
 def _entries(optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
     """Everything that steps change."""
-    settings = {"params", *inspect.signature(type(optimizer)).parameters}
+    settings = {"params", "ratio", *inspect.signature(type(optimizer)).parameters}
     index = 0
     for number, group in enumerate(optimizer.param_groups):
         yield from ((f"group.{number}.{name}", value) for name, value in group.items() if name not in settings)

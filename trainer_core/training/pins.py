@@ -33,7 +33,7 @@ def write_pins(run: Path, pins: Collection[int]) -> None:
     """
     steps = sorted(pins)
     text = json.dumps({"steps": steps, "sha256": _digest(steps)})
-    write_atomically(run / "pinned.json", (text + "\n").encode())
+    write_atomically(run / "pinned.json", (text + "\n").encode(), inside=run)
 
 
 def _digest(steps: Any) -> str:

@@ -28,6 +28,10 @@ MAY_CHANGE: Mapping[str, str] = {
     "name": "names files",
     "trigger": "stands in for `[trigger]` in previews; training takes each data set's own",
     "model.source": "a place; the weights found there are compared",
+    "model.text_encoder": "a place; the weights found there are compared",
+    "model.text_encoder_2": "a place; the weights found there are compared",
+    "model.vae": "a place; the weights found there are compared",
+    "model.tokenizers": "a place; the files found there are compared",
     "model.device": "any device goes on; another one than before is told",
     "adapter.warm_start": "is read before the first update only",
     "datasets.folder": "a place; the files found there are compared",
@@ -60,11 +64,12 @@ _PLACES = {"datasets.folder", "datasets.mask_folder", "datasets.control_folders"
 
 
 def facts(trainer: Trainer) -> dict[str, str]:
-    """What a checkpoint says of itself, and resuming compares: config, dataset_digest, base_hash, environment."""
+    """What a checkpoint says of itself, and resuming compares: the job, and digests of data and base."""
     return {
         "config": json.dumps(resolved(trainer.job, Path.cwd()).model_dump(mode="json")),
         "dataset_digest": trainer.dataset_digest,
         "base_hash": trainer.base_hash,
+        "encoders_hash": trainer.encoders_hash,
         "environment": json.dumps(environment(trainer.base.device)),
     }
 
@@ -74,10 +79,10 @@ def environment(device: torch.device) -> dict[str, str]:
     import platform
 
     import diffusers
-    import peft
     import torch
+    import transformers
 
-    found = {package.__name__: str(package.__version__) for package in (torch, diffusers, peft)}
+    found = {package.__name__: str(package.__version__) for package in (torch, diffusers, transformers)}
     if device.type == "cuda":
         found["device"] = torch.cuda.get_device_name(device)
     else:
@@ -119,6 +124,8 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
     changed = _changed_settings(job_then, job)
     if saved["base_hash"] != now["base_hash"]:
         changed["model.source"] = _other_weights(job_then.model.source, job.model.source)
+    elif saved.get("encoders_hash") != now.get("encoders_hash"):
+        changed["model.source"] = "its text encoders, tokenizers or VAE are not those of before"
     if saved["dataset_digest"] != now["dataset_digest"] and not any("datasets" in field for field in changed):
         changed[DATA] = _other_data(job_then, job)
     refused = {field: what for field, what in changed.items() if field not in accept}

@@ -100,8 +100,8 @@ class RunFolder:
             note = f"job.yaml is damaged and was made anew (what was in it: {kept.name}): {problem}"
             with contextlib.suppress(SaveError, OSError):  # the job is known all the same
                 if path.is_file():
-                    write_atomically(kept, path.read_bytes())
-                write_atomically(path, dump_job(job).encode())
+                    self._write(kept.name, path.read_bytes())
+                self._write(path.name, dump_job(job).encode())
                 self.log(note)
             self._notes.append(note)
         return job
@@ -116,7 +116,7 @@ class RunFolder:
         with contextlib.suppress(OSError):
             if path.read_bytes() == text:
                 return
-        write_atomically(path, text)
+        self._write(path.name, text)
 
     def _read_job(self) -> tuple[JobConfig, str | None]:
         """The job, and what is wrong with job.yaml if it had to be taken from a checkpoint."""
@@ -168,7 +168,7 @@ class RunFolder:
         """
         error = error and redacted(error)
         status = {"state": state, "step": step, "steps": steps, "error": error, "updated": round(time.time(), 3)}
-        write_atomically(self.path / "run.json", (json.dumps(status, indent=2) + "\n").encode())
+        self._write("run.json", (json.dumps(status, indent=2) + "\n").encode())
 
     # --- metrics and log ---------------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class RunFolder:
         if len(known) < len(found):
             self.log(f"metrics.jsonl: {len(found) - len(known)} damaged lines are left out")
         text = "".join(json.dumps(line) + "\n" for line in known if line["step"] <= step)
-        write_atomically(self.path / "metrics.jsonl", text.encode())
+        self._write("metrics.jsonl", text.encode())
 
     def _metrics_lines(self) -> list[str]:
         try:
@@ -284,6 +284,10 @@ class RunFolder:
         """The steps whose checkpoints are never deleted; all there are if pinned.json is damaged."""
         pins = read_pins(self.path)
         return frozenset(found.step for found in self._checkpoints.listed()) if pins is None else pins
+
+    def _write(self, name: str, data: bytes) -> None:
+        """Replaces a file of the run, whose folder must be there: one that its user deleted does not come back."""
+        write_atomically(self.path / name, data, inside=self.path)
 
     # --- after a crash -----------------------------------------------------------------------------------------------
 

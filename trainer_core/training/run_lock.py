@@ -162,8 +162,9 @@ class RunLock:
         if not self._folder.is_dir():  # a folder that the user deleted must not come back
             return
         owner = Owner(os.getpid(), _here(), self._since, round(time.time(), 3))
+        text = json.dumps(asdict(owner)) + "\n"
         with contextlib.suppress(FoundryError):
-            write_atomically(self._folder / OWNER, (json.dumps(asdict(owner)) + "\n").encode(), durably=False)
+            write_atomically(self._folder / OWNER, text.encode(), durably=False, inside=self._folder)
 
     def _held(self, owner: Owner | None) -> RunHeld:
         return RunHeld(

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..adapters.comfy_format import fitted, for_modules, parse, to_comfy
+from ..adapters.comfy_format import Changes, for_roots, parse, to_comfy
 from ..adapters.metadata import lora_metadata
 from ..adapters.safetensors_file import read_header, read_tensors, serialize
-from ..errors import RunError, TrainingError
+from ..errors import AdapterError, RunError
 from .events import Warning
 from .optimizers import load_optimizer, optimizer_tensors
 from .previews import forget_samples
 from .resume_rules import check_resume, facts
 
 if TYPE_CHECKING:
+    from ..config import JobConfig
     from .loop import Trainer
 
 
@@ -40,8 +41,8 @@ def lora_file(trainer: Trainer) -> bytes:
         deterministic=trainer.findings.summary(),
     )
     with trainer.weights(job.save.weights):
-        weights = trainer.adapter.weights()
-    return serialize(to_comfy(weights, job.adapter.scale, trainer.base, dtype), metadata)
+        changes = trainer.adapter.changes()
+    return serialize(to_comfy(changes, trainer.base, dtype), metadata)
 
 
 def state_file(trainer: Trainer) -> bytes:
@@ -99,22 +100,35 @@ def restore(trainer: Trainer, accept: Collection[str] = ()) -> None:
     forget_samples(run, trainer.step)
 
 
+def read_warm_start(job: JobConfig) -> Changes | None:
+    """The layers of the LoRA that a job starts from, by their names in its file; None if it starts anew.
+
+    Raises:
+        AdapterError: if the file cannot be read or is no LoRA.
+    """
+    file = job.adapter.warm_start
+    if not file:
+        return None
+    try:
+        return parse(read_tensors(Path(file)))
+    except AdapterError as error:
+        raise AdapterError(_of_warm_start(file, error)) from None
+
+
 def _warm_start(trainer: Trainer) -> None:
-    config = trainer.job.adapter
-    if not config.warm_start:
+    changes, file = read_warm_start(trainer.job), trainer.job.adapter.warm_start
+    if changes is None or file is None:
         return
-    changes = for_modules(parse(read_tensors(Path(config.warm_start))), trainer.denoiser, trainer.base)
-    state = trainer.adapter.state()
-    for path, change in changes.items():
-        if f"{path}.lora_A.weight" not in state:
-            raise TrainingError(f"adapter.warm_start: the file adapts {path}, which this job's targets leave out")
-        fresh = state[f"{path}.lora_A.weight"]
-        state[f"{path}.lora_A.weight"], state[f"{path}.lora_B.weight"] = fitted(
-            change, config.rank, config.scale, fresh
-        )
-    trainer.adapter.load(state)
+    try:
+        trainer.adapter.start_from(for_roots(changes, trainer.adapter.roots, trainer.base))
+    except AdapterError as error:
+        raise AdapterError(_of_warm_start(file, error)) from None
     if trainer.ema is not None:
         trainer.ema.restart()
+
+
+def _of_warm_start(file: str, error: AdapterError) -> str:
+    return f"adapter.warm_start: {file}: {str(error).removeprefix('adapter.warm_start: ').removeprefix(f'{file}: ')}"
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

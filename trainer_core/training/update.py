@@ -23,7 +23,7 @@ from .optimizers import make_optimizer
 from .step import MAIN, Objective
 
 if TYPE_CHECKING:
-    from ..adapters.lora import LoraAdapter
+    from ..adapters.adapter import Adapter
     from ..config import JobConfig
     from ..data.scan import Sample
 
@@ -56,9 +56,9 @@ class NotFinite(TrainingError):
 class Updater:
     """Makes updates of an adapter's weights. Owns the optimizer and the moving average."""
 
-    def __init__(self, job: JobConfig, objective: Objective, adapter: LoraAdapter, emit: Listener) -> None:
+    def __init__(self, job: JobConfig, objective: Objective, adapter: Adapter, emit: Listener) -> None:
         self.job, self.objective, self.adapter, self._emit = job, objective, adapter, emit
-        self.optimizer = make_optimizer(adapter.parameters(), job.train)
+        self.optimizer = make_optimizer(adapter.parameters(), job.train, adapter.text_parameters())
         decay = job.train.ema_decay
         self.ema = None if decay is None else EMA(adapter.parameters(), decay, job.train.ema_warmup)
         self.pieces = 1
@@ -85,7 +85,7 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             raise NotFinite(step + 1, "gradient" if math.isfinite(loss) else "loss", batches)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.job.train)
+            group["lr"] = learning_rate(step, self.job.train) * group.get("ratio", 1.0)
         self.whole = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -49,6 +49,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
     finished = False
     try:
         base = open_base(job.model)
+        base.check_parts()
         SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
         with deterministic(base.device, job.train.deterministic) as findings:
             progress("scanning the data", 0, 1)

@@ -7,13 +7,17 @@ rows in this order; a single block's linear1 is q, k, v and then the MLP; final_
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer_core.adapters.comfy_format import applied, fitted, for_modules, parse, to_comfy
+from trainer_core.adapters.adapter import Adapter
+from trainer_core.adapters.changes import LowRank
+from trainer_core.adapters.comfy_format import applied, for_modules, parse, to_comfy
+from trainer_core.adapters.layers import fitted
+from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -71,6 +75,10 @@ def random_weights(denoiser: nn.Module, paths: Iterable[str], rank: int) -> Weig
     }
 
 
+def changes_of(weights: Weights, scale: float) -> dict[str, LowRank]:
+    return {path: LowRank(down, up, scale) for path, (down, up) in weights.items()}
+
+
 def dense(down: Tensor, up: Tensor, scale: float) -> Tensor:
     """scale · up @ down, entry by entry, in double precision."""
     change = torch.zeros(up.shape[0], down.shape[1], dtype=torch.float64)
@@ -90,7 +98,7 @@ def comfy_change(tensors: dict[str, Tensor], path: str) -> Tensor:
 @pytest.mark.parametrize("selection", SELECTIONS.values(), ids=list(SELECTIONS))
 def test_fused_lora_equals_its_parts(selection: list[str], scale: float, base: Base, denoiser: nn.Module) -> None:
     weights = random_weights(denoiser, selection, rank=3)
-    tensors = to_comfy(weights, scale, base, torch.float32)
+    tensors = to_comfy(changes_of(weights, scale), base, torch.float32)
     expected: dict[str, Tensor] = {}
     for path, (down, up) in weights.items():
         name, first, rows = PLACES[path]
@@ -106,14 +114,14 @@ def test_fused_lora_equals_its_parts(selection: list[str], scale: float, base: B
 
 def test_halves_of_the_last_modulation_are_swapped(base: Base) -> None:
     down, up = torch.ones(1, 4), torch.tensor([[1.0], [2.0], [30.0], [40.0]])
-    tensors = to_comfy({"norm_out.linear": (down, up)}, 1.0, base, torch.float32)
+    tensors = to_comfy(changes_of({"norm_out.linear": (down, up)}, 1.0), base, torch.float32)
     assert tensors["diffusion_model.final_layer.adaLN_modulation.1.lora_B.weight"].flatten().tolist() == [30, 40, 1, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_precision_of_the_file(dtype: torch.dtype, base: Base, denoiser: nn.Module) -> None:
     weights = random_weights(denoiser, PLACES, rank=2)
-    tensors = to_comfy(weights, 0.5, base, dtype)
+    tensors = to_comfy(changes_of(weights, 0.5), base, dtype)
     for key, value in tensors.items():
         assert value.is_contiguous()
         assert value.dtype == (torch.float32 if key.endswith(".alpha") else dtype)
@@ -125,7 +133,7 @@ def test_precision_of_the_file(dtype: torch.dtype, base: Base, denoiser: nn.Modu
 @pytest.mark.parametrize("selection", SELECTIONS.values(), ids=list(SELECTIONS))
 def test_round_trip(selection: list[str], base: Base, denoiser: nn.Module) -> None:
     weights = random_weights(denoiser, selection, rank=3)
-    back = for_modules(parse(to_comfy(weights, 0.25, base, torch.float32)), denoiser, base)
+    back = for_modules(parse(to_comfy(changes_of(weights, 0.25), base, torch.float32)), denoiser, base)
     touched = {PLACES[path][0] for path in weights}
     assert weights.keys() <= back.keys() <= {path for path in all_places() if place(path, base) in touched}
     for path, change in back.items():
@@ -144,14 +152,14 @@ def place(path: str, base: Base) -> str:
 
 def test_round_trip_of_the_swapped_halves(base: Base, denoiser: nn.Module) -> None:
     weights = random_weights(denoiser, ["norm_out.linear"], rank=2)
-    back = for_modules(parse(to_comfy(weights, 1.0, base, torch.float32)), denoiser, base)
+    back = for_modules(parse(to_comfy(changes_of(weights, 1.0), base, torch.float32)), denoiser, base)
     assert torch.equal(back["norm_out.linear"].up, weights["norm_out.linear"][1])
 
 
 def test_a_lora_applied_to_the_modules_is_the_weights_changed(base: Base, denoiser: nn.Module) -> None:
     """`applied` against merging the difference into the weights, at two strengths; afterwards nothing is left."""
     changes = for_modules(
-        parse(to_comfy(random_weights(denoiser, PLACES, 2), 0.1, base, torch.float32)), denoiser, base
+        parse(to_comfy(changes_of(random_weights(denoiser, PLACES, 2), 0.1), base, torch.float32)), denoiser, base
     )
     modules = dict(denoiser.named_modules())
     for path in PLACES:
@@ -173,7 +181,7 @@ def vars_of(change: object) -> tuple[Tensor, Tensor, float]:
 
 def test_applied_is_taken_off_when_something_fails(denoiser: nn.Module, base: Base) -> None:
     changes = for_modules(
-        parse(to_comfy(random_weights(denoiser, PLACES, 2), 1.0, base, torch.float32)), denoiser, base
+        parse(to_comfy(changes_of(random_weights(denoiser, PLACES, 2), 1.0), base, torch.float32)), denoiser, base
     )
 
     def fail() -> None:
@@ -215,10 +223,23 @@ def test_kohya_halves_are_read(base: Base, denoiser: nn.Module) -> None:
         ({"lora_unet_x.lora_down.weight": torch.ones(1, 1)}, "lora_unet_x"),
         ({f"{PROJ}.lora_A.weight": torch.ones(4, D)}, "double_blocks.0.img_attn.proj"),
         ({f"{PROJ}.alpha": torch.tensor(1.0)}, "double_blocks.0.img_attn.proj"),
-        ({f"{PROJ}.hada_w1_a": torch.ones(1, 1)}, "hada_w1_a"),
+        ({f"{PROJ}.oft_blocks": torch.ones(1, 1)}, "OFT"),
+        ({f"{PROJ}.hada_w1_a": torch.ones(1, 1)}, "hada_w1_b"),
+        ({f"{PROJ}.hada_w1_a": torch.ones(1, 1), f"{PROJ}.hada_t1": torch.ones(1, 1, 1, 1)}, "Tucker"),
+        ({f"{PROJ}.lokr_w1": torch.ones(2, 2)}, "lokr_w2_a"),
         ({f"{PROJ}.lora_A.weight": torch.ones(0, D), f"{PROJ}.lora_B.weight": torch.ones(D, 0)}, "img_attn.proj"),
     ],
-    ids=["nothing", "other names", "half", "alpha alone", "another kind", "rank 0"],
+    ids=[
+        "nothing",
+        "other names",
+        "half",
+        "alpha alone",
+        "another kind",
+        "half a LoHa",
+        "Tucker",
+        "half a LoKr",
+        "rank 0",
+    ],
 )
 def test_files_that_are_no_lora_of_ours_are_refused(tensors: dict[str, Tensor], message: str) -> None:
     with pytest.raises(AdapterError) as caught:
@@ -260,7 +281,7 @@ def test_halves_of_different_rank_are_refused(base: Base, denoiser: nn.Module) -
 @pytest.mark.parametrize(("rank", "scale"), [(3, 0.25), (3, 1.0), (8, 2.0)])
 def test_fitting_changes_nothing(rank: int, scale: float, base: Base, denoiser: nn.Module) -> None:
     weights = random_weights(denoiser, PLACES, rank=3)
-    back = for_modules(parse(to_comfy(weights, 0.25, base, torch.float32)), denoiser, base)
+    back = for_modules(parse(to_comfy(changes_of(weights, 0.25), base, torch.float32)), denoiser, base)
     for path, change in back.items():
         fresh = torch.randn(rank, change.down.shape[1], generator=torch.Generator().manual_seed(2))
         down, up = fitted(change, rank, scale, fresh)
@@ -274,6 +295,57 @@ def test_fitting_changes_nothing(rank: int, scale: float, base: Base, denoiser: 
 
 def test_fitting_into_too_small_a_rank_is_refused(base: Base, denoiser: nn.Module) -> None:
     weights = random_weights(denoiser, ["transformer_blocks.0.ff.net.2"], rank=3)
-    (change,) = for_modules(parse(to_comfy(weights, 1.0, base, torch.float32)), denoiser, base).values()
+    (change,) = for_modules(parse(to_comfy(changes_of(weights, 1.0), base, torch.float32)), denoiser, base).values()
     with pytest.raises(AdapterError, match="rank is 3"):
         fitted(change, 2, 1.0, torch.zeros(2, MLP))
+
+
+# --- LoKr and LoHa on layers that ComfyUI fuses ----------------------------------------------------------------------
+
+QKV = "lora_unet_double_blocks_0_img_attn_qkv"
+"""As LyCORIS names it, which trains the fused layer."""
+
+
+def parts_of(changes: dict[str, Any]) -> list[Any]:
+    return [changes[f"transformer_blocks.0.attn.to_{part}"] for part in "qkv"]
+
+
+def test_a_loha_on_a_fused_layer_is_cut_into_its_rows(base: Base, denoiser: nn.Module) -> None:
+    source = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(shape, generator=source) for shape in ((2, 3 * D, 4), (2, 4, D)))
+    tensors = {f"{QKV}.hada_w{k + 1}_{ab}": (left, right)[ab == "b"][k] for k in range(2) for ab in "ab"}
+    found = parts_of(for_modules(parse({**tensors, f"{QKV}.alpha": torch.tensor(2.0)}), denoiser, base))
+    ours = torch.cat([one.scale * (one.w1_a @ one.w1_b) * (one.w2_a @ one.w2_b) for one in found])
+    torch.testing.assert_close(ours, 0.5 * (left[0] @ right[0]) * (left[1] @ right[1]))
+
+
+def test_a_lokr_on_a_fused_layer_is_cut_where_its_blocks_allow(base: Base, denoiser: nn.Module) -> None:
+    source = torch.Generator().manual_seed(0)
+    w1, w2 = torch.randn(12, 8, generator=source), torch.randn(32, 16, generator=source)
+    found = parts_of(for_modules(parse({f"{QKV}.lokr_w1": w1, f"{QKV}.lokr_w2": w2}), denoiser, base))
+    torch.testing.assert_close(torch.cat([torch.kron(one.w1, one.w2) for one in found]), torch.kron(w1, w2))
+    across = {f"{QKV}.lokr_w1": torch.ones(16, 8), f"{QKV}.lokr_w2": torch.ones(24, 16)}
+    with pytest.raises(AdapterError, match="cannot be cut"):
+        for_modules(parse(across), denoiser, base)
+
+
+@pytest.mark.parametrize("kind", ["dora", "lokr", "loha"])
+def test_what_cannot_be_fused_keeps_diffusers_names(kind: str, base: Base) -> None:
+    denoiser = base.load_denoiser()
+    targets = (r"transformer_blocks\.0\.attn\.to_(q|out\.0)", r"norm_out\.linear")
+    adapter = Adapter(denoiser, AdapterConfig(type=kind, rank=2), targets, seed=0)  # type: ignore[arg-type]
+    source = torch.Generator().manual_seed(0)
+    adapter.load({n: v + torch.randn(v.shape, generator=source) * 0.1 for n, v in adapter.state().items()})
+    file = to_comfy(adapter.changes(), base, torch.float32)
+    names = {key.removesuffix(".alpha") for key in file if key.endswith(".alpha")}
+    assert names == {
+        "transformer.transformer_blocks.0.attn.to_q",
+        "diffusion_model.double_blocks.0.img_attn.proj",
+        "transformer.norm_out.linear" if kind == "lokr" else "diffusion_model.final_layer.adaLN_modulation.1",
+    }
+    plain = base.load_denoiser()
+    with applied(plain, for_modules(parse(file), plain, base), 1.0):
+        for path in adapter.layers:
+            x = torch.randn(2, plain.get_submodule(path).in_features, generator=source)  # type: ignore[arg-type]
+            ours, its = denoiser.get_submodule(path)(x), plain.get_submodule(path)(x)
+            torch.testing.assert_close(its, ours, rtol=1e-4, atol=1e-5)

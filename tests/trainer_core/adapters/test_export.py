@@ -175,6 +175,47 @@ def test_other_kinds_are_named(key: str, kind: str, tmp_path: Path) -> None:
     assert kind in described({f"diffusion_model.{key}": torch.ones(2, 2)}, tmp_path)["format"]
 
 
+def test_lycoris_files_are_counted(tmp_path: Path) -> None:
+    """Ranks are those of the factors; a whole factor has none."""
+    unet, text = "lora_unet_mid_block_attentions_0_proj_in", "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    found = described(
+        {
+            f"{unet}.lokr_w1": torch.ones(4, 4),
+            f"{unet}.lokr_w2_a": torch.ones(8, 3),
+            f"{unet}.lokr_w2_b": torch.ones(3, 8),
+            f"{unet}.alpha": torch.tensor(1.0),
+            f"{text}.hada_w1_a": torch.ones(8, 2),
+            f"{text}.hada_w1_b": torch.ones(2, 8),
+            f"{text}.hada_w2_a": torch.ones(8, 2),
+            f"{text}.hada_w2_b": torch.ones(2, 8),
+            "lora_unet_conv_in.lora_down.weight": torch.ones(5, 4, 3, 3),
+            "lora_unet_conv_in.lora_up.weight": torch.ones(8, 5, 1, 1),
+            "lora_unet_conv_in.dora_scale": torch.ones(8, 1, 1, 1),
+        },
+        tmp_path,
+    )
+    assert (found["modules"], found["text_encoder_modules"], found["convolutions"]) == (3, 1, 1)
+    assert (found["rank"], found["alpha"], found["names"]) == ([2, 3, 5], [1.0], "kohya")
+    assert "DoRA, LoHa, LoKr" in found["format"]
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("diffusion_model.x.lora_A.weight", "ComfyUI"),
+        ("transformer.x.lora_A.weight", "diffusers"),
+        ("unet.x.processor.to_q_lora.down.weight", "diffusers"),
+        ("text_encoder.x.lora_linear_layer.down.weight", "diffusers"),
+        ("base_model.model.x.lora_A.weight", "PEFT"),
+        ("lora_unet_x.lora_down.weight", "kohya"),
+        ("lora_transformer_x.lora_down.weight", "lora_transformer"),
+        ("lycoris_x.lokr_w1", "lycoris"),
+    ],
+)
+def test_the_way_of_naming_is_told(key: str, names: str, tmp_path: Path) -> None:
+    assert described({key: torch.ones(2, 2)}, tmp_path)["names"] == names
+
+
 @pytest.mark.parametrize(
     "tensors",
     [

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from trainer_core.adapters.export import describe_lora
+from trainer_core.adapters.metadata import without_paths
 from trainer_core.adapters.safetensors_file import read_header
-from trainer_core.config import JobConfig
+from trainer_core.config import JobConfig, ModelConfig
 from trainer_core.families import sources
+from trainer_core.families.registry import open_base
 from trainer_core.training.job import TrainingJob
 
 Jobs = Callable[..., JobConfig]
@@ -109,3 +111,12 @@ def test_hashes_follow_the_base_and_the_data(job_of: Jobs, train: Train, picture
     assert (
         metadata(train(job_of(model={"source": str(base)})))["lora_foundry.base_hash"] != one["lora_foundry.base_hash"]
     )
+
+
+def test_no_paths_of_a_models_files(job_of: Jobs) -> None:
+    """Whatever part comes from a file of its own."""
+    files = ("text_encoder", "text_encoder_2", "vae", "tokenizers")
+    job = job_of()
+    job = job.but(model=job.model.but(**{name: f"/home/jane.doe/{name}.safetensors" for name in files}))
+    config = without_paths(job, open_base(ModelConfig(device="cpu")))
+    assert {name: config["model"][name] for name in files} == {name: f"{name}.safetensors" for name in files}

@@ -104,11 +104,17 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], list[Call]]:
         layer = next(iter(trainer.adapter.layers.values()))
 
         def predict(
-            denoiser: Any, noisy: Tensor, t: Tensor, text: dict[str, Tensor], guidance: Any = None, controls: tuple = ()
+            denoiser: Any,
+            noisy: Tensor,
+            t: Tensor,
+            text: dict[str, Tensor],
+            guidance: Any = None,
+            controls: tuple = (),
+            **given: Any,
         ) -> Tensor:
-            predicted = original(denoiser, noisy, t, text, guidance=guidance, controls=controls)
-            strength = layer.scaling["default"] / trainer.job.adapter.scale
-            graph, adapted = torch.is_grad_enabled(), not layer.disable_adapters
+            predicted = original(denoiser, noisy, t, text, guidance=guidance, controls=controls, **given)
+            strength = layer.strength
+            graph, adapted = torch.is_grad_enabled(), layer.enabled
             calls.append(
                 Call(noisy, t, text["text"], guidance, tuple(controls), graph, adapted, strength, predicted.detach())
             )

@@ -58,6 +58,13 @@ MUST_AGREE: dict[str, Any] = {
     "datasets.alpha_mask": True,
     "datasets.invert_mask": True,
     "datasets.mask_minimum": 0.2,
+    "adapter.type": "dora",
+    "adapter.conv_rank": 4,
+    "adapter.conv_alpha": 2.0,
+    "adapter.factor": 8,
+    "adapter.text_encoders": True,
+    "train.text_encoder_lr": 1e-5,
+    "train.noise_offset": 0.05,
     "train.batch_size": 2,
     "train.gradient_accumulation": 2,
     "train.lr_scheduler": "linear",
@@ -114,6 +121,10 @@ MAY_DIFFER: dict[str, Any] = {
     "datasets.caption_column": "prompt",
     "datasets.caption_per_line": True,
     "datasets.default_caption": "a thing",
+    "model.text_encoder": "clip_l.safetensors",
+    "model.text_encoder_2": "t5xxl.safetensors",
+    "model.vae": "ae.safetensors",
+    "model.tokenizers": "tokenizers",
     "train.steps": 3000,
     "train.gradient_checkpointing": False,
     "train.skip_limit": 3,
@@ -137,9 +148,9 @@ MAY_DIFFER: dict[str, Any] = {
     "sample.weights": "raw",
     "cache.limit_gb": 1.0,
 }
-ELSEWHERE = {"adapter.type", "train.learning_rate", "datasets.mask_folder", "datasets.control_folders"}
+ELSEWHERE = {"train.learning_rate", "datasets.mask_folder", "datasets.control_folders"}
 ELSEWHERE |= {"validation.every"}
-"""Has one value only; may be accepted; change only from one folder to another; needs a set to validate on."""
+"""May be accepted; change only from one folder to another; needs a set to validate on."""
 
 
 def fields(section: type[Section], place: str = "") -> Iterator[str]:
@@ -167,7 +178,12 @@ def with_value(job: JobConfig, field: str, value: Any) -> JobConfig:
 
 def told(job: JobConfig, **changed: str) -> dict[str, str]:
     """What a checkpoint at step 5 says."""
-    facts = {"config": json.dumps(job.model_dump(mode="json")), "dataset_digest": "d1", "base_hash": "b1"}
+    facts = {
+        "config": json.dumps(job.model_dump(mode="json")),
+        "dataset_digest": "d1",
+        "base_hash": "b1",
+        "encoders_hash": "e1",
+    }
     return {"step": "5", **facts, "environment": json.dumps({"torch": "2.11"}), **changed}
 
 
@@ -263,6 +279,8 @@ def test_other_weights_are_refused_wherever_they_lie() -> None:
         check_resume(told(moved, base_hash="b2"), told(JOB), accept=MAY_BE_ACCEPTED)
     with pytest.raises(ResumeRefused, match=r'model\.source: the weights in "embedded" have changed'):
         check_resume(told(JOB, base_hash="b2"), told(JOB), accept=MAY_BE_ACCEPTED)
+    with pytest.raises(ResumeRefused, match="text encoders, tokenizers or VAE are not those of before"):
+        check_resume(told(JOB, encoders_hash="e2"), told(JOB), accept=MAY_BE_ACCEPTED)
 
 
 # --- by explicit wish, and what is told ------------------------------------------------------------------------------

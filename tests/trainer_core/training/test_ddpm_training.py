@@ -1,0 +1,200 @@
+"""What DDPM families add to training: both predictions, min-SNR, noise offset, SDXL's sizes; with small models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from PIL import Image
+from torch import Tensor
+
+from trainer_core.config import JobConfig
+from trainer_core.data.variants import Variant, choose_variant
+from trainer_core.randomness import normal_like
+from trainer_core.training.validation import validation_loss
+
+from ..families.small_models import SCHEDULER, SMALL
+
+if TYPE_CHECKING:
+    from trainer_core.training.loop import Trainer
+
+Made = Callable[..., "Trainer"]
+KINDS: dict[str, dict[str, Any]] = {
+    "epsilon": {},
+    "v": {"prediction_type": "v_prediction"},
+    "v, zero snr": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    root, found = tmp_path_factory.mktemp("models"), {}
+
+    def of(family: str, kind: str = "epsilon") -> Path:
+        if (family, kind) not in found:
+            found[family, kind] = SMALL[family](root / f"{family} {kind}", **KINDS[kind])
+        return found[family, kind]
+
+    return of
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """Two pictures that are cropped in a bucket of 64x64."""
+    rng = np.random.default_rng(3)
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    for name, size in (("one", (90, 64)), ("two", (70, 100))):
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text("a lamp", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def made(
+    folders: Callable[..., Path], job_of: Callable[..., JobConfig], trainer_of: Made, wide: Path, tmp_path: Path
+) -> Made:
+    def make(
+        family: str = "sd15", kind: str = "epsilon", dataset: dict[str, Any] | None = None, **sections: Any
+    ) -> Trainer:
+        model = {"family": family, "source": str(folders(family, kind))}
+        settings = {"folder": str(wide), "trigger": None, **(dataset or {})}
+        return trainer_of(job_of(family, model=model, dataset=settings, **sections), tmp_path / "runs")
+
+    return make
+
+
+def predicted(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """All that the base is asked from now on, and what it says."""
+    calls: list[dict[str, Any]] = []
+    predict = trainer.base.predict
+
+    def record(denoiser: Any, noisy: Tensor, t: Tensor, text: Any, **given: Any) -> Tensor:
+        answer = predict(denoiser, noisy, t, text, **given)
+        calls.append({"noisy": noisy, "t": t, "answer": answer.detach(), **given})
+        return answer
+
+    monkeypatch.setattr(trainer.base, "predict", record)
+    return calls
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_the_loss_is_that_of_diffusers_training_scripts(
+    kind: str, gamma: float | None, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise, target, min-SNR weight, from diffusers' scheduler and its train_text_to_image script."""
+    trainer = made(kind=kind, train={"min_snr_gamma": gamma, "batch_size": 2})
+    batch, calls = trainer.data.samples[0], predicted(trainer, monkeypatch)
+    (term,) = trainer.objective.terms(batch, 0, 0, {})
+    draws = trainer.objective.draw(batch, 0, {})
+    theirs = DDPMScheduler.from_config({**SCHEDULER, **KINDS[kind]})
+    steps = (draws.t.double() * 1000).floor().long()
+    torch.testing.assert_close(
+        calls[0]["noisy"], theirs.add_noise(draws.clean, draws.noise, steps), rtol=1e-4, atol=1e-5
+    )
+    target = draws.noise if kind == "epsilon" else theirs.get_velocity(draws.clean, draws.noise, steps)
+    losses = torch.nn.functional.mse_loss(calls[0]["answer"], target, reduction="none").mean((1, 2, 3))
+    torch.testing.assert_close(term.shown, losses, rtol=1e-4, atol=1e-5)
+    if gamma is not None:
+        snr = compute_snr(theirs, steps)
+        weights = torch.stack([snr, gamma * torch.ones_like(snr)], dim=1).min(dim=1)[0]
+        losses = losses * (weights / snr if kind == "epsilon" else weights / (snr + 1))
+    torch.testing.assert_close(term.minimised.detach(), losses, rtol=1e-4, atol=1e-5)
+
+
+def test_pure_noise_is_trained_with_zero_terminal_snr(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the last step x is the noise itself, the target minus the picture."""
+    trainer = made(kind="v, zero snr", train={"timestep_type": "one_step"})
+    batch, calls = trainer.data.samples[0][:1], predicted(trainer, monkeypatch)
+    (term,) = trainer.objective.terms(batch, 0, 0, {})
+    draws = trainer.objective.draw(batch, 0, {})
+    torch.testing.assert_close(calls[0]["noisy"], draws.noise)
+    expected = (calls[0]["answer"] + draws.clean).square().mean((1, 2, 3))
+    torch.testing.assert_close(term.shown, expected, rtol=1e-5, atol=1e-6)
+    term.minimised.sum().backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in trainer.adapter.parameters())
+
+
+def test_noise_offset_moves_each_channel_of_each_sample(made: Made) -> None:
+    plain, moved = (made(train={"noise_offset": offset}) for offset in (0.0, 0.5))
+    batch = plain.data.samples[0]
+    before, after = (trainer.objective.draw(batch, 3, {}).noise for trainer in (plain, moved))
+    difference = after - before
+    assert difference.shape == (2, 4, 8, 8)
+    channels = difference.mean((2, 3))
+    torch.testing.assert_close(difference, channels[:, :, None, None].expand_as(difference), rtol=0, atol=1e-6)
+    assert len(channels.flatten().unique()) == 8
+    again = moved.objective.draw(batch, 3, {}).noise
+    assert torch.equal(again, after)
+    assert not torch.equal(
+        moved.objective.draw(batch, 4, {}).noise - plain.objective.draw(batch, 4, {}).noise, difference
+    )
+    # over many draws: normal, of the offset's deviation (standard error of 800 draws: 0.013)
+    many = torch.cat(
+        [
+            (moved.objective.draw(batch, k, {}).noise - plain.objective.draw(batch, k, {}).noise).mean((2, 3)).flatten()
+            for k in range(100)
+        ]
+    )
+    assert many.std().item() == pytest.approx(0.5, abs=0.05)
+    assert abs(many.mean().item()) < 0.06
+
+
+def test_sdxl_is_told_the_sizes_of_what_was_drawn(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training those of the drawn part and its mirroring, in validation those of the centre; one for each sample."""
+    trainer = made(
+        "sdxl",
+        dataset={"crop": "random", "flip_x": True},
+        train={"batch_size": 2},
+        regularization={"blank_preservation": True},
+    )
+    batch, calls = trainer.data.samples[0], predicted(trainer, monkeypatch)
+    list(trainer.objective.terms(batch, 5, 0, {}))
+    assert len(calls) == 3, "the adapted model, and the base and the adapted one for the blank prompt"
+    dataset, seed = trainer.job.datasets[0], trainer.job.train.seed
+    for call in calls:
+        for sample, told in zip(batch, call["sizes"].tolist(), strict=True):
+            variant = choose_variant(dataset, seed, 5, sample.key, 1)
+            assert tuple(told) == trainer.data.latents(sample, variant).sizes
+            assert told[:2] == [sample.item.height, sample.item.width]
+            assert told[4:] == [64, 64]
+
+    trainer = made("sdxl", validation={"share": 0.5, "every": 1, "draws": 1})
+    calls = predicted(trainer, monkeypatch)
+    validation_loss(trainer.objective, 1, 1, lambda: False)
+    (sample,) = trainer.data.validation
+    # 90x64 and 70x100 in 64x64: (90 - 64) / 2 across, (100 - 70) / 2 · 64 / 70 down
+    expected = {(64, 90): [64, 90, 0, 13, 64, 64], (100, 70): [100, 70, 14, 0, 64, 64]}
+    assert calls[0]["sizes"].tolist() == [expected[sample.item.height, sample.item.width]]
+    assert trainer.data.latents(sample, Variant()).sizes[0] == sample.item.height
+
+
+def test_what_sdxl_is_told_changes_what_it_learns(made: Made) -> None:
+    """The sizes reach the UNet: another original size, another loss."""
+    trainer = made("sdxl")
+    batch = trainer.data.samples[0]
+    draws = trainer.objective.draw(batch, 0, {})
+    noisy = trainer.base.schedule.noised(draws.clean, draws.noise, draws.t)
+    with torch.no_grad():
+        told = trainer.objective.predict(draws, noisy, draws.captions)
+        draws.sizes.copy_(torch.tensor([64.0, 64, 0, 0, 64, 64]))
+        whole = trainer.objective.predict(draws, noisy, draws.captions)
+    assert (told - whole).abs().amax((1, 2, 3)).min() > 1e-4
+
+
+def test_posterior_and_noise_are_drawn_alike_in_all_families(made: Made) -> None:
+    """The draws are functions of their place: no family has its own."""
+    trainer = made()
+    (sample, *_), seed = trainer.data.samples[0], trainer.job.train.seed
+    draws = trainer.objective.draw([sample], 2, {})
+    place = (seed, 2, sample.key, 1)
+    assert torch.equal(draws.noise[0], normal_like((4, 8, 8), "noise", *place))
+    latents = trainer.data.latents(sample, Variant())
+    assert torch.equal(draws.clean[0], latents.mean + latents.spread * normal_like((4, 8, 8), "posterior", *place))

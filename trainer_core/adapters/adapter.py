@@ -1,0 +1,174 @@
+"""The adapter of one run: its layers inside the frozen denoiser and, if asked for, the text encoders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ..config import AdapterConfig, JobConfig
+from ..errors import AdapterError
+from .changes import Change, LowRank, mapped
+from .layers import KINDS, AdaptedLayer
+
+if TYPE_CHECKING:
+    from ..families.base import Base
+
+
+class Adapter:
+    """LoRA, DoRA, LoKr or LoHa layers, put in place of layers of frozen models; all trained together."""
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        config: AdapterConfig,
+        targets: Sequence[str],
+        seed: int,
+        *,
+        conv_targets: Sequence[str] = (),
+        text_encoders: Mapping[str, nn.Module] | None = None,
+        text_targets: Sequence[str] = (),
+    ) -> None:
+        """Adapts every linear layer and 2-D convolution whose whole path matches one of the targets, and freezes all.
+
+        Args:
+            targets: regular expressions over the denoiser's module paths, for layers that get `config.rank`.
+            seed: starts and dropout are functions of it and of a layer's name.
+            conv_targets: the same for those that get `config.conv_rank`, if that is set.
+            text_encoders: by name, which comes before the names of their layers: `text_encoder.<path>`.
+            text_targets: regular expressions over module paths of each text encoder.
+
+        Raises:
+            AdapterError: if none matches, or one that does is of a kind that cannot be adapted.
+        """
+        self.config = config
+        self.roots: dict[str, nn.Module] = {"": denoiser, **(text_encoders or {})}
+        self.layers: dict[str, AdaptedLayer] = {}
+        for root, model in self.roots.items():
+            model.requires_grad_(False)
+            self._adapt(root, model, text_targets if root else targets, () if root else conv_targets, seed)
+
+    @classmethod
+    def of(cls, job: JobConfig, base: Base, denoiser: nn.Module) -> Adapter:
+        """The adapter that a job asks for; `base` must have its text encoders loaded where it adapts them."""
+        config, spec = job.adapter, base.spec
+        return cls(
+            denoiser,
+            config,
+            spec.targets[config.targets],
+            job.train.seed,
+            conv_targets=spec.conv_targets,
+            text_encoders=base.text_encoders() if config.text_encoders else None,
+            text_targets=spec.text_targets,
+        )
+
+    def _adapt(
+        self, root: str, model: nn.Module, targets: Sequence[str], conv_targets: Sequence[str], seed: int
+    ) -> None:
+        config = self.config
+        sizes = [("|".join(f"(?:{one})" for one in targets), config.rank, config.scale)]
+        if config.conv_rank is not None:
+            sizes.append(("|".join(f"(?:{one})" for one in conv_targets), config.conv_rank, config.conv_scale))
+        count = len(self.layers)
+        for path, module in list(model.named_modules()):
+            found = next((size for size in sizes if size[0] and re.fullmatch(size[0], path)), None)
+            if found is None:
+                continue
+            if not _can_be_adapted(module):
+                raise AdapterError(f"adapter.targets: {path} is a {type(module).__name__}, which no adapter fits")
+            name = f"{root}.{path}" if root else path
+            self.layers[name] = KINDS[config.type](module, name, *found[1:], config, seed)
+            model.set_submodule(path, self.layers[name])
+        if len(self.layers) == count:
+            raise AdapterError(f"adapter.targets: no layer of the {root.replace('_', ' ') or 'base'} matches")
+
+    # weights
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Trainable parameters, fp32, in a fixed order: layer by layer, the denoiser's first."""
+        return list(self._named().values())
+
+    def text_parameters(self) -> list[nn.Parameter]:
+        """Those of them that are in text encoders; they come last."""
+        roots = tuple(f"{root}." for root in self.roots if root)
+        return [parameter for name, parameter in self._named().items() if roots and name.startswith(roots)]
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all weights, such as `<module path>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank)."""
+        return {name: parameter.detach().cpu().clone() for name, parameter in self._named().items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Sets all weights.
+
+        Raises:
+            AdapterError: if names or shapes differ; nothing is changed then.
+        """
+        mine = self._named()
+        if mine.keys() != state.keys():
+            odd = sorted(mine.keys() ^ state.keys())
+            raise AdapterError(f"the saved LoRA has other layers than this job's: {odd[0]} and {len(odd) - 1} more")
+        for name, parameter in mine.items():
+            if parameter.shape != state[name].shape:
+                raise AdapterError(
+                    f"the saved LoRA's {name} has shape {tuple(state[name].shape)}, this job's {tuple(parameter.shape)}"
+                )
+        for name, parameter in mine.items():
+            parameter.data.copy_(state[name])
+
+    def changes(self) -> dict[str, Change]:
+        """What each layer changes, by name, at strength 1: fp32, on the CPU."""
+        return {name: mapped(layer.change()) for name, layer in self.layers.items()}
+
+    def start_from(self, changes: Mapping[str, Change]) -> None:
+        """Sets the weights to do what a file's layers do; layers that the file leaves out start as usual.
+
+        Raises:
+            AdapterError: if the file adapts layers that this adapter does not, or cannot be represented by it.
+        """
+        state = self.state()
+        for name, change in changes.items():
+            if name not in self.layers:
+                if isinstance(change, LowRank) and change.dora_scale is None and not change.up.any():
+                    continue  # the part of a fused layer that was not adapted
+                raise AdapterError(f"adapter.warm_start: the file adapts {name}, which this job's targets leave out")
+            try:
+                found = self.layers[name].started_from(change)
+            except AdapterError as error:
+                raise AdapterError(f"adapter.warm_start: {name}: {error}") from None
+            state |= {f"{name}.{key}": value for key, value in found.items()}
+        self.load(state)
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        return {f"{name}.{key}": value for name, layer in self.layers.items() for key, value in layer.trained.items()}
+
+    # how it acts
+
+    def seed_dropout(self, *place: int | str) -> None:
+        """Says where the next forward pass is, for dropout; nowhere: nothing is dropped."""
+        for layer in self.layers.values():
+            layer.dropout.place = place
+
+    def set_strength(self, strength: float) -> None:
+        """Multiplies what the adapter adds from now on; 1 is normal."""
+        for layer in self.layers.values():
+            layer.strength = strength
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The models as they are without the adapter."""
+        for layer in self.layers.values():
+            layer.enabled = False
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.enabled = True
+
+
+def _can_be_adapted(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        return module.groups == 1 and module.padding_mode == "zeros"
+    return isinstance(module, nn.Linear)

@@ -1,0 +1,160 @@
+"""What an adapter does to one layer, as a few tensors: LoRA and DoRA, LoKr, LoHa; linear layers and 2-D convolutions.
+
+Trained adapters and files that were read are the same thing here: y = W x + strength · added(x). Nothing builds a whole
+ΔW where that can be avoided.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_Change = TypeVar("_Change", bound="LowRank | Kronecker | Hadamard")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """LoRA (Hu et al. 2021): ΔW = scale · up @ down. With `dora_scale` a DoRA (Liu et al. 2024).
+
+    A DoRA's weight is W' = (W + ΔW) · dora_scale / ‖W‖, row by row. That is ComfyUI's reading of the file's
+    `dora_scale`; of the paper's magnitude m it is m · ‖W‖ / ‖W + ΔW‖. At another strength than 1 it is, there as here,
+    W + strength · (W' - W): a straight line between both, on which the length of the rows is not kept.
+    """
+
+    down: Tensor
+    """(rank, in), or (rank, in, height, width) in a convolution"""
+    up: Tensor
+    """(out, rank)"""
+    scale: float
+    dora_scale: Tensor | None = None
+    """(out,)"""
+    norms: Tensor | None = None
+    """(out,): ‖W‖ of each row; there if `dora_scale` is."""
+    magnitude: Tensor | None = None
+    """(out,): the paper's m, in files of PEFT; `for_modules` makes `dora_scale` of it"""
+
+    def added(self, layer: nn.Module, x: Tensor, y: Tensor, strength: float) -> Tensor:
+        """What comes to the layer's own output y for an input x (in the tensors' precision, dropout applied)."""
+        change = _in_two(layer, x, self.down, self.up)
+        if self.dora_scale is None or self.norms is None:
+            return change * (self.scale * strength)
+        rows = (-1,) + (1,) * (self.down.dim() - 2)  # along the channels, which are last in y but for convolutions
+        factor = (self.dora_scale / self.norms).view(rows)
+        bias: Any = layer.bias
+        plain = y.to(x.dtype) if bias is None else y.to(x.dtype) - bias.to(x.dtype).view(rows)
+        return ((factor - 1) * plain + factor * (self.scale * change)) * strength
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """LoKr (Yeh et al. 2024, LyCORIS): ΔW = scale · w1 ⊗ w2, where w2 may be w2_a @ w2_b.
+
+    With w1 (a, c) and w2 (b, d), out = a · b and in = c · d.
+    """
+
+    w1: Tensor
+    """(a, c)"""
+    w2: Tensor | None
+    """(b, d), or (b, d, height, width) in a convolution; None if it is given by its factors"""
+    w2_a: Tensor | None
+    """(b, rank)"""
+    w2_b: Tensor | None
+    """(rank, d), or (rank, d, height, width)"""
+    scale: float
+
+    def added(self, layer: nn.Module, x: Tensor, y: Tensor, strength: float) -> Tensor:
+        """As `LowRank.added`. (w1 ⊗ w2) x is w1 X w2ᵀ, X being x as a (c, d) matrix."""
+        groups = self.w1.shape[1]
+        if isinstance(layer, nn.Conv2d):
+            inner = self._w2(layer, x.reshape(x.shape[0] * groups, -1, *x.shape[2:]))
+            mixed = self.w1 @ inner.reshape(x.shape[0], groups, -1)
+            return mixed.reshape(y.shape) * (self.scale * strength)
+        inner = self._w2(layer, x.reshape(*x.shape[:-1], groups, -1))
+        return (self.w1 @ inner).flatten(-2) * (self.scale * strength)
+
+    def _w2(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if self.w2 is not None:
+            return _through(layer, x, self.w2)
+        w2_a, w2_b = self.factors
+        return _in_two(layer, x, w2_b, w2_a)
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """w2_a and w2_b, where w2 is not whole."""
+        assert self.w2_a is not None
+        assert self.w2_b is not None
+        return self.w2_a, self.w2_b
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """LoHa (Hyeon-Woo et al. 2022, FedPara; LyCORIS): ΔW = scale · (w1_a @ w1_b) ∘ (w2_a @ w2_b)."""
+
+    w1_a: Tensor
+    """(out, rank)"""
+    w1_b: Tensor
+    """(rank, in), in a convolution (rank, in · height · width)"""
+    w2_a: Tensor
+    w2_b: Tensor
+    scale: float
+
+    def added(self, layer: nn.Module, x: Tensor, y: Tensor, strength: float) -> Tensor:
+        """As `LowRank.added`; here the whole ΔW has to be built."""
+        del y
+        weight: Any = layer.weight
+        change = ((self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b)).view(weight.shape)
+        return _through(layer, x, change) * (self.scale * strength)
+
+
+Change = LowRank | Kronecker | Hadamard
+
+
+def mapped(change: _Change, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> _Change:
+    """The same change without graph, its tensors copied to a device or precision."""
+    tensors = {part.name: getattr(change, part.name) for part in fields(change)}
+    moved: dict[str, Any] = {
+        name: value.detach().to(device or value.device, dtype or value.dtype, copy=True)
+        for name, value in tensors.items()
+        if isinstance(value, Tensor)
+    }
+    return replace(change, **moved)
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """‖W‖ of each row (out,), fp32, never 0; a convolution's row is all that leads to one output channel."""
+    return torch.linalg.vector_norm(weight.detach().float().flatten(1), dim=1).clamp_min(1e-12)
+
+
+def changed_norms(weight: Tensor, norms: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """‖W + scale · up @ down‖ of each row (out,), without graph, and without building the sum.
+
+    ‖w + s b A‖² = ‖w‖² + 2 s (w Aᵀ) · b + s² b (A Aᵀ) bᵀ, for each row w of W and b of up.
+    """
+    kind = weight.device.type
+    full = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    with torch.no_grad(), full:
+        a = down.flatten(1)
+        across = ((weight.to(a.dtype).flatten(1) @ a.T) * up).sum(1)
+        own = ((up @ (a @ a.T)) * up).sum(1)
+        # as a factor, so that no change is exactly none
+        growth = (2 * scale * across + scale**2 * own) / norms.square()
+        return norms * (1 + growth).clamp_min(1e-24).sqrt()
+
+
+def _through(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """The layer's operation with another weight and without bias."""
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
+    return F.linear(x, weight)
+
+
+def _in_two(layer: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """The layer's operation with up @ down as weight: `down` sees the picture, `up` single points."""
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(_through(layer, x, down), up[:, :, None, None])
+    return F.linear(F.linear(x, down), up)

@@ -1,0 +1,269 @@
+"""A frozen layer with a trained change beside it, of each kind, and the values from which the change starts."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import AdapterConfig
+from ..errors import AdapterError
+from ..randomness import generator, seed_of
+from .changes import Change, Hadamard, Kronecker, LowRank, changed_norms, row_norms
+
+
+class SeededDropout(nn.Module):
+    """Dropout whose mask is a function of (place, layer), so that it is the same when activations are recomputed."""
+
+    def __init__(self, rate: float, layer: str) -> None:
+        super().__init__()
+        self.rate, self.layer = rate, layer
+        self.place: tuple[int | str, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.place or not self.rate:
+            return x
+        source = torch.Generator(device=x.device).manual_seed(seed_of("lora_dropout", self.layer, *self.place))
+        keep = torch.rand(x.shape, generator=source, device=x.device) >= self.rate
+        return x * keep / (1 - self.rate)
+
+
+class AdaptedLayer(nn.Module, ABC):
+    """A linear layer or 2-D convolution with its change: y = layer(x) + strength · change(x).
+
+    The trained tensors are fp32 whatever the layer's precision; under autocast they compute in its precision.
+    """
+
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, name: str, rank: int, scale: float, config: AdapterConfig, seed: int
+    ) -> None:
+        super().__init__()
+        self.base_layer = layer
+        self.scale = scale
+        """alpha / rank"""
+        self.strength = 1.0
+        self.enabled = True
+        self.dropout = SeededDropout(config.dropout, name)
+        self._place = (seed, name)
+        self.trained: dict[str, nn.Parameter] = {}
+        """By the names that training state has for them."""
+        for key, start in self.start(rank, config).items():
+            self.trained[key] = nn.Parameter(start.to(layer.weight.device))
+            self.register_parameter(key.replace(".", "_"), self.trained[key])
+
+    @abstractmethod
+    def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:
+        """The trained tensors at the start, on the CPU: together they change nothing yet."""
+
+    @abstractmethod
+    def change(self) -> Change:
+        """The change as it is now, with its graph."""
+
+    @abstractmethod
+    def started_from(self, change: Change) -> dict[str, Tensor]:
+        """The trained tensors that do what another change of this layer does.
+
+        Raises:
+            AdapterError: if this kind of adapter, or its rank, cannot.
+        """
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base_layer(x)
+        if not self.enabled:
+            return y
+        given = self.dropout(x.to(next(iter(self.trained.values())).dtype))
+        return (y + self.change().added(self.base_layer, given, y, self.strength)).to(y.dtype)
+
+    # what models ask of their layers beside calling them
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen layer's own."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen layer's own."""
+        return self.base_layer.bias
+
+    @property
+    def shape(self) -> tuple[int, int, tuple[int, ...]]:
+        """Outputs, inputs, and the kernel's size, which linear layers have not."""
+        out, into, *kernel = self.base_layer.weight.shape
+        return out, into, tuple(kernel)
+
+    def _random(self, kind: str, *part: str) -> torch.Generator:
+        seed, name = self._place
+        return generator(seed, kind, name, *part)
+
+
+class LoraLayer(AdaptedLayer):
+    """LoRA: A starts uniform (Kaiming, as in the reference), B at zero."""
+
+    def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:  # noqa: ARG002
+        out, into, kernel = self.shape
+        shape = (rank, into, *kernel)
+        return {"lora_A.weight": _kaiming(shape, self._random("lora_init")), "lora_B.weight": torch.zeros(out, rank)}
+
+    def change(self) -> LowRank:
+        return LowRank(self.trained["lora_A.weight"], self.trained["lora_B.weight"], self.scale)
+
+    def started_from(self, change: Change) -> dict[str, Tensor]:
+        low_rank = _of_kind(change, LowRank, "LoRA")
+        if low_rank.dora_scale is not None:
+            raise AdapterError("the file is a DoRA, which a LoRA cannot represent. Set adapter.type to dora")
+        mine = self.trained["lora_A.weight"].detach().cpu()
+        down, up = fitted(low_rank, mine.shape[0], self.scale, mine)
+        return {"lora_A.weight": down, "lora_B.weight": up}
+
+
+class DoraLayer(LoraLayer):
+    """DoRA: W' = m · (W + ΔW) / ‖W + ΔW‖ row by row; m starts as ‖W‖. The norm has no gradient (paper, §4.3)."""
+
+    _norms: Tensor
+    """‖W‖ of each row (out,)"""
+
+    def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:
+        self.register_buffer("_norms", row_norms(self.weight), persistent=False)
+        return {**super().start(rank, config), "magnitude": self._norms.clone()}
+
+    def change(self) -> LowRank:
+        change = super().change()
+        norms = self._norms
+        longer = changed_norms(self.weight, norms, change.down, change.up, self.scale)
+        dora_scale = self.trained["magnitude"] * (norms / longer)
+        return LowRank(change.down, change.up, self.scale, dora_scale, norms)
+
+    def started_from(self, change: Change) -> dict[str, Tensor]:
+        low_rank = _of_kind(change, LowRank, "LoRA")
+        lora = super().started_from(LowRank(low_rank.down, low_rank.up, low_rank.scale))
+        down, up = (lora[name].to(self.weight.device) for name in ("lora_A.weight", "lora_B.weight"))
+        magnitude = changed_norms(self.weight, self._norms, down, up, self.scale)
+        if low_rank.dora_scale is not None:
+            magnitude = magnitude * (low_rank.dora_scale.to(magnitude.device) / self._norms)
+        return {**lora, "magnitude": magnitude}
+
+
+class LokrLayer(AdaptedLayer):
+    """LoKr: w1 starts uniform and w2, or its right factor, at zero, as in LyCORIS.
+
+    w2 has two factors where `rank` is less than half of its larger side, and is whole otherwise.
+    """
+
+    def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:
+        out, into, kernel = self.shape
+        (a, b), (c, d) = factors(out, config.factor), factors(into, config.factor)
+        made = {"lokr_w1": _kaiming((a, c), self._random("lokr_init", "w1"))}
+        if rank >= max(b, d) / 2:
+            return {**made, "lokr_w2": torch.zeros(b, d, *kernel)}
+        w2_a = _kaiming((b, rank), self._random("lokr_init", "w2_a"))
+        return {**made, "lokr_w2_a": w2_a, "lokr_w2_b": torch.zeros(rank, d, *kernel)}
+
+    def change(self) -> Kronecker:
+        trained = self.trained
+        w2, w2_a, w2_b = (trained.get(f"lokr_{name}") for name in ("w2", "w2_a", "w2_b"))
+        return Kronecker(trained["lokr_w1"], w2, w2_a, w2_b, self.scale)
+
+    def started_from(self, change: Change) -> dict[str, Tensor]:
+        given = _of_kind(change, Kronecker, "LoKr")
+        mine = self.trained
+        found = {"lokr_w1": given.w1 * (given.scale / self.scale)}
+        if "lokr_w2" in mine and given.w2 is not None:
+            found["lokr_w2"] = given.w2
+        elif "lokr_w2" in mine:
+            found["lokr_w2"] = _product(*given.factors)
+        elif given.w2 is None:
+            found["lokr_w2_a"], found["lokr_w2_b"] = given.factors
+        else:
+            raise AdapterError("the file's second Kronecker factor is whole. Set a higher adapter.rank")
+        for name, value in found.items():
+            if value.shape != mine[name].shape:
+                shapes = f"{tuple(value.shape)} in the file and {tuple(mine[name].shape)} here"
+                raise AdapterError(f"{name} is {shapes}. Set adapter.rank and adapter.factor to the file's")
+        return found
+
+
+class LohaLayer(AdaptedLayer):
+    """LoHa: as in LyCORIS, the factors start normal, but for one that is zero."""
+
+    def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:  # noqa: ARG002
+        out, into, kernel = self.shape
+        wide = into * math.prod(kernel)
+
+        def normal(name: str, shape: tuple[int, int], spread: float) -> Tensor:
+            return torch.randn(shape, generator=self._random("loha_init", name)) * spread
+
+        return {
+            "hada_w1_a": normal("w1_a", (out, rank), 0.1),
+            "hada_w1_b": normal("w1_b", (rank, wide), 1.0),
+            "hada_w2_a": torch.zeros(out, rank),
+            "hada_w2_b": normal("w2_b", (rank, wide), 1.0),
+        }
+
+    def change(self) -> Hadamard:
+        w1_a, w1_b, w2_a, w2_b = self.trained.values()
+        return Hadamard(w1_a, w1_b, w2_a, w2_b, self.scale)
+
+    def started_from(self, change: Change) -> dict[str, Tensor]:
+        given = _of_kind(change, Hadamard, "LoHa")
+        if given.w1_b.shape != self.trained["hada_w1_b"].shape:
+            raise AdapterError(
+                f"the file's rank is {given.w1_b.shape[0]}, the job's is {self.trained['hada_w1_b'].shape[0]}. Set "
+                "adapter.rank to it"
+            )
+        w1_a = given.w1_a * (given.scale / self.scale)
+        return {"hada_w1_a": w1_a, "hada_w1_b": given.w1_b, "hada_w2_a": given.w2_a, "hada_w2_b": given.w2_b}
+
+
+KINDS: dict[str, type[AdaptedLayer]] = {"lora": LoraLayer, "dora": DoraLayer, "lokr": LokrLayer, "loha": LohaLayer}
+"""By `adapter.type`."""
+
+
+def factors(size: int, factor: int) -> tuple[int, int]:
+    """Two factors of a size, the smaller first: for LoKr.
+
+    -1 or 0: as even as can be. Else the smaller one is the largest divisor that is at most `factor`, and no more than
+    the other.
+    """
+    most = math.isqrt(size) if factor < 1 else min(factor, math.isqrt(size))
+    smaller = next(k for k in range(max(most, 1), 0, -1) if size % k == 0)
+    return smaller, size // smaller
+
+
+def fitted(change: LowRank, rank: int, scale: float, fresh_down: Tensor) -> tuple[Tensor, Tensor]:
+    """A change as (A, B) of a rank and scale, to go on training from; what it does is unchanged.
+
+    Columns of B that are zero (the other parts of a fused layer) are dropped; rows missing to the rank come from
+    `fresh_down` (rank, in), with zero columns in B.
+
+    Raises:
+        AdapterError: if the change needs more than `rank`.
+    """
+    kept = (change.up != 0).any(0).nonzero().flatten()
+    if len(kept) > rank:
+        raise AdapterError(f"the file's rank is {len(kept)}, the job's is {rank}. Set rank to it")
+    down, up = fresh_down.clone(), change.up.new_zeros(change.up.shape[0], rank)
+    down[: len(kept)] = change.down[kept]
+    up[:, : len(kept)] = change.up[:, kept] * (change.scale / scale)
+    return down, up
+
+
+def _of_kind(change: Change, kind: Any, name: str) -> Any:
+    names = {LowRank: "LoRA", Kronecker: "LoKr", Hadamard: "LoHa"}
+    if not isinstance(change, kind):
+        raise AdapterError(f"the file is a {names[type(change)]}, the job's adapter.type makes a {name}")
+    return change
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, where right may have a kernel's dimensions behind."""
+    return torch.tensordot(left, right, dims=1)
+
+
+def _kaiming(shape: tuple[int, ...], source: torch.Generator) -> Tensor:
+    """kaiming_uniform with a = √5, as nn.Linear and the references start: U(±1 / √inputs)."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=source)
