@@ -75,6 +75,9 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
 
     init = add("init", "starter", "write a commented starter job that trains the embedded base")
     init.add_argument("file", metavar="FILE", nargs="?", type=Path, default=Path("job.yaml"), help="default: job.yaml")
+    init.add_argument("--preset", choices=("character", "style", "object"), help="settings for what is to be learned")
+    init.add_argument("--vram", metavar="GB", type=_positive, help="with --preset: the GPU's memory; default: 12")
+    init.add_argument("--family", metavar="NAME", help="with --preset: the base's family; default: sdxl")
 
     train = add("train", "training", "train a job")
     train.add_argument("job", metavar="JOB.yaml", type=Path)
@@ -151,8 +154,13 @@ def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> 
     sample.add_argument("--height", metavar="PX", type=int)
     sample.add_argument("--steps", metavar="N", type=int, help="sampling steps")
     sample.add_argument("--guidance", metavar="X", type=_number)
-    sample.add_argument("--family", help="family of the base, with --base")
-    sample.add_argument("--base", metavar="SOURCE", help="the base model: embedded, a folder, or a repository id")
+    sample.add_argument("--family", help="family of the base; default: the one that the LoRA names")
+    sample.add_argument(
+        "--base", metavar="SOURCE", help="the base model: embedded, a file, a folder, or a repository id"
+    )
+    sample.add_argument("--tokenizers", metavar="DIR", type=_absolute, help="of a base in a single file")
+    for part in ("text-encoder", "text-encoder-2", "vae"):
+        sample.add_argument(f"--{part}", metavar="FILE", type=_absolute, help="of the base, where --base lacks it")
     sample.add_argument("--device", help="auto, cpu, cuda …")
     _runs_option(sample)
     _json_option(sample)
@@ -181,7 +189,10 @@ def _data_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> N
     _caption_options(job)
     job.add_argument("--class", metavar="WORD", dest="classes", action="append", help="what the trigger is; repeat")
     job.add_argument("--family", default="flux1", help="model family; default: flux1")
-    job.add_argument("--base", metavar="SOURCE", help="whose tokenizers to ask: embedded, a folder, a repository id")
+    job.add_argument(
+        "--base", metavar="SOURCE", help="whose tokenizers to ask: embedded, a file, a folder, a repository id"
+    )
+    job.add_argument("--tokenizers", metavar="DIR", type=_absolute, help="of a base in a single file")
     job.add_argument("--resolutions", metavar="PX", type=int, nargs="+", help="default: 512 768 1024")
     job.add_argument("--validation-share", metavar="X", type=_share, default=0.0, help="held out; default: 0")
     _json_option(lint)
@@ -252,6 +263,11 @@ def _number(text: str) -> float:
     return value
 
 
+def _absolute(text: str) -> str:
+    """A path as the job that it goes into has it."""
+    return str(Path(text).expanduser().absolute())
+
+
 def _count(text: str) -> int:
     """A whole number from 1 on."""
     value = int(text)
@@ -265,6 +281,14 @@ def _size(text: str) -> float:
     value = _number(text)
     if value < 0:
         raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+def _positive(text: str) -> float:
+    """A number above 0."""
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError("must be above 0")
     return value
 
 

@@ -55,17 +55,33 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, data: bytes, durably: bool = True) -> None:
+def make_folder(folder: Path, inside: Path | None = None) -> None:
+    """Makes a folder and those above it; with `inside`, none from there upwards: what a user deleted stays away.
+
+    Raises:
+        OSError: as the system says; FileNotFoundError if `inside` is not there.
+    """
+    if inside is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    for part in folder.relative_to(inside).parts:
+        inside = inside / part
+        inside.mkdir(exist_ok=True)
+
+
+def write_atomically(path: Path, data: bytes, durably: bool = True, inside: Path | None = None) -> None:
     """Replaces a file in one step.
 
-    `durably` waits until it is on the disk; without it, a power cut may leave the file empty or half-written.
+    Args:
+        durably: wait until it is on the disk; without it, a power cut may leave the file empty or half-written.
+        inside: a folder above it that must be there already (`make_folder`).
 
     Raises:
         SaveError: if that fails; what was there before is intact and nothing half-written is left.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, inside)
         if durably:
             write_durably(temporary, data)
         else:
@@ -172,4 +188,6 @@ def save_error(path: Path, error: OSError) -> SaveError:
             f"{path}: may not be written ({error.strerror}). Check the folder's permissions, and whether another "
             "program has it open"
         )
+    if error.errno == errno.ENOENT:
+        return SaveError(f"{path}: cannot be written: its folder is not there (any more)")
     return SaveError(f"{path}: cannot be written: {error.strerror or error}")

@@ -23,6 +23,8 @@ from trainer_core.commands.starter import starter_job
 from trainer_core.config import JobConfig, load_job, validated
 from trainer_core.demo import demo_job
 from trainer_core.errors import ConfigError
+from trainer_core.families.registry import family_spec
+from trainer_core.presets import preset
 
 Make = Callable[..., Path]
 
@@ -102,6 +104,40 @@ def test_init_writes_once_and_never_over_a_file(capsys: pytest.CaptureFixture[st
 def test_init_in_a_missing_folder_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init", str(Path("nowhere") / "job.yaml")]) == 1
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("subject", ["character", "style", "object"])
+def test_init_writes_presets_that_are_valid_jobs_with_their_reasons(
+    subject: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "--preset", subject, "--vram", "12", "--family", "sdxl"]) == 0
+    assert "note:" not in capsys.readouterr().out
+    job, text = load_job(Path("job.yaml")), Path("job.yaml").read_text(encoding="utf-8")
+    assert (job.model.family, job.model.source) == ("sdxl", "stabilityai/stable-diffusion-xl-base-1.0")
+    changes = preset(subject, 12, family_spec("sdxl"))
+    for change in changes:
+        section = job.datasets[0] if change.part == "dataset" else getattr(job, change.part)
+        assert getattr(section, change.field) == change.value
+    assert text.count("# Preset: ") == len(changes)
+    assert ["[trigger]" in prompt for prompt in job.sample.prompts] == [True, True, False]
+    assert all(len(line) <= 120 or "prompts:" in line for line in text.splitlines())
+
+
+def test_init_says_that_memory_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--preset", "style", "--vram", "8", "--family", "flux1"]) == 0
+    assert "note: FLUX.1 needs 24 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--vram", "8"], ["--family", "sdxl"]])
+def test_memory_and_family_are_for_presets(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", *options]) == 1
+    assert "--preset" in capsys.readouterr().err
+    assert not Path("job.yaml").exists()
+
+
+def test_init_with_a_family_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", "--preset", "style", "--family", "sdxxl"]) == 1
+    assert "did you mean `sdxl`?" in capsys.readouterr().err
 
 
 # the whole way

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def test_in_the_middle_of_a_step(
         assert process.stdout is not None
         assert process.stderr is not None
         assert any(line.startswith("step 1/9") for line in process.stdout)
+        time.sleep(0.5)  # into the second step: between two, the stop takes effect at once
         process.send_signal(number)
         told = next(line for line in process.stderr if "stopping" in line)
         process.send_signal(again)

@@ -25,6 +25,7 @@ _FOLDER_OPTIONS = {
     "trigger": "--trigger",
     "classes": "--class",
     "base": "--base",
+    "tokenizers": "--tokenizers",
     "resolutions": "--resolutions",
     "validation_share": "--validation-share",
     "default_caption": "--default",
@@ -89,8 +90,10 @@ def folder_settings(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lint_folder(args: argparse.Namespace) -> LintReport:
+    from ..data.lint import find_tokenizers
     from ..data.lint import lint as look
 
+    named = find_tokenizers(args.family, args.base, Path(args.tokenizers)) if args.tokenizers else None
     settings = folder_settings(args.what, args)
     if args.resolutions:
         settings["resolutions"] = args.resolutions
@@ -101,6 +104,7 @@ def _lint_folder(args: argparse.Namespace) -> LintReport:
         classes=args.classes or (),
         style=args.style or (),
         share=args.validation_share,
+        tokenizers=named,
         progress=_Reading(),
     )
 

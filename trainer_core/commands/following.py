@@ -83,16 +83,16 @@ def stop_on_signal(job: TrainingJob) -> Iterator[Asked]:
     asked = Asked()
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        polite = signal.Signals(number).name in _POLITE
-        if asked.stop and not polite:
+        polite, again = signal.Signals(number).name in _POLITE, asked.stop
+        asked.stop = True  # before anything is told: the next signal may come while this one is at work
+        if again and not polite:
             asked.at_once = True
             _tell(b"leaving at once, unsaved")
             raise KeyboardInterrupt
-        if not asked.stop:
+        if not again:
             job.stop(keep_place=polite)
             more = b"" if polite else b"; once more to leave at once, unsaved"
             _tell(b"stopping after this step, then saving" + more)
-        asked.stop = True
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield asked

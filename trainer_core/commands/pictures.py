@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import JobConfig, ModelConfig, SampleConfig, validated
+from ..config.model import MODEL_FILES
 from ..errors import ConfigError, RunError, SaveError
 from ..families.sources import is_repository_id
 from ..reading import parse_json
@@ -69,6 +71,8 @@ def _subject(args: argparse.Namespace) -> tuple[Path, ModelConfig, SampleConfig,
         if args.base is None:
             job = _job_of_file(path, facts["metadata"])
             model, settings, trigger = job.model, job.sample, job.preview_trigger
+        elif args.family is None:
+            model = model.but(family=_family_of_file(facts["metadata"]))
     else:
         from .runs import find_run
 
@@ -78,7 +82,8 @@ def _subject(args: argparse.Namespace) -> tuple[Path, ModelConfig, SampleConfig,
             raise RunError(f"{run.path} has no checkpoint yet, so there is no LoRA to draw with")
         job = run.job()
         path, model, settings, trigger = newest.lora, job.model, job.sample, job.preview_trigger
-    model = model.but(**_given(family=args.family, source=args.base, device=args.device))
+    files = {name: getattr(args, name) for name in MODEL_FILES}
+    model = model.but(**_given(family=args.family, source=args.base, device=args.device, **files))
     drawing = {name: getattr(args, name) for name in ("seed", "width", "height", "steps", "guidance")}
     return path, model, settings.but(**_given(**drawing)), trigger
 
@@ -101,6 +106,21 @@ def _job_of_file(path: Path, metadata: dict[str, str]) -> JobConfig:
     if source != "embedded" and not is_repository_id(source):
         raise ConfigError(f"{path} belongs to a base model in a folder called {source!r}: say where it is with --base")
     return job
+
+
+def _family_of_file(metadata: dict[str, str]) -> str:
+    """The family that a LoRA file is for, if it says so in a way that can be believed; else the usual default."""
+    from ..families.registry import family_names, family_spec
+
+    told: object = None
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        told = parse_json(metadata["lora_foundry.config"])["model"]["family"]
+    names = family_names()
+    if isinstance(told, str) and told in names:
+        return told
+    version = metadata.get("ss_base_model_version")  # kohya's word for it
+    known = {family_spec(name).base_model_version: name for name in reversed(names)}
+    return known.get(version or "-", ModelConfig().family)
 
 
 def _given(**options: object) -> dict[str, object]:

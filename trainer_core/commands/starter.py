@@ -1,25 +1,43 @@
 """`init`: a starter job in which every setting is explained.
 
-It is made from the config's descriptions and defaults and from the demo's recipe, so it cannot go stale.
+It is made from the config's descriptions and defaults and from the demo's recipe or a preset, so it cannot go stale.
 """
 
 from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic.fields import FieldInfo
 
-from ..config import JobConfig, SampleConfig, Section
+from ..config import (
+    AdapterConfig,
+    CacheConfig,
+    DatasetConfig,
+    JobConfig,
+    ModelConfig,
+    RegularizationConfig,
+    SampleConfig,
+    SaveConfig,
+    Section,
+    TrainConfig,
+    ValidationConfig,
+    validated,
+)
 from ..data.captions import PLACEHOLDER
 from ..demo import demo_job
-from ..errors import SaveError
+from ..errors import ConfigError, SaveError
+from ..families.base import FamilySpec
+from ..families.registry import family_spec
+from ..presets import Change, Subject, by_part, preset, warning
 from . import OK
 
+_VRAM, _FAMILY = 12.0, "sdxl"
+"""What a preset is for, where the command does not say."""
 _WIDTH = 110
 
 _HEAD = """\
@@ -27,6 +45,22 @@ A job for LoRA Foundry: `lora-foundry train {file}` runs it.
 As it stands it teaches the embedded base a new shape on a CPU in a few minutes. To train on pictures of your own,
 set trigger, and under datasets folder and resolutions; for another base, source under model.
 A line such as `#dropout: 0.0` is a setting that is left at its default: take the `#` away to change it."""
+
+_PRESET_HEAD = """\
+A job for LoRA Foundry, from the preset {subject} for {title} and {vram:g} GB: `lora-foundry train {file}` runs it.
+Set trigger, folder under datasets, and source under model: a checkpoint (.safetensors), a folder in diffusers
+layout, or a Hugging Face repository. Comments that begin with `Preset:` say why a setting is as it is.
+A line such as `#dropout: 0.0` is a setting that is left at its default: take the `#` away to change it."""
+_PROMPTS = {
+    "character": (
+        "a photo of {trigger} in a park",  # it is there
+        "{trigger} as an astronaut, oil painting",  # with what no picture showed
+        "a photo of a person in a park",  # and stays away when it is not called
+    ),
+    "style": ("{trigger}, a lighthouse", "{trigger}, a crowded market at night", "a lighthouse"),
+    "object": ("a photo of {trigger} on a table", "{trigger} in the snow, at night", "a photo of a table"),
+}
+"""What a preset's previews ask for: what was learned, it in new surroundings, and something without it."""
 
 _SHOWN = {
     "model": ("family", "source"),
@@ -45,9 +79,17 @@ _SHOWN = {
 def init(args: argparse.Namespace) -> int:
     """Writes the starter job to a file that is not there yet."""
     file: Path = args.file
+    note = None
+    if args.preset is not None:
+        spec, vram = family_spec(args.family or _FAMILY), args.vram or _VRAM
+        text, note = preset_job(file.name, args.preset, vram, spec), warning(vram, spec)
+    elif args.vram or args.family:
+        raise ConfigError("--vram and --family belong to --preset")
+    else:
+        text = starter_job(file.name)
     try:
         with file.open("x", encoding="utf-8", newline="\n") as out:
-            out.write(starter_job(file.name))
+            out.write(text)
     except FileExistsError:
         raise SaveError(
             f"{file} exists already and stays as it is; give another name: lora-foundry init FILE"
@@ -55,6 +97,8 @@ def init(args: argparse.Namespace) -> int:
     except OSError as error:
         raise SaveError(f"{file}: cannot be written: {error.strerror or error}") from None
     print(f"wrote {file}. Train it with: lora-foundry train {file}")
+    if note:
+        print(f"note: {note}")
     return OK
 
 
@@ -72,12 +116,39 @@ def starter_job(file: str = "job.yaml") -> str:
         "sample": SampleConfig(prompts=(f"a red {PLACEHOLDER} on a white background",), every=demo.save.every),
         "cache": demo.cache,
     }
-    lines = [f"# {line}" for line in _HEAD.format(file=file).splitlines()]
-    for name, value in (("name", "my_first_lora"), ("trigger", demo.preview_trigger)):
-        lines += ["", *_setting(JobConfig.model_fields[name], name, value, chosen=True)]
+    return _text(_HEAD.format(file=file), "my_first_lora", demo.preview_trigger, recipe, ())
+
+
+def preset_job(file: str, subject: Subject, vram_gb: float, spec: FamilySpec) -> str:
+    """The same from a preset, with the reason of each setting that it changes."""
+    changes = preset(subject, vram_gb, spec)
+    parts = by_part(changes)
+    prompts = [prompt.format(trigger=PLACEHOLDER) for prompt in _PROMPTS[subject]]
+    recipe: dict[str, Section] = {
+        "model": ModelConfig(family=spec.name, source=spec.default_repo),
+        "adapter": validated(AdapterConfig, parts["adapter"]),
+        "datasets": validated(DatasetConfig, {"folder": "pictures", **parts["dataset"]}),
+        "train": validated(TrainConfig, parts["train"]),
+        "regularization": RegularizationConfig(),
+        "validation": ValidationConfig(),
+        "save": validated(SaveConfig, parts["save"]),
+        "sample": validated(SampleConfig, {"prompts": prompts, **parts["sample"]}),
+        "cache": CacheConfig(),
+    }
+    head = _PRESET_HEAD.format(subject=subject, title=spec.title, vram=vram_gb, file=file)
+    return _text(head, f"my_{subject}", "ohwx", recipe, changes)
+
+
+def _text(head: str, job: str, trigger: str | None, recipe: Mapping[str, Section], changes: Sequence[Change]) -> str:
+    """A job as YAML."""
+    lines = [f"# {line}" for line in head.splitlines()]
+    for field, value in (("name", job), ("trigger", trigger)):
+        lines += ["", *_setting(JobConfig.model_fields[field], field, value, chosen=True)]
     for name, section in recipe.items():
         lines += ["", f"# {(section.__doc__ or '').splitlines()[0]}", f"{name}:"]
-        settings = _settings(type(section), _chosen(section, _SHOWN[name]))
+        part = "dataset" if name == "datasets" else name
+        reasons = {change.field: change.reason for change in changes if change.part == part}
+        settings = _settings(type(section), _chosen(section, (*_SHOWN[name], *reasons)), reasons)
         lines += _as_list_item(settings) if name == "datasets" else _indented(settings)
     return "\n".join(lines) + "\n"
 
@@ -88,17 +159,18 @@ def _chosen(section: Section, shown: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(section, name) for name in dict.fromkeys([*shown, *changed])}
 
 
-def _settings(kind: type[Section], chosen: Mapping[str, Any]) -> Iterator[str]:
+def _settings(kind: type[Section], chosen: Mapping[str, Any], reasons: Mapping[str, str]) -> Iterator[str]:
     """All settings of a section; the chosen ones first, since a YAML list item starts with a setting that is there."""
     for name in [*chosen, *(name for name in kind.model_fields if name not in chosen)]:
         field = kind.model_fields[name]
-        yield from _setting(field, name, chosen.get(name, field.default), chosen=name in chosen)
+        value = chosen.get(name, field.default)
+        yield from _setting(field, name, value, chosen=name in chosen, reason=reasons.get(name))
 
 
-def _setting(field: FieldInfo, name: str, value: Any, *, chosen: bool) -> Iterator[str]:
-    """The description as a comment, then the setting."""
-    text = f"{field.description}{_choices(field)}"
-    yield from (f"# {line}" for line in textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False))
+def _setting(field: FieldInfo, name: str, value: Any, *, chosen: bool, reason: str | None = None) -> Iterator[str]:
+    """The description as a comment, the preset's reason if it has one, then the setting."""
+    for text in (f"{field.description}{_choices(field)}", *([f"Preset: {reason}."] if reason else ())):
+        yield from (f"# {line}" for line in textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False))
     yield f"{'' if chosen else '#'}{name}: {_scalar(value)}".rstrip()
 
 

@@ -256,7 +256,7 @@ def test_unknown_layers_are_named(base: Base) -> None:
 def test_what_comfyui_loads_is_one_file(base: Base) -> None:
     from safetensors import safe_open
 
-    with safe_open(base.transformer_file, "pt") as file:
+    with safe_open(base.denoiser_file, "pt") as file:
         assert "transformer_blocks.0.attn.to_q.weight" in set(file.keys())
 
 
@@ -287,4 +287,4 @@ def test_a_transformer_in_several_files_trains_but_is_no_file_for_comfyui(
     assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
     assert train(job_of(model={"source": str(folder)})).outcome == "finished"
     with pytest.raises(BaseModelError, match="split"):
-        _ = open_base(ModelConfig(source=str(folder), device="cpu")).transformer_file
+        _ = open_base(ModelConfig(source=str(folder), device="cpu")).denoiser_file

@@ -13,6 +13,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
+from trainer_core.adapters.changes import LowRank
 from trainer_core.adapters.comfy_format import to_comfy
 from trainer_core.errors import AdapterError
 from trainer_core.families.base import Base
@@ -107,15 +108,14 @@ def host(flux: nn.Module, comfyui: Path) -> dict:
 def test_every_key_and_shape_is_in_comfyuis_model(
     chosen: Callable[[str], bool], linears: dict[str, nn.Linear], base: Base, host: dict
 ) -> None:
-    weights = {
-        path: (
-            torch.zeros(2, linear.in_features, device="meta"),
-            torch.zeros(linear.out_features, 2, device="meta"),
+    changes = {
+        path: LowRank(
+            torch.zeros(2, linear.in_features, device="meta"), torch.zeros(linear.out_features, 2, device="meta"), 1.0
         )
         for path, linear in linears.items()
         if chosen(path)
     }
-    tensors = to_comfy(weights, 1.0, base, torch.float32)
+    tensors = to_comfy(changes, base, torch.float32)
     modules = {key.removesuffix(".alpha") for key in tensors if key.endswith(".alpha")}
     assert len(tensors) == 3 * len(modules)
     for module in modules:

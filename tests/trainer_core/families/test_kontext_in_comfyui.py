@@ -50,7 +50,7 @@ def test_control_images_are_seen_as_comfyui_sees_them(comfyui: Path, tmp_path: P
     save_file(given, tmp_path / "inputs.safetensors")
     opened = open_base(ModelConfig(family="flux1_kontext", device="cpu", dtype="float32"))
     command = [sys.executable, "-c", HOST, tmp_path / "inputs.safetensors", tmp_path / "found.safetensors"]
-    done = subprocess.run([*command, opened.transformer_file], capture_output=True, text=True, cwd=comfyui)
+    done = subprocess.run([*command, opened.denoiser_file], capture_output=True, text=True, cwd=comfyui)
     assert done.returncode == 0, done.stderr[-3000:]
     theirs = load_file(tmp_path / "found.safetensors")
     denoiser, text = opened.load_denoiser(), {"text": given["text"], "pooled": given["pooled"]}
