@@ -9,6 +9,7 @@ from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA
 from .load_base import LoadBase
 from .load_dataset import LoadDataset
+from .preset import Preset
 from .preview_samples import PreviewSamples
 from .quantize_base import QuantizeBase
 from .regularization import Regularization
@@ -22,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     CaptionWithTrigger,
     ConfigureLoRA,
     QuantizeBase,
+    Preset,
     TrainingOptions,
     Regularization,
     SampleSettings,

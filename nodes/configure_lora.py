@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..trainer_core.config import AdapterConfig, description, validated
 from . import host, sockets
-from .settings import CONFIGURE_LORA, values
+from .settings import CONFIGURE_LORA, advanced, main, values
 from .widgets import widgets
 
 _NO_FILE = "[none]"
@@ -27,14 +27,17 @@ class ConfigureLoRA(io.ComfyNode):
             description="Settings of the LoRA that is trained: its size, its strength and the layers that it adapts.",
             search_aliases=["rank", "alpha", "network", "adapter"],
             inputs=[
-                *widgets(CONFIGURE_LORA),
-                io.Combo.Input("warm_start", options=[_NO_FILE, *host.lora_names()], tooltip=start, advanced=True),
+                *widgets(main(CONFIGURE_LORA)),
+                io.Combo.Input(
+                    "warm_start", options=[_NO_FILE, *host.model_names("loras")], tooltip=start, advanced=True
+                ),
+                *widgets(advanced(CONFIGURE_LORA)),
             ],
             outputs=[sockets.LoraConfig.Output("lora", tooltip="The settings, for Train LoRA.")],
         )
 
     @classmethod
     def execute(cls, warm_start: str, **settings: Any) -> io.NodeOutput:
-        start = None if warm_start == _NO_FILE else str(host.lora_file(warm_start))
+        start = None if warm_start == _NO_FILE else str(host.model_file("loras", warm_start))
         fields = values(CONFIGURE_LORA, settings)["adapter"]
         return io.NodeOutput(validated(AdapterConfig, {**fields, "warm_start": start}))

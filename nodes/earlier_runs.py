@@ -82,7 +82,11 @@ def _contents(root: Path, job: JobConfig) -> Mapping[str, str]:
 
     base = open_base(job.model)
     data = PreparedData(job, base, TensorCache(root / CACHE_FOLDER))
-    return {"dataset_digest": data.digest(), "base_hash": base.source.fingerprint("transformer")}
+    return {
+        "dataset_digest": data.digest(),
+        "base_hash": base.denoiser_fingerprint(),
+        "encoders_hash": base.encoders_fingerprint(),
+    }
 
 
 def _text(job: JobConfig) -> str:

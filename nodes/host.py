@@ -22,6 +22,7 @@ from server import PromptServer
 from ..trainer_core.adapters.export import export_lora
 from ..trainer_core.config import JobConfig, plain_name
 from ..trainer_core.errors import ConfigError, RunError
+from ..trainer_core.families.tokenizers import register_tokenizers
 from ..trainer_core.reading import parse_json
 from ..trainer_core.training.run_folder import RunFolder
 from .controls import Refused
@@ -30,6 +31,10 @@ from .roots import Roots, is_below
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
 _PREVIEW_PIXELS = 512
 _REQUEST_BYTES = 4096
+
+_COMFY = Path(comfy.sd.__file__).parent
+register_tokenizers("clip", _COMFY / "sd1_tokenizer")
+register_tokenizers("t5", _COMFY / "text_encoders" / "t5_tokenizer")
 
 # folders
 
@@ -95,7 +100,16 @@ def base_source(text: str) -> str:
         ConfigError: for a folder that lies in no root.
     """
     folders = [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
-    return roots().source(text.strip(), folders, "Quantize Base: source")
+    return roots().source(text.strip(), folders, "Quantize Base: folder_or_repo")
+
+
+def base_file(path: Path) -> Path:
+    """The file that a MODEL tells it was loaded from.
+
+    Raises:
+        ConfigError: if it lies in no root: any pack can write what a MODEL tells.
+    """
+    return roots().model_file(str(path), Path(folder_paths.models_dir), "Quantize Base: model")
 
 
 def checked_job(job: JobConfig) -> JobConfig:
@@ -115,17 +129,24 @@ def in_output(path: Path) -> dict[str, str]:
     return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}
 
 
-# LoRA files
+# models' files
 
 
-def lora_names() -> list[str]:
-    """The LoRA files that ComfyUI's loaders list."""
-    return list(folder_paths.get_filename_list("loras"))
+def model_names(folder: str) -> list[str]:
+    """The files that ComfyUI's loaders list of one of its models folders, such as `checkpoints`."""
+    return list(folder_paths.get_filename_list(folder))
 
 
-def lora_file(name: str) -> Path:
-    """The file of a listed name."""
-    return Path(folder_paths.get_full_path_or_raise("loras", name))
+def model_file(folder: str, name: str) -> Path:
+    """The file of a listed name.
+
+    Raises:
+        ConfigError: if no such file is listed: links may bring any text where the page shows a list.
+    """
+    path = folder_paths.get_full_path(folder, name) if name in model_names(folder) else None
+    if path is None:
+        raise ConfigError(f"{name!r:.300}: ComfyUI lists no such file in {folder}. Press R to refresh the lists")
+    return Path(path)
 
 
 def export_to_output(source: Path, name: str) -> tuple[str, Path]:
@@ -262,6 +283,13 @@ def free_vram() -> None:
 def to_intermediate(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor where and as ComfyUI keeps what goes over links."""
     return tensor.to(comfy.model_management.intermediate_device(), torch.float32)
+
+
+def load_checkpoint(file: Path) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE from a checkpoint, as ComfyUI's own loader gives them."""
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(file), embedding_directory=embeddings)
+    return model, clip, vae
 
 
 def load_diffusion_model(file: Path, shift: float | None) -> Any:

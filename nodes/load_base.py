@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.latest import io
 
 from ..trainer_core.config import ModelConfig
@@ -32,7 +34,7 @@ class LoadBase(io.ComfyNode):
     @classmethod
     def execute(cls, base: ModelConfig) -> io.NodeOutput:
         opened = open_base(base)
-        schedule = opened.schedule
-        shift = None if schedule.dynamic else schedule.shift
-        model = host.load_diffusion_model(opened.transformer_file, shift)
+        if Path(base.source).is_file() and not (base.text_encoder or base.text_encoder_2 or base.vae):
+            return io.NodeOutput(*host.load_checkpoint(opened.denoiser_file))
+        model = host.load_diffusion_model(opened.denoiser_file, opened.schedule.fixed_shift)
         return io.NodeOutput(model, Clip(opened), Vae(opened, model.get_model_object("latent_format")))

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core.config import ModelConfig, validated
-from ..trainer_core.families.registry import family_names
+from ..trainer_core.config import ModelConfig, description, validated
+from ..trainer_core.errors import ConfigError
+from ..trainer_core.families.registry import family_names, open_base
 from . import host, sockets
+from .base_files import EMBEDDED, FROM_SOURCE, PARTS, file_of, named_source, source_names
 from .settings import QUANTIZE_BASE, values
 from .widgets import widgets
 
+_SOURCE = (
+    "Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry and trains on any computer), "
+    "or a file of ComfyUI's models folders. For a folder or a repository use folder_or_repo."
+)
+_FOLDER = (
+    "In place of source: a folder in diffusers layout (below models/diffusers, or a whole path), or a Hugging Face "
+    "repository id (downloaded when the job starts). Empty: source."
+)
+_MODEL = (
+    "In place of source: a MODEL of Load Checkpoint or Load Diffusion Model. Its file is read; what other nodes did to "
+    "it is not."
+)
+
 
 class QuantizeBase(io.ComfyNode):
-    """The base model. Nothing is loaded here: training and previews open it when they run."""
+    """The base model. Of a file only the header is read here: training and previews open it when they run."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -25,15 +41,60 @@ class QuantizeBase(io.ComfyNode):
             display_name="Quantize Base (Foundry)",
             category=sockets.CATEGORY,
             description="Chooses the base model that the LoRA is trained for, and the precision that it is held in.",
-            search_aliases=["base model", "load model", "quantization", "precision"],
+            search_aliases=["base model", "load model", "checkpoint", "quantization", "precision"],
             inputs=[
                 io.Combo.Input("family", options=families, default=family.default, tooltip="Family of the base model."),
+                io.Combo.Input("source", options=source_names(host.model_names), default=EMBEDDED, tooltip=_SOURCE),
                 *widgets(QUANTIZE_BASE),
+                io.String.Input("folder_or_repo", default="", tooltip=_FOLDER, advanced=True),
+                *(_part(name, folder) for name, folder in PARTS.items()),
+                io.Model.Input("model", optional=True, tooltip=_MODEL),
             ],
             outputs=[sockets.Base.Output("base", tooltip="The base, for Train LoRA and Preview Samples.")],
         )
 
     @classmethod
-    def execute(cls, family: str, source: str, **settings: Any) -> io.NodeOutput:
-        fields = values(QUANTIZE_BASE, {"source": host.base_source(source), **settings})["model"]
-        return io.NodeOutput(validated(ModelConfig, {"family": family, "device": host.device(), **fields}))
+    def execute(
+        cls,
+        family: str,
+        source: str,
+        folder_or_repo: str,
+        text_encoder: str,
+        text_encoder_2: str,
+        vae: str,
+        model: Any = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        chosen = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae}
+        fields = {
+            "family": family,
+            "source": _source(source, folder_or_repo, model),
+            "device": host.device(),
+            **{part: str(host.model_file(PARTS[part], name)) for part, name in chosen.items() if name != FROM_SOURCE},
+            **values(QUANTIZE_BASE, settings)["model"],
+        }
+        base = validated(ModelConfig, fields)
+        if Path(base.source).is_file():
+            open_base(base)  # says now what is wrong with a file; a repository would be downloaded
+        return io.NodeOutput(base)
+
+
+def _part(name: str, folder: str) -> io.Input:
+    options = [FROM_SOURCE, *host.model_names(folder)]
+    tooltip = description(ModelConfig, name)
+    return io.Combo.Input(name, options=options, default=FROM_SOURCE, tooltip=tooltip, advanced=True)
+
+
+def _source(name: str, folder_or_repo: str, model: Any) -> str:
+    """Where the weights come from.
+
+    Raises:
+        ConfigError: if it lies in no root or no list, or if two inputs name it.
+    """
+    if model is not None:
+        if folder_or_repo.strip():
+            raise ConfigError("folder_or_repo and model both stand for the source: use one of them")
+        return str(host.base_file(file_of(model)))
+    if folder_or_repo.strip():
+        return host.base_source(folder_or_repo)
+    return EMBEDDED if name == EMBEDDED else str(host.model_file(*named_source(name)))

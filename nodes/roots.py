@@ -17,7 +17,8 @@ from ..trainer_core.config import DatasetConfig, JobConfig
 from ..trainer_core.data.folder import data_files
 from ..trainer_core.errors import ConfigError
 from ..trainer_core.families.sources import is_repository_id
-from ..trainer_core.reading import is_folder, read_regular
+from ..trainer_core.reading import is_file, is_folder, read_regular
+from .base_files import PARTS
 
 VARIABLE = "LORA_FOUNDRY_ROOTS"
 """Environment variable with more roots, separated as in PATH."""
@@ -58,13 +59,13 @@ class Roots:
         return self._real(place, text, what)
 
     def source(self, text: str, bases: Sequence[Path], what: str) -> str:
-        """A base's source that a workflow names: `embedded`, a repository's id, or a folder, as a whole path.
+        """A base's source that a workflow names: `embedded`, a repository's id, or a folder or file, as a whole path.
 
         Args:
             bases: folders that a relative one is looked for in.
 
         Raises:
-            ConfigError: for a folder that lies in no root.
+            ConfigError: for a folder or file that lies in no root.
         """
         if text == "embedded":
             return text
@@ -72,7 +73,16 @@ class Roots:
             # what has the form of an id may be a folder too: below one of ours, or where the program was started
             there = next((place for folder in (*bases, Path.cwd()) if is_folder(place := folder / text)), None)
             return text if there is None else str(self.checked(str(there), there, what))
-        return str(self.checked(text, bases[0], what))
+        place = self._by_name(text, bases[0], what)
+        return str(place if is_file(place) else self._real(place, text, what))
+
+    def model_file(self, text: str, base: Path, what: str) -> Path:
+        """A model's file that a workflow names, as it is called: models folders are full of their owner's links.
+
+        Raises:
+            ConfigError: if it lies in no root.
+        """
+        return self._by_name(text, base, what)
 
     def check_job(self, job: JobConfig) -> None:
         """Checks all paths of a job: a prompt may hold its parts as they are, past the nodes that check each.
@@ -88,9 +98,13 @@ class Roots:
                     self.checked(folder, here, f"datasets[{number}]")
             self.check_links(dataset)
         if job.adapter.warm_start:
-            # not what it links to: models folders are full of their owner's links
-            self._by_name(job.adapter.warm_start, here, "adapter.warm_start")
+            self.model_file(job.adapter.warm_start, here, "adapter.warm_start")
         self.source(job.model.source, [here], "model.source")
+        for name in PARTS:
+            if file := getattr(job.model, name):
+                self.model_file(file, here, f"model.{name}")
+        if job.model.tokenizers:
+            self.checked(job.model.tokenizers, here, "model.tokenizers")
 
     def check_links(self, dataset: DatasetConfig) -> None:
         """Checks that what the files of a data set are links to lies in a root.

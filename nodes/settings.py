@@ -166,12 +166,15 @@ CONFIGURE_LORA = (
     Setting(AdapterConfig, "alpha", empty=0.0, options={"step": 0.5}),
     Setting(AdapterConfig, "dropout"),
     Setting(AdapterConfig, "targets"),
+    Setting(AdapterConfig, "conv_rank", empty=0, advanced=True),
+    Setting(AdapterConfig, "conv_alpha", empty=0.0, options={"step": 0.5}, advanced=True),
+    Setting(AdapterConfig, "factor", advanced=True),
+    Setting(AdapterConfig, "text_encoders", advanced=True),
 )
 QUANTIZE_BASE = (
-    Setting(ModelConfig, "source"),
-    Setting(ModelConfig, "dtype", options={"display_name": "transformer"}),
-    Setting(ModelConfig, "text_encoder_dtype", options={"display_name": "text encoders"}),
-    Setting(ModelConfig, "vae_dtype", options={"display_name": "VAE"}, advanced=True),
+    Setting(ModelConfig, "dtype", options={"display_name": "precision"}),
+    Setting(ModelConfig, "text_encoder_dtype", options={"display_name": "text encoder precision"}),
+    Setting(ModelConfig, "vae_dtype", options={"display_name": "VAE precision"}, advanced=True),
 )
 TRAIN_LORA = (
     Setting(TrainConfig, "steps"),
@@ -219,6 +222,8 @@ TRAINING_OPTIONS = (
     Setting(TrainConfig, "optimizer_options", text=ARGUMENTS, advanced=True),
     Setting(TrainConfig, "skip_limit", advanced=True),
     Setting(TrainConfig, "deterministic", advanced=True),
+    Setting(TrainConfig, "noise_offset", advanced=True),
+    Setting(TrainConfig, "text_encoder_lr", empty=0.0, options={"step": 1e-6}, advanced=True),
 )
 REGULARIZATION = (
     Setting(RegularizationConfig, "output_preservation"),

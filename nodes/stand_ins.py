@@ -20,7 +20,7 @@ class Clip:
     def __init__(self, base: Base) -> None:
         self._base = base
         self.cond_stage_model = torch.nn.Module()
-        """Empty: a LoRA of ours never adapts the text encoders."""
+        """Empty: what a LoRA has for the text encoders is not applied, and ComfyUI's log says so."""
         self.patcher = self
 
     def clone(self) -> Clip:
@@ -39,7 +39,7 @@ class Clip:
     def encode_from_tokens_scheduled(
         self, tokens: dict[str, str], add_dict: dict[str, Any] | None = None, **_options: Any
     ) -> list[list[Any]]:
-        """CONDITIONING: text (1, L, D) and pooled (1, P)."""
+        """CONDITIONING: text (1, L, D) and, where the base has it, pooled (1, P)."""
         text, pooled = self._encode(tokens["text"])
         return [[text, {"pooled_output": pooled, **(add_dict or {})}]]
 
@@ -49,13 +49,15 @@ class Clip:
             return {"cond": text, "pooled_output": pooled}
         return (text, pooled) if return_pooled else text
 
-    def _encode(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         self._base.load_text_encoders()
         try:
             embedding = self._base.encode_prompts([prompt])[0]
         finally:
             self._base.free_text_encoders()
-        return host.to_intermediate(embedding["text"][None]), host.to_intermediate(embedding["pooled"][None])
+        pooled = embedding.get("pooled")
+        text = host.to_intermediate(embedding["text"][None])
+        return text, None if pooled is None else host.to_intermediate(pooled[None])
 
 
 class Vae:

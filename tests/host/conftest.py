@@ -61,6 +61,6 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": f"Foundry{kind}", "inputs": inputs}
 
 
-def base(source: str = "embedded") -> dict[str, Any]:
-    """The node that names the base."""
-    return node("QuantizeBase", source=source)
+def base(folder_or_repo: str = "", **more: Any) -> dict[str, Any]:
+    """The node that names the base: the embedded one, a folder or repository, or what else its widgets say."""
+    return node("QuantizeBase", folder_or_repo=folder_or_repo, **more)

@@ -1,6 +1,6 @@
 """Run by test_parity.py in a process of its own: the adapted denoiser in trainer and ComfyUI, on the same inputs.
 
-Prints {"<targets> <strength>": relative difference} as JSON. Arguments: ComfyUI's folder, the pack's, a scratch folder.
+Prints {"<adapter> <strength>": relative difference} as JSON. Arguments: ComfyUI's folder, the pack's, a scratch folder.
 """
 
 from __future__ import annotations
@@ -23,14 +23,22 @@ import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 
+from trainer_core.adapters.adapter import Adapter  # noqa: E402
 from trainer_core.adapters.comfy_format import to_comfy  # noqa: E402
-from trainer_core.adapters.lora import LoraAdapter  # noqa: E402
 from trainer_core.adapters.safetensors_file import serialize  # noqa: E402
 from trainer_core.config import AdapterConfig, ModelConfig  # noqa: E402
 from trainer_core.families.base import stack_text  # noqa: E402
 from trainer_core.families.registry import open_base  # noqa: E402
 
 STRENGTHS = (1.0, 0.5)
+ADAPTERS: dict[str, dict[str, str]] = {
+    "attention": {"targets": "attention"},
+    "all": {"targets": "all"},
+    # on parts of layers that ComfyUI has fused
+    "dora": {"targets": "attention", "type": "dora"},
+    "lokr": {"targets": "all", "type": "lokr"},
+    "loha": {"targets": "all", "type": "loha"},
+}
 
 
 def relative(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -61,27 +69,28 @@ def main() -> None:
     inputs = {"x": x, "t": t, "text": text["text"].float(), "pooled": text["pooled"].float()}
     found = {
         "base": relative(
-            in_comfyui(base.transformer_file, None, 0, inputs), base.predict(base.load_denoiser(), x, t, text)
+            in_comfyui(base.denoiser_file, None, 0, inputs), base.predict(base.load_denoiser(), x, t, text)
         )
     }
-    for targets in ("attention", "all"):
+    for name, settings in ADAPTERS.items():
         denoiser = base.load_denoiser()
-        config = AdapterConfig(rank=8, alpha=3.0, targets=targets)  # type: ignore[arg-type]
-        adapter = LoraAdapter(denoiser, config, base.spec.targets[targets], seed=0)
+        config = AdapterConfig(rank=8, alpha=3.0, **settings)  # type: ignore[arg-type]
+        adapter = Adapter(denoiser, config, base.spec.targets[config.targets], seed=0)
         bare = base.predict(denoiser, x, t, text)
-        # a trained B, larger than usual, so that the LoRA matters
-        full = {
-            name: tensor if "lora_A" in name else torch.randn(tensor.shape, generator=random) * 0.5
-            for name, tensor in adapter.state().items()
-        }
-        adapter.load(full)
-        file = scratch / f"{targets}.safetensors"
-        file.write_bytes(serialize(to_comfy(adapter.weights(), config.scale, base, torch.float32), {}))
+        # trained, and more than usual, so that the adapter matters
+        adapter.load(
+            {
+                one: tensor + torch.randn(tensor.shape, generator=random) * (0.5 if "lora_B" in one else 0.1)
+                for one, tensor in adapter.state().items()
+            }
+        )
+        file = scratch / f"{name}.safetensors"
+        file.write_bytes(serialize(to_comfy(adapter.changes(), base, torch.float32), {}))
         for strength in STRENGTHS:
-            adapter.load({name: tensor if "lora_A" in name else tensor * strength for name, tensor in full.items()})
+            adapter.set_strength(strength)
             ours = base.predict(denoiser, x, t, text)
-            found[f"{targets} {strength}"] = relative(in_comfyui(base.transformer_file, file, strength, inputs), ours)
-            found[f"effect of {targets} {strength}"] = relative(ours, bare)
+            found[f"{name} {strength}"] = relative(in_comfyui(base.denoiser_file, file, strength, inputs), ours)
+            found[f"effect of {name} {strength}"] = relative(ours, bare)
     print(json.dumps(found))
 
 

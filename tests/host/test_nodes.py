@@ -18,6 +18,7 @@ NODES = {
     "FoundryCaptionWithTrigger",
     "FoundryConfigureLoRA",
     "FoundryQuantizeBase",
+    "FoundryPreset",
     "FoundryTrainingOptions",
     "FoundryRegularization",
     "FoundrySampleSettings",
@@ -26,6 +27,8 @@ NODES = {
     "FoundryPreviewSamples",
     "FoundryLoadBase",
 }
+MODEL_LISTS = {"warm_start", "source", "text_encoder", "text_encoder_2", "vae"}
+"""Widgets that list the files that there are."""
 NEW_MODULES = """
 import asyncio, importlib.util, json, sys
 from pathlib import Path
@@ -73,7 +76,8 @@ def test_help_pages_templates_and_script_are_served(server: ComfyServer) -> None
     for path in paths:
         with urllib.request.urlopen(server.url + path, timeout=60) as answer:
             assert answer.status == 200
-    assert set(server.get("/workflow_templates")[PACK]) >= {"train_and_test", "train_and_sample_with_stock_nodes"}
+    workflows = {"train_and_test", "train_and_sample_with_stock_nodes", "train_a_checkpoint"}
+    assert set(server.get("/workflow_templates")[PACK]) == workflows
 
 
 def test_loading_the_pack_imports_nothing_heavy(comfyui: Path) -> None:
@@ -96,8 +100,8 @@ def _shape(info: dict[str, Any]) -> dict[str, Any]:
     for group in ("required", "optional"):
         for name, (kind, *options) in info["input"].get(group, {}).items():
             shown = {key: value for key, value in options[0].items() if key not in ("tooltip", "multiselect")}
-            if name == "warm_start":
-                del shown["options"]  # the LoRA files that there are
+            if name in MODEL_LISTS:
+                del shown["options"]
             inputs[name] = [group, kind, shown]
     return {
         "inputs": inputs,

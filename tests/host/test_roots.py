@@ -45,7 +45,7 @@ def test_folders_outside_of_the_roots_are_refused(server: ComfyServer, training:
         fails(server, prompt, "FoundryLoadDataset", f"Load Dataset: {widget}:")
     prompt = training("x")
     prompt["base"] = base(path)
-    fails(server, prompt, "FoundryQuantizeBase", "source")
+    fails(server, prompt, "FoundryQuantizeBase", "folder_or_repo")
 
 
 def test_the_message_says_how_to_allow_a_folder(server: ComfyServer, training: Training, pictures: Path) -> None:
@@ -81,6 +81,10 @@ def test_requests_cannot_write_the_owners_list(server: ComfyServer, listed: Path
         ("dataset_2", {"folder": "//server/share"}),
         ("base", {"source": "/etc", "device": "cpu"}),
         ("base", {"source": "//server/share", "device": "cpu"}),
+        ("base", {"source": "/etc/a.safetensors", "device": "cpu"}),
+        ("base", {"text_encoder": "/etc/a.safetensors", "device": "cpu"}),
+        ("base", {"vae": "//server/share/a.safetensors", "device": "cpu"}),
+        ("base", {"tokenizers": "/etc", "device": "cpu"}),
         ("lora", {"rank": 4, "warm_start": "/etc/passwd"}),
     ],
 )

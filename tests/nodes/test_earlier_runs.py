@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 Pack = Callable[[str], ModuleType]
+EMBEDDED = Path(__file__).parents[2] / "trainer_core" / "embedded" / "base"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def job_of(core: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> C
 
     def make(name: str = "run", dataset: dict[str, Any] | None = None, **sections: dict[str, Any]) -> Any:
         job = {
-            "model": {"source": "embedded", "device": "cpu"},
+            "model": {"source": "embedded", "device": "cpu", **sections.pop("model", {})},
             "adapter": {"rank": 2, **sections.pop("adapter", {})},
             "datasets": [{"folder": str(folder), "resolutions": (64,), "trigger": "zorble", **(dataset or {})}],
             "train": {"steps": 4, "gradient_checkpointing": False, **sections.pop("train", {})},
@@ -122,6 +123,19 @@ def test_other_pictures_are_another_run(root: Path, job_of: Any, found: Found, t
     assert found(root, job_of(dataset={"folder": str(copy)})) == "run"  # the same ones, moved
     (copy / "red.txt").write_text("a crimson [trigger]", encoding="utf-8")
     assert found(root, job_of(dataset={"folder": str(copy)})) is None
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_other_weights_are_another_run(root: Path, job_of: Any, found: Found, tmp_path: Path, part: str) -> None:
+    says(root / "run", "stopped")
+    base = tmp_path / "base"
+    shutil.copytree(EMBEDDED, base)
+    assert found(root, job_of(model={"source": str(base)})) == "run"  # the same ones, copied
+    (file,) = (base / part).glob("*.safetensors")
+    weights = bytearray(file.read_bytes())
+    weights[-1] ^= 1
+    file.write_bytes(weights)
+    assert found(root, job_of(model={"source": str(base)})) is None
 
 
 def test_a_run_without_a_checkpoint_goes_on_too(root: Path, job_of: Any, found: Found) -> None:

@@ -166,6 +166,21 @@ def test_a_source_is_embedded_a_repository_or_a_folder_in_a_root(
         source("my/model")
 
 
+def test_models_files_may_be_their_owners_links(
+    inputs: Path, allowed: Any, core: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Models folders are full of links to other disks. Data sets are not: they come from others."""
+    monkeypatch.chdir(inputs.parent)
+    elsewhere = inputs.parent / "secret" / "model.safetensors"
+    elsewhere.write_bytes(b"")
+    link = inputs / "model.safetensors"
+    link.symlink_to(elsewhere)
+    job = {"name": "x", "datasets": [{"folder": str(inputs / "cats")}], "model": {"vae": str(link)}}
+    job["model"]["source"] = allowed.source(str(link), [inputs], "source")
+    assert job["model"]["source"] == str(link)
+    allowed.check_job(core.validated(core.JobConfig, job))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -176,6 +191,11 @@ def test_a_source_is_embedded_a_repository_or_a_folder_in_a_root(
         {"adapter": {"warm_start": "{secret}/a.safetensors"}},
         {"model": {"source": "{secret}"}},
         {"model": {"source": "//server/share"}},
+        {"model": {"source": "{secret}/a.safetensors"}},
+        {"model": {"text_encoder": "{secret}/a.safetensors"}},
+        {"model": {"text_encoder_2": "secret/a.safetensors"}},
+        {"model": {"vae": "//server/share/a.safetensors"}},
+        {"model": {"tokenizers": "{secret}"}},
     ],
 )
 def test_no_path_of_a_job_gets_past(

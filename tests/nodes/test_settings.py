@@ -23,14 +23,21 @@ OWN_WIDGETS = {
     ("adapter", "warm_start"): "one of the LoRA files that ComfyUI lists",
     ("sample", "prompts"): "a text box with one prompt a line, on Train LoRA",
     ("model", "family"): "one of the families that there are",
+    ("model", "source"): "one of the files that ComfyUI lists, or folder_or_repo",
+    ("model", "text_encoder"): "one of the files that ComfyUI lists",
+    ("model", "text_encoder_2"): "one of the files that ComfyUI lists",
+    ("model", "vae"): "one of the files that ComfyUI lists",
 }
 """Fields whose widget is made by the node itself, and why."""
-NO_WIDGET = {("model", "device"): "ComfyUI says on which device everything runs"}
+NO_WIDGET = {
+    ("model", "device"): "ComfyUI says on which device everything runs",
+    ("model", "tokenizers"): "ComfyUI brings its own along",
+}
 """Fields that have none, and why."""
 MORE_WIDGETS = {
     "FoundryLoadDataset": {"folder", "check"},
     "FoundryConfigureLoRA": {"warm_start"},
-    "FoundryQuantizeBase": {"family"},
+    "FoundryQuantizeBase": {"family", "source", "folder_or_repo", "text_encoder", "text_encoder_2", "vae"},
     "FoundryTrainLoRA": {"name", "sample_prompts", "continue_stopped"},
 }
 """Widgets that no table holds."""
@@ -118,7 +125,14 @@ def test_each_changed_widget_changes_its_field_alone(settings: ModuleType) -> No
 
 def test_numbers_stand_for_empty_fields(settings: ModuleType) -> None:
     by_name = {one.widget: one for table in settings.BY_NODE.values() for one in table}
-    for name, empty in (("alpha", 0.0), ("ema_decay", 0.0), ("min_snr_gamma", 0.0), ("width", 0), ("guidance", -1.0)):
+    for name, empty in (
+        ("alpha", 0.0),
+        ("ema_decay", 0.0),
+        ("min_snr_gamma", 0.0),
+        ("width", 0),
+        ("guidance", -1.0),
+        ("conv_rank", 0),
+    ):
         assert by_name[name].value(empty) is None
         assert by_name[name].shown(None) == empty
         assert by_name[name].value(0.5) == 0.5

@@ -9,7 +9,7 @@ import pytest
 from ..host.server import DEMO_IMAGES, ComfyServer, api_prompt
 from .conftest import open_workflow, screenshot, workflow
 
-WORKFLOWS = ("train_and_test", "train_and_sample_with_stock_nodes")
+WORKFLOWS = ("train_and_test", "train_and_sample_with_stock_nodes", "train_a_checkpoint")
 SHORT = {"steps": 6, "save_every": 3, "sample_every": 3, "batch_size": 2, "name": "in the page"}
 MISSING = (
     "() => window.app.graph.nodes.filter((n) => !window.LiteGraph.registered_node_types[n.type]).map((n) => n.type)"

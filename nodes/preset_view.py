@@ -1,0 +1,47 @@
+"""What Preset gives to Train LoRA, and what it shows. Nothing here is of ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..trainer_core.presets import Change
+from .settings import BY_NODE, PARTS, TRAINING_OPTIONS, Values
+
+LINKED = {
+    ("dataset", "resolutions"),
+    ("train", "steps"),
+    ("train", "learning_rate"),
+    ("train", "batch_size"),
+    ("train", "gradient_accumulation"),
+}
+"""What has an output of its own, for the widget of the same name."""
+BY_HAND = {
+    ("save", "every"): "save_every of Train LoRA",
+    ("sample", "every"): "sample_every of Train LoRA",
+    ("dataset", "flip_x"): "flip_x of Load Dataset",
+    ("dataset", "caption_dropout"): "caption_dropout of Caption with Trigger",
+}
+"""What no output carries: where it is not the widget's own default, the node asks the user to set it."""
+
+
+def training_options(train: Mapping[str, Any]) -> Values:
+    """What Training Options would give; only what the preset changes, so that all else stays at its default."""
+    offered = {one.field for one in TRAINING_OPTIONS if PARTS[one.section] == "train"}
+    return {"train": {field: value for field, value in train.items() if field in offered}}
+
+
+def told(changes: Iterable[Change], warning: str | None) -> str:
+    """The preset in words: each setting and its reason."""
+    carried: list[str] = []
+    own: list[str] = []
+    defaults = {(PARTS[one.section], one.field): one.default for table in BY_NODE.values() for one in table}
+    for change in changes:
+        if (change.part, change.field) in BY_HAND and defaults[change.part, change.field] == change.value:
+            continue
+        value = ", ".join(map(str, change.value)) if isinstance(change.value, tuple) else change.value
+        place = BY_HAND.get((change.part, change.field))
+        line = f"• {place or change.field} = {value}: {change.reason}"
+        (own if place else carried).append(line)
+    lines = [*([warning] if warning else []), *carried]
+    return "\n".join([*lines, "Set these yourself:", *own] if own else lines)
