@@ -164,7 +164,7 @@ def test_the_heartbeat_goes_on_and_stops(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_full_disk_disturbs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, data: bytes, durably: bool = True) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise SaveError("the disk is full")
 
     monkeypatch.setattr(run_lock, "write_atomically", full)
@@ -206,6 +206,16 @@ def test_an_owner_on_another_machine_counts_by_its_heartbeat(tmp_path: Path) -> 
     with pytest.raises(RunHeld, match="process 7 on elsewhere"):
         RunLock(tmp_path).acquire(patience=0.0)
     tell(tmp_path, host="elsewhere", pid=7, heartbeat=time.time() - 61)
+    assert owner_of(tmp_path) is None
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_clock_that_was_ahead_holds_no_run(tmp_path: Path) -> None:
+    """A little ahead is an ordinary difference between machines; a day is a clock that was wrong."""
+    tell(tmp_path, host="elsewhere", pid=7, heartbeat=time.time() + 120)
+    assert owner_of(tmp_path) is not None
+    tell(tmp_path, host="elsewhere", pid=7, heartbeat=time.time() + 86_400)
     assert owner_of(tmp_path) is None
     with RunLock(tmp_path):
         pass
