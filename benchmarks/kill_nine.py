@@ -152,7 +152,7 @@ def wait_for(child: Child, moment: str, run: Path, draw: random.Random) -> None:
     known = _found(run, *pattern)
     while child.ended is None and not _found(run, *pattern) - known:
         child.listen(0.0005)
-    time.sleep(draw.uniform(0, 0.02))
+    time.sleep(draw.uniform(0, 0.006))  # a save takes about 10 ms on an idle machine
 
 
 def _found(run: Path, folder: str, patterns: tuple[str, ...]) -> set[Path]:
