@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from ..trainer_core.adapters.safetensors_file import read_header
 from ..trainer_core.config import JobConfig
 from ..trainer_core.errors import FoundryError, ResumeRefused, RunHeld
-from ..trainer_core.training.resume_rules import check_resume
+from ..trainer_core.training.resume_rules import check_resume, digests, settings_text
 from ..trainer_core.training.run_folder import RunFolder
 from ..trainer_core.training.run_state import run_state
 
@@ -50,7 +49,7 @@ def earlier_run(root: Path, job: JobConfig) -> RunFolder | None:
 def _goes_on(run: RunFolder, job: JobConfig, contents: Callable[[], Mapping[str, str]]) -> bool:
     """Whether the job agrees with the run's own and with its checkpoint in everything that counts."""
     its_own, checkpoint = run.job(), run.latest()
-    if its_own.name != job.name or not _agree({"config": _text(its_own), "step": "0"}, job):
+    if its_own.name != job.name or not _agree({"config": settings_text(its_own), "step": "0"}, job):
         return False
     if its_own.train.steps != job.train.steps and job.train.lr_scheduler != "constant":
         return False  # the rules allow it, but the steps made so far were on the way to another end
@@ -68,7 +67,7 @@ def _agree(saved: Mapping[str, str], job: JobConfig, contents: Mapping[str, str]
     unknown = {"dataset_digest": "", "base_hash": "", "environment": "{}"}
     then = {**unknown, **saved}
     try:
-        check_resume({**then, "config": _text(job), **(contents or {})}, then)
+        check_resume({**then, "config": settings_text(job), **(contents or {})}, then)
     except ResumeRefused:
         return False
     return True
@@ -82,12 +81,4 @@ def _contents(root: Path, job: JobConfig) -> Mapping[str, str]:
 
     base = open_base(job.model)
     data = PreparedData(job, base, TensorCache(root / CACHE_FOLDER))
-    return {
-        "dataset_digest": data.digest(),
-        "base_hash": base.denoiser_fingerprint(),
-        "encoders_hash": base.encoders_fingerprint(),
-    }
-
-
-def _text(job: JobConfig) -> str:
-    return json.dumps(job.model_dump(mode="json"))
+    return digests(data, base)

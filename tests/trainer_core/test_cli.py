@@ -26,6 +26,8 @@ from trainer_core.errors import ConfigError
 from trainer_core.families.registry import family_spec
 from trainer_core.presets import preset
 
+from .complaints import complaint
+
 Make = Callable[..., Path]
 
 
@@ -237,15 +239,6 @@ def broken(job: Path, **changes: Any) -> str:
     data = yaml.safe_load(job.read_text(encoding="utf-8")) | changes
     job.write_text(yaml.safe_dump(data), encoding="utf-8")
     return str(job)
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one message of a command that fails."""
-    assert main(list(argv)) == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith("lora-foundry: ")
-    assert "Traceback" not in captured.err
-    return captured.err
 
 
 def test_bad_jobs_are_refused_before_anything_is_written(

@@ -21,6 +21,8 @@ from trainer_core.training.queue import DeviceQueue
 from trainer_core.training.run_folder import RunFolder
 from trainer_core.training.run_lock import RunLock
 
+from .complaints import complaint
+
 Make = Callable[..., Path]
 DIE_HOLDING = """
 import os, sys
@@ -47,15 +49,6 @@ def run_of(make_job: Make) -> Callable[..., RunFolder]:
         return run
 
     return make
-
-
-def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one message of a command that fails."""
-    assert main(list(argv)) == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith("lora-foundry: ")
-    assert "Traceback" not in captured.err
-    return captured.err
 
 
 def test_runs_tells_states_and_places(

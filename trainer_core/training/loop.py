@@ -20,6 +20,7 @@ from .determinism import Findings
 from .events import CheckpointSaved, Listener, Skipped, StepDone, ValidationDone, Warning
 from .optimizers import effective_rate
 from .previews import draw_samples
+from .resume_rules import digests
 from .run_folder import RunFolder
 from .state import lora_file, restore, state_file
 from .step import Objective
@@ -57,8 +58,7 @@ class Trainer:
         self.objective = Objective(job, base, data, self.denoiser, self.adapter)
         self.updater = Updater(job, self.objective, self.adapter, emit)
         self.optimizer, self.ema = self.updater.optimizer, self.updater.ema
-        self.base_hash, self.encoders_hash = base.denoiser_fingerprint(), base.encoders_fingerprint()
-        self.dataset_digest = data.digest()
+        self.digests = digests(data, base)
         self.step = self.saved = 0
         self.skipped = 0
         """Batches passed over so far. The next batch and all its draws are number `step + skipped` of the run."""

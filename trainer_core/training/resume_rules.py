@@ -18,6 +18,8 @@ from ..errors import ConfigError, ResumeRefused
 if TYPE_CHECKING:
     import torch
 
+    from ..data.prepare import PreparedData
+    from ..families.base import Base
     from .loop import Trainer
 
 DATA = "data"
@@ -66,11 +68,23 @@ _PLACES = {"datasets.folder", "datasets.mask_folder", "datasets.control_folders"
 def facts(trainer: Trainer) -> dict[str, str]:
     """What a checkpoint says of itself, and resuming compares: the job, and digests of data and base."""
     return {
-        "config": json.dumps(resolved(trainer.job, Path.cwd()).model_dump(mode="json")),
-        "dataset_digest": trainer.dataset_digest,
-        "base_hash": trainer.base_hash,
-        "encoders_hash": trainer.encoders_hash,
+        "config": settings_text(trainer.job),
+        **trainer.digests,
         "environment": json.dumps(environment(trainer.base.device)),
+    }
+
+
+def settings_text(job: JobConfig) -> str:
+    """All settings of a job as a checkpoint holds them; places do not depend on the working folder."""
+    return json.dumps(resolved(job, Path.cwd()).model_dump(mode="json"))
+
+
+def digests(data: PreparedData, base: Base) -> dict[str, str]:
+    """What the data and the base's weights are, wherever they lie: dataset_digest, base_hash, encoders_hash."""
+    return {
+        "dataset_digest": data.digest(),
+        "base_hash": base.denoiser_fingerprint(),
+        "encoders_hash": base.encoders_fingerprint(),
     }
 
 

@@ -36,8 +36,8 @@ def lora_file(trainer: Trainer) -> bytes:
         loss=sum(losses) / len(losses) if losses else None,
         weights=trainer.which(job.save.weights),
         images=[len({sample.item.key for sample in group}) for group in trainer.data.samples],
-        dataset_digest=trainer.dataset_digest,
-        base_hash=trainer.base_hash,
+        dataset_digest=trainer.digests["dataset_digest"],
+        base_hash=trainer.digests["base_hash"],
         deterministic=trainer.findings.summary(),
     )
     with trainer.weights(job.save.weights):
