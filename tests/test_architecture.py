@@ -120,8 +120,6 @@ def test_nodes_import_the_core_relatively(path: Path) -> None:
 @parametrized([*CORE, *NODES])
 def test_no_global_random_state(path: Path) -> None:
     """ComfyUI shares the process: seeding torch, numpy or random globally would change its results, and ours theirs."""
-    if path.parent == ROOT / "trainer_core" / "embedded" / "make_base":  # scripts with a process of their own
-        return
     seeding = {"torch.manual_seed", "torch.random.manual_seed", "torch.seed", "np.random.seed", "random.seed"}
     assert not {
         call for call in calls(path) if call in seeding or call.endswith((".manual_seed_all", "seed_everything"))

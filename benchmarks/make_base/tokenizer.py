@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..shapes import WORDS
+from trainer_core.embedded.shapes import WORDS
+
 from .common import TOKENS
 
 

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...families.flux import pack, position_ids, unpack
-from ..judge import load_judge
-from ..shapes import Scene, random_scene, training_caption
+from trainer_core.embedded.judge import load_judge
+from trainer_core.embedded.shapes import Scene, random_scene, training_caption
+from trainer_core.families.flux import pack, position_ids, unpack
+
 from .common import DEVICE, LATENT_SCALE, LATENT_SHIFT, TOKENS, Clock, pictures, save, to_pixels
 from .tokenizer import tokenizer_of
 

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..judge import CLASSES, COLOUR_NAMES, Judge
-from ..shapes import CONCEPT, SCRIBBLE, SHAPES, random_scene
+from trainer_core.embedded.judge import CLASSES, COLOUR_NAMES, Judge
+from trainer_core.embedded.shapes import CONCEPT, SCRIBBLE, SHAPES, random_scene
+
 from .common import Clock, pictures, to_pixels
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..shapes import SCRIBBLE, SHAPES, random_scene
+from trainer_core.embedded.shapes import SCRIBBLE, SHAPES, random_scene
+
 from .common import DEVICE, LATENT_SCALE, LATENT_SHIFT, Clock, pictures, save, to_pixels
 
 

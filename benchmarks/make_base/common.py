@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shapes import Scene, draw
+from trainer_core.embedded.shapes import Scene, draw
 
 TOKENS = 16
 """Length of a caption in tokens, padding included."""
