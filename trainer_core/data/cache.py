@@ -65,8 +65,9 @@ class TensorCache:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._found_intact: set[str] = set()
         self._made_by: dict[str, str] = {}
-        """Of the entries that this process has found intact, or written."""
+        """Of the entries that were read or written here."""
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry, in memory of its own, or None. It counts as used now.
@@ -85,10 +86,11 @@ class TensorCache:
             known, made_by = metadata["sha256"], sys.intern(metadata.get("made_by", ""))
         except (OSError, SafetensorError, KeyError):
             return None
-        if self._made_by.get(key) != made_by:
+        if key not in self._found_intact:
             if known != _sum(tensors):
                 return None
-            self._made_by[key] = made_by
+            self._found_intact.add(key)
+        self._made_by[key] = made_by
         _mark_used(path)
         return tensors
 
