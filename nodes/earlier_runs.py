@@ -10,7 +10,7 @@ from pathlib import Path
 from ..trainer_core.adapters.safetensors_file import read_header
 from ..trainer_core.config import JobConfig
 from ..trainer_core.errors import FoundryError, ResumeRefused, RunHeld
-from ..trainer_core.training.resume_rules import check_resume, digests, settings_text
+from ..trainer_core.training.resume_rules import check_resume, digests, sampled_hashes, settings_text
 from ..trainer_core.training.run_folder import RunFolder
 from ..trainer_core.training.run_state import run_state
 
@@ -81,4 +81,4 @@ def _contents(root: Path, job: JobConfig) -> Mapping[str, str]:
 
     base = open_base(job.model)
     data = PreparedData(job, base, TensorCache(root / CACHE_FOLDER))
-    return digests(data, base)
+    return {**digests(data, base), **sampled_hashes(base)}

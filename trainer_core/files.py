@@ -11,6 +11,8 @@ import time
 import uuid
 from pathlib import Path
 
+import platformdirs
+
 from .errors import SaveError
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -18,6 +20,12 @@ _NOT_FOR_FOLDERS = {errno.EINVAL, errno.EBADF, errno.ENOTSUP}
 """What network file systems say that cannot wait for a folder; there is nothing to be done about it then."""
 _PAUSES = (0.01, 0.05, 0.2, 0.5) if sys.platform == "win32" else ()
 """Seconds between attempts to replace a file."""
+
+
+def state_folder() -> Path:
+    """Where this user's queues and digests are: $LORA_FOUNDRY_STATE, or the system's place for such things."""
+    given = os.environ.get("LORA_FOUNDRY_STATE")
+    return Path(given) if given else platformdirs.user_state_path("lora_foundry", appauthor=False)
 
 
 def sha256_of(path: Path) -> str:

@@ -119,7 +119,7 @@ class Adapter:
             parameter.data.copy_(state[name])
 
     def changes(self) -> dict[str, Change]:
-        """What each layer changes, by name, at strength 1: fp32, on the CPU."""
+        """What each layer changes, by name, at strength 1: fp32, where the layer is."""
         return {name: mapped(layer.change()) for name, layer in self.layers.items()}
 
     def start_from(self, changes: Mapping[str, Change]) -> None:

@@ -1,8 +1,9 @@
 """A cache on disk, addressed by content: what a picture or a caption becomes once an encoder has seen it.
 
 A key is a digest of everything the entry depends on (the file's bytes, the transform, the encoder's weights and
-precision, the caption's text), so an entry is never stale and may be shared between runs. Entries appear by one rename;
-two runs that write the same one write the same bytes. A damaged entry counts as absent. A file's modification time says
+precision, the caption's text), so an entry is never stale and may be shared between runs. Its last bits also depend on
+who encoded, so an entry says in which environment it was made. Entries appear by one rename; two runs that write the
+same one in the same environment write the same bytes. A damaged entry counts as absent. A file's modification time says
 when it was last used, so that `prune` knows what nobody needs.
 """
 
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import struct
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -64,6 +66,8 @@ class TensorCache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._found_intact: set[str] = set()
+        self._made_by: dict[str, str] = {}
+        """Of the entries that were read or written here."""
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry, in memory of its own, or None. It counts as used now.
@@ -78,18 +82,27 @@ class TensorCache:
             data = path.read_bytes()
             tensors = load(data)
             (length,) = struct.unpack("<Q", data[:8])
-            known = json.loads(data[8 : 8 + length])["__metadata__"]["sha256"]
+            metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+            known, made_by = metadata["sha256"], sys.intern(metadata.get("made_by", ""))
         except (OSError, SafetensorError, KeyError):
             return None
         if key not in self._found_intact:
             if known != _sum(tensors):
                 return None
             self._found_intact.add(key)
+        self._made_by[key] = made_by
         _mark_used(path)
         return tensors
 
-    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+    def made_by(self, key: str) -> str:
+        """The environment that an entry was made in, as `get` found it last or `put` was told; empty if unknown."""
+        return self._made_by.get(key, "")
+
+    def put(self, key: str, tensors: dict[str, Tensor], made_by: str = "") -> None:
         """Stores an entry.
+
+        Args:
+            made_by: what its last bits depend on beside the key; whoever wants to know asks `made_by`.
 
         Raises:
             SaveError: if it cannot be written.
@@ -99,7 +112,9 @@ class TensorCache:
         own = {name: value.contiguous() for name, value in tensors.items()}
         try:
             # waiting for the disk would take longer than encoding; what a power cut damages is made again
-            write_atomically(self._path(key), save(own, {"sha256": _sum(own)}), durably=False)
+            data = save(own, {"sha256": _sum(own), **({"made_by": made_by} if made_by else {})})
+            write_atomically(self._path(key), data, durably=False)
+            self._made_by[key] = sys.intern(made_by)
         except SaveError as error:
             # Windows does not replace a file that another run is just reading: then the entry is there already
             if not isinstance(error.__cause__, PermissionError) or self.get(key) is None:
@@ -168,14 +183,18 @@ class RecentEntries:
             self._remember(key, entry)
         return entry
 
-    def put(self, key: str, entry: dict[str, Tensor]) -> None:
-        """Stores an entry.
+    def put(self, key: str, entry: dict[str, Tensor], made_by: str = "") -> None:
+        """As `TensorCache.put`.
 
         Raises:
             SaveError: if it cannot be written.
         """
-        self._cache.put(key, entry)
+        self._cache.put(key, entry, made_by)
         self._remember(key, entry)
+
+    def made_by(self, key: str) -> str:
+        """As `TensorCache.made_by`."""
+        return self._cache.made_by(key)
 
     def _remember(self, key: str, entry: dict[str, Tensor]) -> None:
         self._used -= _bytes(self._entries.pop(key, {}))

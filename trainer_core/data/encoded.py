@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _TRANSFORM_VERSION = 2
 """Raise when the same file, box and size would give other pixels or another mask."""
+_TEXTS_AT_ONCE = 8
 _TELL_EVERY = 100
 """Entries between two words on how far looking through the cache has come."""
 _T = TypeVar("_T")
@@ -53,35 +54,43 @@ class Latents:
 class EncodedTexts:
     """Embeddings of texts."""
 
-    def __init__(self, base: Base, entries: RecentEntries, made_by: str = "") -> None:
-        """`made_by` as in `PreparedData`."""
-        self._base, self._entries, self._made_by = base, entries, made_by
+    def __init__(self, base: Base, entries: RecentEntries, made_by: str = "", only_by: str = "") -> None:
+        """`made_by` is written on new entries; with `only_by` = `made_by`, no others are taken."""
+        self._base, self._entries, self._made_by, self._only_by = base, entries, made_by, only_by
 
-    def encode(self, texts: Iterable[str], progress: Progress, batch: int) -> None:
+    def encode(self, texts: Iterable[str], progress: Progress) -> None:
         """Embeds texts; loads the text encoders only if some are missing.
+
+        The last batch is filled up with its last text: libraries compute differently for another number of texts, and
+        an entry of the cache must not depend on what else was missing.
 
         Raises:
             BaseModelError: if the encoders cannot be loaded.
             SaveError: if the cache cannot be written.
         """
-        self._mark = self._base.text_fingerprint() + self._made_by
+        self._mark = self._base.text_fingerprint() + self._only_by
         wanted = sorted(set(texts))
         missing = [text for text in _told(wanted, progress) if self._entries.get(self._key(text)) is None]
         if not missing:
             return
         progress("loading the text encoders", 0, len(missing))
         self._base.load_text_encoders()
-        for start in range(0, len(missing), batch):
+        for start in range(0, len(missing), _TEXTS_AT_ONCE):
             progress("encoding captions", start, len(missing))
-            some = missing[start : start + batch]
-            for text, embedding in zip(some, self._base.encode_prompts(some), strict=True):
-                self._entries.put(self._key(text), embedding)
+            some = missing[start : start + _TEXTS_AT_ONCE]
+            embeddings = self._base.encode_prompts([*some, *some[-1:] * (_TEXTS_AT_ONCE - len(some))])
+            for text, embedding in zip(some, embeddings, strict=False):  # what fills up is left out
+                self._entries.put(self._key(text), embedding, self._made_by)
         self._base.free_text_encoders()
         progress("encoding captions", len(missing), len(missing))
 
     def of(self, text: str) -> TextEmbedding:
         """The embedding of a text that was encoded; made again if its cache entry is gone or damaged."""
-        return _kept(self._entries, self._key(text), lambda: self.encode([text], _silent, 1))
+        return _kept(self._entries, self._key(text), lambda: self.encode([text], _silent))
+
+    def keys(self, texts: Iterable[str]) -> set[str]:
+        """The cache's keys for texts that were encoded."""
+        return {self._key(text) for text in texts}
 
     def _key(self, text: str) -> str:
         return key_of("text", self._base.spec.name, self._mark, text)
@@ -97,10 +106,13 @@ class EncodedPictures:
         datasets: tuple[DatasetConfig, ...],
         digests: Mapping[Path, str],
         made_by: str = "",
+        only_by: str = "",
     ) -> None:
-        """`digests` are those of all files that samples name; `made_by` as in `PreparedData`."""
+        """`digests` are those of all files that samples name; `made_by` and `only_by` as in `EncodedTexts`."""
         self._base, self._entries, self._datasets, self._digests = base, entries, datasets, digests
-        self._made_by = made_by
+        self._made_by, self._only_by = made_by, only_by
+        self.keys: set[str] = set()
+        """The cache's keys for all that was encoded, masks among them."""
         self._backgrounds = [ImageColor.getrgb(dataset.background)[:3] for dataset in datasets]
 
     def encode(self, drawn: list[tuple[Sample, Variant]], progress: Progress) -> None:
@@ -112,12 +124,13 @@ class EncodedPictures:
             BaseModelError: if the VAE cannot be loaded, or its precision is too low for it.
             SaveError: if the cache cannot be written.
         """
-        self._mark = self._base.pixel_fingerprint() + self._made_by
+        self._mark = self._base.pixel_fingerprint() + self._only_by
         missing: dict[str, View] = {}
         for sample, variant in _told(drawn, progress):
             self._encode_mask(sample, variant)
             for view in self._pictures(sample, variant):
                 key = self._key(view)
+                self.keys.add(key)
                 if key not in missing and self._entries.get(key) is None:
                     missing[key] = view
         if not missing:
@@ -154,7 +167,7 @@ class EncodedPictures:
             raise BaseModelError(
                 f"{view.path}: its latents are not finite in {precision}. Set model.vae_dtype to float32"
             )
-        self._entries.put(key, {"mean": mean.clone(), "spread": spread.clone()})
+        self._entries.put(key, {"mean": mean.clone(), "spread": spread.clone()}, self._made_by)
 
     def _encode_mask(self, sample: Sample, variant: Variant) -> None:
         """Masks need no encoder; one that leaves nothing to train on is told now and not when it is drawn."""
@@ -162,9 +175,10 @@ class EncodedPictures:
         if view is None:
             return
         key = self._mask_key(sample, view)
+        self.keys.add(key)
         if self._entries.get(key) is None:
             mask = view.mask(self._base.spec.vae_factor, self._datasets[sample.dataset].alpha_mask)
-            self._entries.put(key, {"mask": mask})
+            self._entries.put(key, {"mask": mask}, self._made_by)
         self._mask(sample, variant)
 
     def _mask(self, sample: Sample, variant: Variant) -> Tensor | None:
@@ -199,7 +213,8 @@ class EncodedPictures:
 
     def _mask_key(self, sample: Sample, view: View) -> str:
         kind = "alpha" if self._datasets[sample.dataset].alpha_mask else "mask"
-        return key_of(kind, _TRANSFORM_VERSION, self._base.spec.vae_factor, *view.parts)
+        whose = [self._only_by] if self._only_by else []
+        return key_of(kind, _TRANSFORM_VERSION, self._base.spec.vae_factor, *view.parts, *whose)
 
 
 def _kept(entries: RecentEntries, key: str, make: Callable[[], None]) -> dict[str, Tensor]:

@@ -37,8 +37,8 @@ class PreparedData:
         """Scans the folders, splits off what validates and sorts images into buckets; encodes nothing yet.
 
         Args:
-            made_by: entries of the cache are taken only from whoever gave the same; for runs that must not depend on
-                who encoded first, and on how many threads.
+            made_by: the environment that encodes here. With `train.deterministic`, entries of the cache are taken from
+                the same only: such a run must not depend on who encoded first, and on how many threads.
 
         Raises:
             DatasetError: if a data set cannot be trained on.
@@ -51,11 +51,13 @@ class PreparedData:
         self.validation: list[Sample] = []
         """What is not: sets with the role validation, and the held-out share of the others."""
         self._split(found)
-        entries = RecentEntries(cache, _MEMORY_LIMIT)
+        self._made_by, self._entries = made_by, RecentEntries(cache, _MEMORY_LIMIT)
+        only_by = made_by if job.train.deterministic else ""
         self._texts, self._pictures = (
-            EncodedTexts(base, entries, made_by),
-            EncodedPictures(base, entries, job.datasets, self._digests, made_by),
+            EncodedTexts(base, self._entries, made_by, only_by),
+            EncodedPictures(base, self._entries, job.datasets, self._digests, made_by, only_by),
         )
+        self._trained_texts: set[str] = set()
         self._texts_of: dict[tuple[int, str], list[str]] = {}
 
     def digest(self) -> str:
@@ -78,7 +80,7 @@ class PreparedData:
         """The text that a validation sample is measured with: its first caption whole, whatever the job's seed is."""
         return encoder_text(sample.item.captions[0], self.datasets[sample.dataset])
 
-    def encode_texts(self, extra: Iterable[str], progress: Progress, batch: int = 8) -> None:
+    def encode_texts(self, extra: Iterable[str], progress: Progress) -> None:
         """Embeds every text that a step may need, and `extra` ones; loads the text encoders only if some are missing.
 
         Does nothing where the job adapts the text encoders: what they make of a text then changes with every step.
@@ -89,7 +91,22 @@ class PreparedData:
         """
         if self._job.adapter.text_encoders:
             return
-        self._texts.encode([*self._wanted_texts(), *extra], progress, batch)
+        self._trained_texts = self._wanted_texts()
+        self._texts.encode([*self._trained_texts, *extra], progress)
+
+    def encoded_by(self) -> str:
+        """Digest of the environments that everything trained on was encoded in; call it when all is encoded.
+
+        Previews do not count, which draw and do not train.
+        """
+        return key_of(*(f"{key}:{self._entries.made_by(key)}" for key in sorted(self._trained_keys())))
+
+    def encoded_elsewhere(self) -> bool:
+        """Whether any of that came from the cache and was made in another environment than this one, or in none known.
+
+        The result then depends on what was in the cache.
+        """
+        return any(self._entries.made_by(key) != self._made_by for key in self._trained_keys())
 
     def text(self, text: str) -> TextEmbedding:
         """The embedding of a text that `encode_texts` has seen."""
@@ -114,6 +131,9 @@ class PreparedData:
         What only validates is there as `Variant()` alone.
         """
         return self._pictures.of(sample, variant)
+
+    def _trained_keys(self) -> set[str]:
+        return self._pictures.keys | self._texts.keys(self._trained_texts)
 
     def _split(self, found: list[list[Sample]]) -> None:
         contents: dict[str, list[list[str]]] = {"train": [], "regularization": [], "validation": []}

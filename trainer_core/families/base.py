@@ -6,9 +6,10 @@ Text and latents go through the trainer as the family made them; nobody outside 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -171,12 +172,25 @@ class Base(ABC):
         return self.source.fingerprint(self.spec.denoiser_part)
 
     def check_parts(self) -> None:
-        """Whether all parts and tokenizers are there and belong together; loads nothing.
+        """Whether all parts and tokenizers are there and belong together; reads headers and configurations only.
 
         Raises:
             BaseModelError: for a part that is not there, or is of another model than the denoiser.
         """
-        self.encoders_fingerprint()
+        self.source.check(self.spec.denoiser_part, *self.text_parts, "vae")
+
+    def settings(self) -> dict[str, Any]:
+        """What updates take from the base beside weights: its scheduler's configuration, and the `timestep_type`."""
+        return {
+            "scheduler_config.json": self.source.config("scheduler"),
+            "foundry.json": {"timestep_type": self.timestep_type},
+        }
+
+    def as_sampled(self) -> Base:
+        """The same base with the fingerprints of runs before November 2026 (`Source.sampled`), to compare with them."""
+        twin = copy.copy(self)
+        twin.source = replace(self.source, sampled=True)
+        return twin
 
     def encoders_fingerprint(self) -> str:
         """Changes whenever the weights of text encoders or VAE do, or a tokenizer, but not with their precision."""
@@ -203,6 +217,11 @@ class Base(ABC):
         return {}
 
     # text
+
+    @property
+    @abstractmethod
+    def text_parts(self) -> tuple[str, ...]:
+        """The parts that make embeddings of prompts: tokenizers and text encoders."""
 
     @abstractmethod
     def load_text_encoders(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..content import whole_file
 from ..errors import BaseModelError, FoundryError, first_line
 from ..files import sha256_of
 from ..reading import read_json
@@ -66,13 +67,24 @@ class FolderPart:
             tensor.data = tensor.data.clone()  # see `fill` for why not the mapped file
         return library
 
-    def digest(self) -> str:
-        """Changes with the content, not with the place."""
+    def check(self) -> None:
+        """Whether it is complete, as far as its configuration and the headers of its files say; reads no weights.
+
+        Raises:
+            BaseModelError: if not.
+        """
         check_part(self.folder)
-        digest = hashlib.sha256()
+        self.config()
+        for path in self.weights():
+            TensorFile(path)
+
+    def digest(self, sampled: bool = False) -> str:
+        """Changes with the content, not with the place; `sampled` as in `Source`."""
+        check_part(self.folder)
+        digest, of_large = hashlib.sha256(), mark_of_large if sampled else whole_file
         for path in sorted(path for path in self.folder.iterdir() if path.is_file()):
             small = path.suffix in {".json", ".txt", ".model"} or path.stat().st_size <= 64 << 20
-            digest.update(f"{path.name}:{sha256_of(path) if small else mark_of_large(path)}\n".encode())
+            digest.update(f"{path.name}:{sha256_of(path) if small else of_large(path)}\n".encode())
         return digest.hexdigest()
 
     def file(self) -> Path:
@@ -170,7 +182,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def mark_of_large(path: Path) -> str:
-    """Size and 16 samples of 1 MB, evenly spread: another checkpoint differs in all of them."""
+    """Size and 16 samples of 1 MB, evenly spread: what checkpoints of runs before November 2026 knew files by."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

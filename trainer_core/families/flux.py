@@ -103,6 +103,10 @@ class Flux(KlBase):
 
     # text
 
+    @property
+    def text_parts(self) -> tuple[str, ...]:
+        return ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+
     def load_text_encoders(self) -> None:
         if self._encoders:
             return
@@ -129,7 +133,7 @@ class Flux(KlBase):
         release_memory(self.device)
 
     def text_fingerprint(self) -> str:
-        parts = self.source.fingerprint("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
+        parts = self.source.fingerprint(*self.text_parts)
         return f"{parts}:{self.text_encoder_dtype}:{MAX_TOKENS}"
 
     # the denoiser

@@ -129,6 +129,10 @@ class StableDiffusion(KlBase):
 
     # text
 
+    @property
+    def text_parts(self) -> tuple[str, ...]:
+        return (*self.encoder_kinds, *(_tokenizer_of(part) for part in self.encoder_kinds))
+
     def load_text_encoders(self) -> None:
         if self._encoders:
             return
@@ -154,8 +158,7 @@ class StableDiffusion(KlBase):
         release_memory(self.device)
 
     def text_fingerprint(self) -> str:
-        parts = [*self.encoder_kinds, *(_tokenizer_of(part) for part in self.encoder_kinds)]
-        return f"{self.source.fingerprint(*parts)}:{self.text_encoder_dtype}:{TOKENS}"
+        return f"{self.source.fingerprint(*self.text_parts)}:{self.text_encoder_dtype}:{TOKENS}"
 
     def _tokenizer(self, part: str) -> Any:
         return self.source.tokenizer(_tokenizer_of(part))

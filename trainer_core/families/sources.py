@@ -53,8 +53,11 @@ class Part(Protocol):
     def load(self, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """It as a model of a class of diffusers or transformers."""
 
-    def digest(self) -> str:
-        """Changes with its content, not with its place."""
+    def check(self) -> None:
+        """Raises a BaseModelError if it is not complete, as far as can be told without reading its weights."""
+
+    def digest(self, sampled: bool = False) -> str:
+        """Changes with its content, not with its place; `sampled` as in `Source`."""
 
     def file(self) -> Path:
         """Its weights as one safetensors file."""
@@ -77,6 +80,8 @@ class Source:
     """Folder that the user named for tokenizers."""
     tokenizer_kinds: Mapping[str, str] = field(default_factory=dict)
     """"tokenizer" and "tokenizer_2" → "clip" or "t5": what to look for where the source holds none."""
+    sampled: bool = False
+    """Fingerprints are those of runs before November 2026, which looked at samples of large weights only."""
 
     def config(self, part: str) -> dict[str, Any]:
         """A part's configuration, as diffusers or transformers writes it; of "scheduler", the scheduler's.
@@ -121,10 +126,22 @@ class Source:
             )
         return folder
 
+    def check(self, *parts: str) -> None:
+        """Whether parts and tokenizers are there and complete; reads no weights.
+
+        Raises:
+            BaseModelError: if not.
+        """
+        for part in parts:
+            if part.startswith("tokenizer"):
+                self._tokenizer_folder(part)
+            else:
+                self._part(part).check()
+
     def fingerprint(self, *parts: str) -> str:
         """A digest of the parts' contents: configuration, tokenizer files, and weights.
 
-        Weights over 64 MB count by size and samples, because hashing 24 GB would take minutes.
+        Large weights are read whole the first time, which takes as long as the disk takes (`content`).
 
         Raises:
             BaseModelError: if a part is not there, or a file cannot be read.
@@ -135,7 +152,7 @@ class Source:
                 if part.startswith("tokenizer"):
                     mark = tokenizer_mark(self._tokenizer_folder(part))
                 else:
-                    mark = self._part(part).digest()
+                    mark = self._part(part).digest(self.sampled)
             except OSError as error:
                 raise BaseModelError(f"{self.folder}: cannot be read ({error})") from None
             digest.update(f"{part}:{mark}\n".encode())

@@ -3,7 +3,7 @@
 torch's switches for this are the process's, not a thread's: while a job in deterministic mode is at work, the rest of
 the process (ComfyUI's own graphs) computes deterministically as well, more slowly, and an operation of theirs that has
 no deterministic algorithm raises. Afterwards every switch is as it was. Jobs in several threads share one mode, which
-the last of them takes down. The same bits also need the same environment (`resume_rules.environment`).
+the last of them takes down. The same bits also need the same environment (`environment.py`).
 """
 
 from __future__ import annotations

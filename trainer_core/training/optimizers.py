@@ -16,7 +16,7 @@ from ..config import TrainConfig
 from ..config.train import OPTIMIZERS, UNUSABLE
 from ..errors import ConfigError, RunError, first_line
 
-_PACKAGES = {"adafactor": "transformers", "prodigy": "prodigyopt", "lion": "lion-pytorch", "adamw8bit": "bitsandbytes"}
+PACKAGES = {"adafactor": "transformers", "prodigy": "prodigyopt", "lion": "lion-pytorch", "adamw8bit": "bitsandbytes"}
 """Where the optimizers with short names come from; adamw is torch's own."""
 _SET_ELSEWHERE = {"params": None, "lr": "train.learning_rate", "weight_decay": "train.weight_decay"}
 _FAILURES = (ValueError, TypeError, AssertionError, AttributeError, RuntimeError, ImportError, OSError)
@@ -126,7 +126,7 @@ def _class_of(name: str) -> type[Optimizer]:
 
             return Lion
     except (ImportError, OSError, RuntimeError) as error:
-        package = _PACKAGES[name]
+        package = PACKAGES[name]
         raise ConfigError(
             f"train.optimizer: {name} needs the package {package}, which cannot be loaded here "
             f"({first_line(error)}). Install it with `pip install {package}`, or choose another optimizer, such as "

@@ -7,25 +7,18 @@ first of those that are there takes the device's lock and trains. The kernel fre
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import platformdirs
 from filelock import BaseFileLock
 
 from ..errors import RunError, RunHeld, SaveError
+from ..files import state_folder
 from .queue_files import QueueBusy, QueueFiles, Waiting, key_of
 
 if TYPE_CHECKING:
     import torch
-
-
-def state_folder() -> Path:
-    """Where this user's queues are: $LORA_FOUNDRY_STATE, or the system's place for such things."""
-    given = os.environ.get("LORA_FOUNDRY_STATE")
-    return Path(given) if given else platformdirs.user_state_path("lora_foundry", appauthor=False)
 
 
 def device_key(device: torch.device) -> str:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import JobConfig, Section, resolved, validated
 from ..errors import ConfigError, ResumeRefused
+from .environment import environment
 
 if TYPE_CHECKING:
-    import torch
-
     from ..data.prepare import PreparedData
     from ..families.base import Base
     from .loop import Trainer
@@ -66,11 +65,12 @@ _PLACES = {"datasets.folder", "datasets.mask_folder", "datasets.control_folders"
 
 
 def facts(trainer: Trainer) -> dict[str, str]:
-    """What a checkpoint says of itself, and resuming compares: the job, and digests of data and base."""
+    """What a checkpoint says of itself, and resuming compares: the job, digests of data and base, who computes."""
     return {
         "config": settings_text(trainer.job),
         **trainer.digests,
-        "environment": json.dumps(environment(trainer.base.device)),
+        "environment": json.dumps(environment(trainer.base.device, trainer.job.train.optimizer)),
+        "encoded_by": trainer.data.encoded_by(),
     }
 
 
@@ -80,42 +80,27 @@ def settings_text(job: JobConfig) -> str:
 
 
 def digests(data: PreparedData, base: Base) -> dict[str, str]:
-    """What the data and the base's weights are, wherever they lie: dataset_digest, base_hash, encoders_hash."""
+    """What the data and the base are, wherever they lie: dataset_digest, base_hash, encoders_hash, base_settings."""
     return {
         "dataset_digest": data.digest(),
         "base_hash": base.denoiser_fingerprint(),
         "encoders_hash": base.encoders_fingerprint(),
+        "base_settings": json.dumps(base.settings(), sort_keys=True),
     }
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """What the last bits of a result depend on beside job, data and base: versions, device, threads, precision."""
-    import platform
-
-    import diffusers
-    import torch
-    import transformers
-
-    found = {package.__name__: str(package.__version__) for package in (torch, diffusers, transformers)}
-    if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
-    else:
-        found["device"] = f"{device.type} ({platform.machine()})"
-    if device.type == "cpu":  # sums are cut into one part for each thread, and into vectors as wide as the CPU's
-        found["threads"] = str(torch.get_num_threads())
-        found["instructions"] = torch.backends.cpu.get_cpu_capability()
-    try:
-        found["float32 products"] = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch refuses to tell when its older and its newer setting were both used
-        found["float32 products"] = "set for each library"
-    return found
+def sampled_hashes(base: Base) -> dict[str, str]:
+    """What `digests` was of the base in checkpoints that knew large weights by samples, for `check_resume`."""
+    twin = base.as_sampled()
+    return {"base_hash_sampled": twin.denoiser_fingerprint(), "encoders_hash_sampled": twin.encoders_fingerprint()}
 
 
 def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Collection[str] = ()) -> list[str]:
     """Whether a run may go on from a checkpoint.
 
     Args:
-        now: the `facts` of the job that would go on.
+        now: the `facts` of the job that would go on; with its `sampled_hashes`, it also goes on from checkpoints
+            that have those.
         saved: the checkpoint's metadata: the facts of then, and its `step`.
         accept: entries of `MAY_BE_ACCEPTED` that may differ by the user's wish.
 
@@ -136,10 +121,12 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
         return ["the checkpoint is of an older version and does not say what it was made with: nothing was compared"]
     step, job, job_then = int(saved["step"]), validated(JobConfig, json.loads(now["config"])), _config_of(saved)
     changed = _changed_settings(job_then, job)
-    if saved["base_hash"] != now["base_hash"]:
+    if not _same_hash("base_hash", saved, now):
         changed["model.source"] = _other_weights(job_then.model.source, job.model.source)
-    elif saved.get("encoders_hash") != now.get("encoders_hash"):
+    elif not _same_hash("encoders_hash", saved, now):
         changed["model.source"] = "its text encoders, tokenizers or VAE are not those of before"
+    elif other := _other_base_settings(saved, now, job):
+        changed["model.source"] = other
     if saved["dataset_digest"] != now["dataset_digest"] and not any("datasets" in field for field in changed):
         changed[DATA] = _other_data(job_then, job)
     refused = {field: what for field, what in changed.items() if field not in accept}
@@ -151,6 +138,7 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
         *(f"{field}: {what} from step {step + 1} on" for field, what in changed.items()),
         *_new_length(job_then, job, step),
         *_new_environment(saved, now, step),
+        *_encoded_elsewhere(saved, now, step),
     ]
 
 
@@ -173,6 +161,28 @@ def _other_weights(was: str, new: str) -> str:
     )
 
 
+def _same_hash(name: str, saved: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    known = [now.get(name), *(now[key] for key in (f"{name}_sampled",) if key in now)]
+    return saved.get(name) in known
+
+
+def _other_base_settings(saved: Mapping[str, str], now: Mapping[str, str], job: JobConfig) -> str:
+    """What a base's configurations say otherwise than at the checkpoint; empty if nothing, or if it is not known."""
+    if "base_settings" not in saved or "base_settings" not in now:
+        return ""
+    was, new = json.loads(saved["base_settings"]), json.loads(now["base_settings"])
+    told = []
+    for file in new:
+        for name in sorted({*was.get(file, {}), *new[file]}):
+            # a version says nothing of the noise, and a job that names its timestep type does not ask the base
+            if name == "_diffusers_version" or (name == "timestep_type" and job.train.timestep_type != "auto"):
+                continue
+            old, found = (values.get(name) for values in (was.get(file, {}), new[file]))
+            if old != found:
+                told.append(f"{name} was {_shown(old)}, is {_shown(found)} ({file})")
+    return "; ".join(told)
+
+
 def _other_data(then: JobConfig, now: JobConfig) -> str:
     was, new = (", ".join(dataset.folder for dataset in job.datasets) for job in (then, now))
     where = f"in {new}" if was == new else f"in {new} (which was {was})"
@@ -191,13 +201,23 @@ def _new_length(then: JobConfig, now: JobConfig, step: int) -> Iterator[str]:
 def _new_environment(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:
     was, new = json.loads(saved["environment"]), json.loads(now["environment"])
     differences = [
-        f"{what} was {was.get(what, 'not told')}, is {new.get(what, 'not told')}"
-        for what in {**was, **new}
-        if was.get(what) != new.get(what)
+        f"{what} was {was[what]}, is {new.get(what, 'not told')}"
+        for what in was  # of what an older version did not write down, nothing is known
+        if was[what] != new.get(what)
     ]
     if differences:
         told = "; ".join(differences)
         yield f"from step {step + 1} on in another environment, where the last bits may differ: {told}"
+
+
+def _encoded_elsewhere(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:
+    """Entries of the cache that were made again; where data were exchanged, that is told already."""
+    was, new = saved.get("encoded_by"), now.get("encoded_by")
+    if None not in (was, new) and was != new and saved["dataset_digest"] == now["dataset_digest"]:
+        yield (
+            f"from step {step + 1} on with pictures or captions that were encoded again in another environment than "
+            "before (the cache was cleared, or another run had filled it), so that the last bits may differ"
+        )
 
 
 def _refusal(step: int, refused: Mapping[str, str]) -> str:

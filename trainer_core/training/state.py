@@ -17,7 +17,7 @@ from ..errors import AdapterError, RunError
 from .events import Warning
 from .optimizers import load_optimizer, optimizer_tensors
 from .previews import forget_samples
-from .resume_rules import check_resume, facts
+from .resume_rules import check_resume, facts, sampled_hashes
 
 if TYPE_CHECKING:
     from ..config import JobConfig
@@ -84,7 +84,8 @@ def restore(trainer: Trainer, accept: Collection[str] = ()) -> None:
     if int(metadata["step"]) != checkpoint.step:
         raise RunError(f"{checkpoint.state}: is of step {metadata['step']}, its folder of {checkpoint.step}")
     trainer.findings.loads(metadata.get("findings", ""))
-    for note in check_resume(facts(trainer), metadata, accept):
+    now = {**facts(trainer), **sampled_hashes(trainer.base)}
+    for note in check_resume(now, metadata, accept):
         trainer.emit(Warning(note))
         # the note itself names the machine and its folders, which is nothing for a LoRA's metadata
         trainer.findings.add(f"settings, data or environment changed after step {checkpoint.step}")

@@ -56,7 +56,7 @@ class Draws:
     """Times (N,)"""
     captions: list[str]
     class_captions: list[str]
-    """The captions with a class word in the trigger's place; empty without output preservation."""
+    """The captions with a class word in the trigger's place; the captions themselves without output preservation."""
     mask: Tensor | None
     """(N, 1, H, W), mean 1 in each sample"""
     guidance: Tensor | None

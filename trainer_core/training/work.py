@@ -12,10 +12,10 @@ from ..families.registry import open_base
 from ..sampling import Interrupted, SamplerSettings
 from .control import PAUSE, STOP, Control
 from .determinism import deterministic
+from .environment import environment
 from .events import Listener, Phase, StateChanged, Warning
 from .loop import Trainer
 from .previews import preview_texts
-from .resume_rules import environment
 from .run_folder import RunFolder
 
 
@@ -54,12 +54,16 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
         with deterministic(base.device, job.train.deterministic) as findings:
             progress("scanning the data", 0, 1)
             cache = TensorCache(run.path.parent / CACHE_FOLDER)
-            # on another device, or on more threads, encoders give other last bits: of those the mode must not depend
-            made_by = json.dumps(environment(base.device)) if job.train.deterministic else ""
-            data = PreparedData(job, base, cache, made_by)
+            # on another device, or on more threads, encoders give other last bits
+            data = PreparedData(job, base, cache, json.dumps(environment(base.device)))
+            progress("checking the base", 0, 1)
+            base.encoders_fingerprint()
+            base.denoiser_fingerprint()
             prompts = preview_texts(job)
             data.encode_texts([*prompts, job.sample.negative_prompt] if prompts else [], progress)
             data.encode_images(progress)
+            if data.encoded_elsewhere():
+                findings.add("pictures or captions were encoded in another environment and came from the cache")
             cache.prune(int(job.cache.limit_gb * 1e9))
             progress("loading the base", 0, 1)
             trainer = Trainer(run, job, base, data, emit, control, findings)

@@ -35,7 +35,7 @@ class PixelMeans:
         return means, torch.full_like(means, 0.5)
 
     def encode_prompts(self, prompts: list[str]) -> list[dict[str, Tensor]]:
-        self.texts += prompts
+        self.texts += dict.fromkeys(prompts)  # a batch is filled up with its last one
         return [{"text": torch.tensor([float(len(prompt))])} for prompt in prompts]
 
     def load_vae(self) -> None:

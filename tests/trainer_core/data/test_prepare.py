@@ -31,7 +31,7 @@ class Counter:
         self._prompts, self._pixels = base.encode_prompts, base.encode_pixels
 
     def encode_prompts(self, prompts: list[str]) -> Any:
-        self.texts += prompts
+        self.texts += dict.fromkeys(prompts)  # the same with texts
         return self._prompts(prompts)
 
     def encode_pixels(self, pixels: torch.Tensor) -> Any:

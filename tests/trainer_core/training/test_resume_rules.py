@@ -337,7 +337,7 @@ def test_another_environment_is_told() -> None:
     (note,) = check_resume(told(JOB, environment=json.dumps(now)), told(JOB, environment=json.dumps(then)))
     assert "torch was 2.10, is 2.11" in note
     assert "threads was 1, is not told" in note
-    assert "device was not told, is X" in note
+    assert "device" not in note  # an older version did not write it down, so it may be the same
 
 
 def test_the_environment_says_what_is_installed_and_how_many_threads() -> None:

@@ -62,10 +62,17 @@ class FilePart:
                 "model of another kind"
             )
 
-    def digest(self) -> str:
-        """Changes with the part's content; not with its name and place, nor with the file's other parts."""
+    def check(self) -> None:
+        """Nothing: what a file holds was looked at when it was opened."""
+
+    def digest(self, sampled: bool = False) -> str:
+        """Changes with the part's content; not with its name and place, nor with the file's other parts.
+
+        `sampled` as in `Source`.
+        """
         names = [name for name in self.tensors.shapes if name.startswith(self.prefix)]
-        return f"{self.tensors.digest(names)}:{json.dumps(self.made, sort_keys=True)}"
+        found = self.tensors.sampled_digest(names) if sampled else self.tensors.digest(names)
+        return f"{found}:{json.dumps(self.made, sort_keys=True)}"
 
     def file(self) -> Path:
         """The file."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...adapters.safetensors_file import read_header
+from ...content import spans_of_file
 from ...errors import AdapterError, BaseModelError
 from .recognise import refuse_foreign
 
@@ -102,10 +103,21 @@ class TensorFile:
         return float(value.float().item())
 
     def digest(self, names: Iterable[str]) -> str:
-        """Changes with the tensors' names, types, shapes and contents; of large ones both ends count."""
+        """Changes with the tensors' names, types, shapes and contents, but not with their order in the file.
+
+        Raises:
+            OSError: as the system says.
+        """
+        prefix, ordered = self._data_begins(), sorted(names)
+        spans = [(prefix + self._offsets[name][0], prefix + self._offsets[name][1]) for name in ordered]
+        titles = [f"{name}:{self.dtypes[name]}:{self.shapes[name]}" for name in ordered]
+        return spans_of_file(self.path, spans, titles)
+
+    def sampled_digest(self, names: Iterable[str]) -> str:
+        """The same as checkpoints of runs before November 2026 have it: of large tensors only both ends count."""
         digest = hashlib.sha256()
+        prefix = self._data_begins()
         with self.path.open("rb") as file:
-            prefix = 8 + int.from_bytes(file.read(8), "little")
             for name in sorted(names):
                 start, stop = self._offsets[name]
                 digest.update(f"{name}:{self.dtypes[name]}:{self.shapes[name]}\n".encode())
@@ -117,6 +129,10 @@ class TensorFile:
                 file.seek(prefix + stop - _SAMPLE)
                 digest.update(file.read(_SAMPLE))
         return digest.hexdigest()
+
+    def _data_begins(self) -> int:
+        with self.path.open("rb") as file:
+            return 8 + int.from_bytes(file.read(8), "little")
 
     def _refuse_unknown_quantization(self) -> None:
         """fp8 is turned back exactly. Others (nf4, int8, nvfp4 …) are not: a LoRA should see the base as it is."""
