@@ -15,6 +15,7 @@ from ..errors import BaseModelError, DatasetError
 from .cache import RecentEntries, key_of
 from .masks import loss_weights
 from .scan import Sample
+from .text import composed
 from .variants import Variant, box_of
 from .views import Sizes, View, batches_of, loaded
 
@@ -65,7 +66,7 @@ class EncodedTexts:
             SaveError: if the cache cannot be written.
         """
         self._mark = self._base.text_fingerprint() + self._made_by
-        wanted = sorted(set(texts))
+        wanted = sorted({composed(text) for text in texts})
         missing = [text for text in _told(wanted, progress) if self._entries.get(self._key(text)) is None]
         if not missing:
             return
@@ -81,7 +82,7 @@ class EncodedTexts:
 
     def of(self, text: str) -> TextEmbedding:
         """The embedding of a text that was encoded; made again if its cache entry is gone or damaged."""
-        return _kept(self._entries, self._key(text), lambda: self.encode([text], _silent, 1))
+        return _kept(self._entries, self._key(composed(text)), lambda: self.encode([text], _silent, 1))
 
     def _key(self, text: str) -> str:
         return key_of("text", self._base.spec.name, self._mark, text)
