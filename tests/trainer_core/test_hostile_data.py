@@ -88,7 +88,40 @@ def test_links_in_circles_end(folder: Path) -> None:
     (folder / "round").symlink_to(folder)
     assert [item.key for item in scan(config(folder))] == ["good.png"]
     (folder / "self.png").symlink_to(folder / "self.png")
-    assert str(folder) in refusal(folder)
+    assert [item.key for item in scan(config(folder))] == ["good.png"]
+    assert any("self.png" in warning for warning in summarize(config(folder)).warnings)
+    (found,) = lint(config(folder, resolutions=(64,)), tokenizers=()).of("dead-link")
+    assert found.files == ("self.png",)
+
+
+def test_a_zero_byte_is_refused_in_a_caption_file_as_in_metadata(folder: Path) -> None:
+    (folder / "good.txt").write_bytes(b"a\0b")
+    assert "good.txt: holds a zero byte" in refusal(folder)
+
+
+def test_run_folders_and_other_pictures_are_left_out_and_named(folder: Path) -> None:
+    samples = folder / "runs" / "one" / "samples"
+    samples.mkdir(parents=True)
+    for name in ("run.json", "job.yaml"):
+        (samples.parent / name).write_text("{}", encoding="utf-8")
+    Image.new("RGB", (64, 64)).save(samples / "a.png")
+    for name in ("b.gif", "c.TIFF"):
+        (folder / name).write_bytes(b"x")
+    found = summarize(config(folder))
+    assert found.count == 1
+    assert any("runs/one" in warning for warning in found.warnings)
+    assert any("b.gif, c.TIFF" in warning for warning in found.warnings)
+    report = lint(config(folder, resolutions=(64,)), tokenizers=())
+    assert report.of("run-folder")[0].files == ("runs/one",)
+    assert report.of("other-pictures")[0].files == ("b.gif", "c.TIFF")
+
+
+def test_metadata_find_an_image_whichever_way_its_accents_are_written(folder: Path) -> None:
+    (folder / "good.txt").unlink()
+    (folder / "good.png").rename(folder / "e\u0301.png")
+    rows(folder, {"file_name": "\u00e9.png", "text": "x"})
+    assert scan(config(folder))[0].captions == ("x",)
+    assert summarize(config(folder)).warnings == []
 
 
 def test_a_caption_of_a_gigabyte_is_not_read(folder: Path) -> None:

@@ -70,14 +70,7 @@ def lora_metadata(
         "ss_max_train_steps": job.train.steps,
         "ss_steps": step,
         "ss_seed": job.train.seed,
-        "ss_num_train_images": sum(images),
-        "ss_tag_frequency": json.dumps(
-            {
-                PurePath(dataset.folder).name: {dataset.trigger: count}
-                for dataset, count in zip(job.datasets, images, strict=True)
-                if dataset.trigger
-            }
-        ),
+        **_images(job, images),
         "lora_foundry.version": __version__,
         "lora_foundry.config": json.dumps(without_paths(job, base), sort_keys=True),
         "lora_foundry.weights": weights,
@@ -105,6 +98,25 @@ def _network(job: JobConfig) -> dict[str, Any]:
         arguments |= {"conv_dim": adapter.conv_rank, "conv_alpha": adapter.conv_scale * adapter.conv_rank}
     given = {key: str(value) for key, value in arguments.items()}
     return {"ss_network_module": module, "ss_network_args": json.dumps(given) if given else ""}
+
+
+def _images(job: JobConfig, images: list[int]) -> dict[str, Any]:
+    """How many images were trained on, how many kept the model from drifting, and how many have which trigger.
+
+    A folder goes by its own name alone; what folders of the same name hold is added up.
+    """
+    counts = {"train": 0, "regularization": 0, "validation": 0}
+    frequency: dict[str, dict[str, int]] = {}
+    for dataset, count in zip(job.datasets, images, strict=True):
+        counts[dataset.role] += count
+        if dataset.trigger:
+            of_folder = frequency.setdefault(PurePath(dataset.folder).name, {})
+            of_folder[dataset.trigger] = of_folder.get(dataset.trigger, 0) + count
+    return {
+        "ss_num_train_images": counts["train"],
+        "ss_num_reg_images": counts["regularization"],
+        "ss_tag_frequency": json.dumps(frequency),
+    }
 
 
 def without_paths(job: JobConfig, base: Base) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 All variants of an image's captions are known before training starts (so that they can be cached), and which one a
 draw uses is a function of the seed, the step and the item.
+
+Texts are compared, and handed on, with composed accents (`text.composed`): a trigger is found in a caption however the
+two were typed.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from functools import lru_cache
 
 from ..config import DatasetConfig
 from ..randomness import permutation, uniform
+from .text import composed
 
 PLACEHOLDER = "[trigger]"
 SHUFFLES = 8
@@ -22,18 +26,22 @@ _JOINED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003
 _LETTER = rf"(?:[^\W{_JOINED}]|[\u0300-\u036f])"
 """A letter, digit or underscore of any other script, or an accent that is a character of its own."""
 _PLACEHOLDERS = rf"{re.escape(PLACEHOLDER)}(?:\s*{re.escape(PLACEHOLDER)})*"
-_EMPTY_TAG = re.compile(rf"^(?:\s*{_PLACEHOLDERS}\s*[,;]\s*)+|\s*[,;]\s*{_PLACEHOLDERS}\s*(?=[,;.]|$)")
-_GAP = re.compile(rf"(\s*){_PLACEHOLDERS}(\s*)")
+_BLANKS = r"(?:(?<!\s)\s+)?"
+"""White space in front, tried once for each run of it and not at each of its characters: a megabyte of blanks must not
+take hours."""
+_EMPTY_TAG = re.compile(rf"^(?:\s*{_PLACEHOLDERS}\s*[,;]\s*)+|{_BLANKS}[,;]\s*{_PLACEHOLDERS}\s*(?=[,;.]|$)")
+_GAP = re.compile(rf"({_BLANKS}){_PLACEHOLDERS}(\s*)")
 
 
 def contains_word(text: str, word: str) -> bool:
     """Whether a word or phrase stands in a text on word boundaries ("car" is not in "cartoon"), in any case."""
-    return _word(word).search(text) is not None
+    return _word(composed(word)).search(composed(text)) is not None
 
 
 def with_class(text: str, trigger: str, class_word: str) -> str:
     """The text with the class word wherever the trigger stands as a word, in any case; parts of words stay."""
-    return _word(trigger).sub(lambda _: class_word, text) if trigger.strip() else text
+    text = composed(text)
+    return composed(_word(composed(trigger)).sub(lambda _: class_word, text)) if trigger.strip() else text
 
 
 def with_trigger(caption: str, trigger: str | None, placement: str) -> str:
@@ -45,8 +53,9 @@ def with_trigger(caption: str, trigger: str | None, placement: str) -> str:
     """
     if not trigger:
         return without_placeholder(caption)
+    caption, trigger = composed(caption), composed(trigger)
     if PLACEHOLDER in caption:
-        return caption.replace(PLACEHOLDER, trigger).strip()
+        return composed(caption.replace(PLACEHOLDER, trigger)).strip()
     if placement == "only_placeholder" or contains_word(caption, trigger):
         return caption
     parts = (trigger, caption) if placement == "start" else (caption, trigger)
@@ -55,7 +64,9 @@ def with_trigger(caption: str, trigger: str | None, placement: str) -> str:
 
 def without_placeholder(caption: str) -> str:
     """The caption without `[trigger]`; everything else stays as it was written."""
-    return _GAP.sub(_closed, _EMPTY_TAG.sub("", caption)).strip() if PLACEHOLDER in caption else caption
+    if PLACEHOLDER in caption:
+        caption = _GAP.sub(_closed, _EMPTY_TAG.sub("", caption)).strip()
+    return composed(caption)
 
 
 def shuffled_tags(caption: str, keep: int, *place: int | str) -> str:
@@ -87,7 +98,7 @@ def variants(captions: Sequence[str], dataset: DatasetConfig, seed: int, key: st
         ]
     texts = [encoder_text(form, dataset) for form in forms]
     if dataset.caption_dropout > 0:
-        texts.append(dataset.trigger or "" if dataset.dropped_caption == "trigger" else "")
+        texts.append(composed(dataset.trigger or "") if dataset.dropped_caption == "trigger" else "")
     return texts
 
 
@@ -115,7 +126,7 @@ def _word(word: str) -> re.Pattern[str]:
 
 def _closed(gap: re.Match[str]) -> str:
     """What stays of the white space around a placeholder: a line's end if there was one, nothing beside brackets."""
-    left, right = gap.string[: gap.start()][-1:], gap.string[gap.end() :][:1]
+    left, right = gap.string[max(gap.start() - 1, 0) : gap.start()], gap.string[gap.end() : gap.end() + 1]
     if left in tuple("([") or right in tuple(",.;:!?)]"):
         return ""
     return max(gap[1], gap[2], key=lambda white: ("\n" in white, len(white) > 0))

@@ -15,6 +15,7 @@ from ..errors import BaseModelError, DatasetError
 from .cache import RecentEntries, key_of
 from .masks import loss_weights
 from .scan import Sample
+from .text import composed
 from .variants import Variant, box_of
 from .views import Sizes, View, batches_of, loaded
 
@@ -69,7 +70,7 @@ class EncodedTexts:
             SaveError: if the cache cannot be written.
         """
         self._mark = self._base.text_fingerprint() + self._only_by
-        wanted = sorted(set(texts))
+        wanted = sorted({composed(text) for text in texts})
         missing = [text for text in _told(wanted, progress) if self._entries.get(self._key(text)) is None]
         if not missing:
             return
@@ -93,7 +94,7 @@ class EncodedTexts:
         return {self._key(text) for text in texts}
 
     def _key(self, text: str) -> str:
-        return key_of("text", self._base.spec.name, self._mark, text)
+        return key_of("text", self._base.spec.name, self._mark, composed(text))
 
 
 class EncodedPictures:

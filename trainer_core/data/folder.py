@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import DatasetConfig
 from ..errors import DatasetError
 from ..reading import is_folder, read_regular
 from .header import IMAGE_SUFFIXES
-from .metadata import METADATA_FILES, Metadata, read_metadata
+from .metadata import Metadata, read_metadata
+from .text import NO_TEXT, composed, is_text
+from .walk import Found, real, walk
 
 CAPTION_LIMIT = 1_000_000
 """Bytes of an image's caption file."""
-_DEEPEST = 100
-"""Levels of folders in a data set."""
 _KOHYA_FOLDER = re.compile(r"(\d+)_(.+)")
 
 
@@ -27,7 +27,7 @@ class Counterparts:
 
     folder: Path
     files: dict[str, Path]
-    """By path relative to the folder, with `/`, without suffix: the stem that it shares with the data set's image."""
+    """By the stem that each shares with the data set's image (`_stem`)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class DatasetFolder:
     metadata: Metadata
     masks: Counterparts | None = None
     controls: tuple[Counterparts, ...] = ()
+    found: Found = field(default_factory=Found)
+    """Everything that lies there, and what of it is left out."""
 
     @classmethod
     def of(cls, dataset: DatasetConfig) -> DatasetFolder:
@@ -51,18 +53,20 @@ class DatasetFolder:
                 read, and two masks or control images for one image.
         """
         folder = folder_of(dataset)
-        images, tables = _walk(folder, _folders_beside(dataset))
-        images = {key: path for key, path in images.items() if not dataset.kohya_folders or kohya_folder(key)[0]}
+        found = walk(folder, _folders_beside(dataset))
+        images = {key: path for key, path in found.images.items() if not dataset.kohya_folders or kohya_folder(key)[0]}
         if not images:
             kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise DatasetError(f"{folder}: holds no images ({kinds}). Put the training images there")
+            there = "".join(f"; there are {some(keys)}: {what}" for _, keys, what in found.left_out())
+            raise DatasetError(f"{folder}: holds no images ({kinds}). Put the training images there{there}")
         return cls(
             dataset,
             folder,
             images,
-            read_metadata(folder, tables, dataset.caption_column),
+            read_metadata(folder, found.tables, dataset.caption_column),
             _counterparts("mask_folder", dataset.mask_folder, folder) if dataset.mask_folder else None,
             tuple(_counterparts("control_folders", name, folder) for name in dataset.control_folders),
+            found,
         )
 
     def own_captions(self, key: str) -> tuple[str, ...]:
@@ -71,7 +75,7 @@ class DatasetFolder:
         Raises:
             DatasetError: if the caption file is not UTF-8 text.
         """
-        return read_captions(self.images[key], self.dataset) or self.metadata.captions.get(key, ())
+        return read_captions(self.images[key], self.dataset) or self.metadata.captions.get(composed(key), ())
 
     def fallback_caption(self, key: str) -> str | None:
         """The caption of an image that has none: the name of its kohya folder, or the default caption."""
@@ -97,8 +101,10 @@ class DatasetFolder:
 
     def absent(self) -> list[str]:
         """Images that metadata name and that are not there."""
-        named = self.metadata.files.keys() - self.images.keys()
-        return sorted(key for key in named if not _is_there(self.path / key))
+        there = {composed(key) for key in self.images}
+        return sorted(
+            key for key in self.metadata.files if composed(key) not in there and not _is_there(self.path / key)
+        )
 
 
 def folder_of(dataset: DatasetConfig) -> Path:
@@ -124,7 +130,7 @@ def read_captions(image: Path, dataset: DatasetConfig) -> tuple[str, ...]:
     """The captions in the file beside an image, as they were written; none if it is missing or empty.
 
     Raises:
-        DatasetError: if the file is no regular file, larger than any caption, or not UTF-8 text.
+        DatasetError: if the file is no regular file, larger than any caption, not UTF-8, or holds what is no text.
     """
     path = _caption_file(image, dataset)
     try:
@@ -135,6 +141,8 @@ def read_captions(image: Path, dataset: DatasetConfig) -> tuple[str, ...]:
         raise DatasetError(f"{path}: is not UTF-8 text. Save it as UTF-8") from None
     except OSError as error:
         raise DatasetError(f"{path}: the caption cannot be read ({error.strerror or error})") from None
+    if not is_text(text):  # UTF-16 without its mark, mostly
+        raise DatasetError(f"{path}: {NO_TEXT}. Save it as UTF-8")
     parts = re.split(r"\r\n|\r|\n", text) if dataset.caption_per_line else [text]
     return tuple(part.strip() for part in parts if part.strip())
 
@@ -146,25 +154,35 @@ def data_files(dataset: DatasetConfig) -> Iterator[Path]:
         DatasetError: if a folder is missing or cannot be read.
     """
     beside = _folders_beside(dataset)
-    images, tables = _walk(folder_of(dataset), beside)
-    yield from sorted(tables)
-    for path in images.values():
+    found = walk(folder_of(dataset), beside)
+    yield from sorted(found.tables)
+    for path in found.images.values():
         yield path
         yield _caption_file(path, dataset)
     for folder in beside:
-        yield from _walk(folder)[0].values()
+        yield from walk(folder).images.values()
+
+
+def some(names: list[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _caption_file(image: Path, dataset: DatasetConfig) -> Path:
-    return image.with_suffix("." + dataset.caption_extension.lstrip("."))
+    """The file beside an image, which may write its accents in another way than the image's own name does."""
+    path = image.with_suffix("." + dataset.caption_extension.lstrip("."))
+    if path.name.isascii() or _is_there(path):
+        return path
+    forms = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))
+    return next((form for form in forms if _is_there(form)), path)
 
 
 def _counterparts(setting: str, name: str, targets: Path) -> Counterparts:
     folder = _expanded(name)
-    if is_folder(folder) and _real(folder) == _real(targets):
+    if is_folder(folder) and real(folder) == real(targets):
         raise DatasetError(f"{setting}: {folder} is the data set's own folder. Give the images' counterparts their own")
     try:
-        images, _ = _walk(folder)
+        images = walk(folder).images
     except DatasetError as error:
         raise DatasetError(f"{setting}: {error}") from None
     files: dict[str, Path] = {}
@@ -181,44 +199,6 @@ def _folders_beside(dataset: DatasetConfig) -> list[Path]:
     return [_expanded(name) for name in (dataset.mask_folder, *dataset.control_folders) if name]
 
 
-def _walk(folder: Path, without: Collection[Path] = ()) -> tuple[dict[str, Path], list[Path]]:
-    """Images by their sorted keys, and metadata files, of a folder and those in it; neither hidden nor linked folders.
-
-    Raises:
-        DatasetError: if there is no such folder, or one cannot be read.
-    """
-    if not is_folder(folder):
-        raise DatasetError(f"{folder}: there is no such folder. Check the data set's `folder`")
-    left_out = {_real(path) for path in without if is_folder(path)}
-    images: dict[str, Path] = {}
-    tables: list[Path] = []
-    for key, path in _files(folder, "", left_out):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            if any("\ud800" <= letter <= "\udfff" for letter in key):  # bytes that are no UTF-8, in Python's disguise
-                raise DatasetError(f"{folder}: the name of {key!a} is no valid text. Rename the file")
-            images[key] = path
-        elif path.name in METADATA_FILES:
-            tables.append(path)
-    return dict(sorted(images.items())), tables
-
-
-def _files(folder: Path, prefix: str, left_out: set[str]) -> Iterator[tuple[str, Path]]:
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    if prefix.count("/") >= _DEEPEST:
-                        raise DatasetError(f"{folder}: holds folders more than {_DEEPEST} levels deep")
-                    if not left_out or _real(entry.path) not in left_out:
-                        yield from _files(folder / entry.name, f"{prefix}{entry.name}/", left_out)
-                elif entry.is_file():
-                    yield prefix + entry.name, folder / entry.name
-    except OSError as error:
-        raise DatasetError(f"{folder}: cannot be read ({error.strerror or error})") from None
-
-
 def _is_there(path: Path) -> bool:
     """Whether there is anything; False for names that no file system takes."""
     try:
@@ -227,14 +207,9 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _real(path: str | Path) -> str:
-    """A folder under the one name by which it can be compared."""
-    return os.path.normcase(os.path.realpath(path))
-
-
 def _stem(key: str) -> str:
-    """A key without its suffix."""
-    return key[: key.rindex(".")]
+    """A key without its suffix, by which an image and its counterparts find each other."""
+    return composed(key[: key.rindex(".")])
 
 
 def _expanded(name: str) -> Path:

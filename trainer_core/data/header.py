@@ -25,7 +25,7 @@ UNREADABLE = (
 )
 """What Pillow raises for files that are no images, or are broken, or are bombs."""
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp"}
     | ({".avif"} if "avif" in features.modules and features.check("avif") else set())
 )
 """Of files that count as images, in lower case."""

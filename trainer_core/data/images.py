@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 8 * MAX_PIXELS
 """Of an image file: the most that the largest image has uncompressed, at 16 bits in four channels."""
+_STRIP_PIXELS = 1 << 20
+"""How many pixels of a deep or transparent image are converted at a time."""
 
 
 def load_image(path: Path, background: str = "white") -> Image.Image:
@@ -45,12 +47,19 @@ def read_image(path: Path) -> bytes:
 def decode_image(data: bytes, path: Path, background: str = "white") -> Image.Image:
     """`load_image` for a file whose bytes are at hand; `path` is what an error names."""
     with _seen(data, path) as image:
-        colours = _from_high_depth(image) if _is_deep(image) else image
-        if not image.has_transparency_data:
-            return colours.convert("RGB")
-        layered = colours.convert("RGBA")
-        layered.putalpha(_opacity(image))
-        return Image.alpha_composite(Image.new("RGBA", layered.size, background), layered).convert("RGB")
+        if not image.has_transparency_data and not _is_deep(image):
+            return image.convert("RGB")
+        divisor = _divisor(image)
+        seen = Image.new("RGB", image.size)
+        for strip in _strips(image):
+            part = image.crop(strip)
+            colours = _from_high_depth(part, divisor) if _is_deep(part) else part
+            if image.has_transparency_data:
+                layered = colours.convert("RGBA")
+                layered.putalpha(_opacity(part))
+                colours = Image.alpha_composite(Image.new("RGBA", part.size, background), layered)
+            seen.paste(colours.convert("RGB"), strip[:2])
+        return seen
 
 
 def decode_alpha(data: bytes, path: Path) -> Image.Image:
@@ -60,10 +69,12 @@ def decode_alpha(data: bytes, path: Path) -> Image.Image:
         DatasetError: as `load_image` does.
     """
     with _seen(data, path) as image:
-        if image.has_transparency_data:
-            return _opacity(image)
         image.load()  # a file that is cut off must be told, whatever is read of it
-        return Image.new("L", image.size, 255)
+        opacity = Image.new("L", image.size, 255)
+        if image.has_transparency_data:
+            for strip in _strips(image):
+                opacity.paste(_opacity(image.crop(strip)), strip[:2])
+        return opacity
 
 
 def to_bucket(
@@ -133,11 +144,24 @@ def _opacity(image: Image.Image) -> Image.Image:
     return image.convert("RGBA").getchannel("A")
 
 
-def _from_high_depth(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8-bit RGB; Pillow's own conversion would clip everything over 255 to white."""
+def _strips(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """An image's rows, some at a time, as boxes: what is made of each on the way takes little memory."""
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(image.height, top + rows)
+
+
+def _divisor(image: Image.Image) -> float:
+    """What brings a deep image's values to 0 to 255: Pillow also gives 16-bit ones as 32-bit integers."""
+    if image.mode.startswith("I;16"):
+        return 257.0
+    extrema: tuple[float, float] = image.getextrema() if _is_deep(image) else (0, 0)  # type: ignore[assignment]
+    return 257.0 if extrema[1] > 255 else 1.0
+
+
+def _from_high_depth(part: Image.Image, divisor: float) -> Image.Image:
+    """Deep grey to 8-bit RGB; Pillow's own conversion would clip everything over 255 to white."""
     import numpy as np
 
-    values = np.asarray(image, dtype=np.float64)
-    if image.mode.startswith("I;16") or values.max() > 255:
-        values = values / 257.0
+    values = np.asarray(part, dtype=np.float64) / divisor
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")

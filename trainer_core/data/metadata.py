@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import DatasetError
 from ..reading import TEXT_LIMIT, parse_json, read_regular
+from .text import NO_TEXT, composed, is_text
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 """By precedence: where an image has captions in both, the first counts."""
@@ -27,9 +28,9 @@ class Metadata:
     """What the metadata files of a folder and of its sub-folders say."""
 
     captions: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By the image's path relative to the folder, with `/`; only images that have captions."""
+    """By the image's path relative to the folder, with `/`, `composed`; only images that have captions."""
     files: dict[str, Path] = field(default_factory=dict)
-    """All images that are named, and where."""
+    """All images that are named, as they are written, and where."""
     columns: set[str] = field(default_factory=set)
     """All columns that there are."""
 
@@ -49,12 +50,12 @@ def read_metadata(folder: Path, files: Iterable[Path], column: str) -> Metadata:
         found: dict[str, list[str]] = {}
         for line, row in rows:
             name = row.get(_NAME)
-            if not isinstance(name, str) or not name.strip() or not _is_text(name):
+            if not isinstance(name, str) or not name.strip() or not is_text(name):
                 raise DatasetError(f"{path}, line {line}: has no `{_NAME}`. Each row names its image there")
             key = _key(below, name.strip(), f"{path}, line {line}")
             metadata.files.setdefault(key, path)
             metadata.columns.update(row.keys())
-            found.setdefault(key, []).extend(_captions(row.get(column), f"{path}, line {line}: `{column}`"))
+            found.setdefault(composed(key), []).extend(_captions(row.get(column), f"{path}, line {line}: `{column}`"))
         for key, captions in found.items():
             if captions:
                 metadata.captions.setdefault(key, tuple(captions))
@@ -78,14 +79,9 @@ def _captions(value: Any, where: str) -> list[str]:
     texts = value if isinstance(value, list) else [value]
     if any(text is not None and not isinstance(text, str) for text in texts):
         raise DatasetError(f"{where} is neither a text nor a list of texts. Write the caption in quotation marks")
-    if not all(_is_text(text) for text in texts if text):
-        raise DatasetError(f"{where} holds a zero byte or half of a character, which is no text")
+    if not all(is_text(text) for text in texts if text):
+        raise DatasetError(f"{where} {NO_TEXT}. Remove it")
     return [text.strip() for text in texts if text and text.strip()]
-
-
-def _is_text(value: str) -> bool:
-    """JSON can hold what no file name, no tokenizer and no UTF-8 can."""
-    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

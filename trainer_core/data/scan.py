@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import DatasetConfig
 from ..errors import DatasetError
 from .buckets import Size, bucket_sizes
-from .folder import DatasetFolder
+from .folder import DatasetFolder, some
 from .header import UNREADABLE, read_header
 
 
@@ -138,8 +138,3 @@ def sizes_of(item: Item, dataset: DatasetConfig, divisor: int) -> list[Size]:
         return bucket_sizes(item.width, item.height, dataset.resolutions, divisor)
     except ValueError as error:
         raise DatasetError(f"{item.path}: {error}. Remove or replace it") from None
-
-
-def some(names: list[str]) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

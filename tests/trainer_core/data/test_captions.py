@@ -96,7 +96,9 @@ def test_placeholder_never_reaches_the_encoder(placement: str) -> None:
         ("一个zorble形状", "zorble", "一个zorble形状"),  # scripts without spaces do not hide a word
         ("zorbleの絵", "zorble", "zorbleの絵"),
         ("zorble을 그린", "zorble", "zorble을 그린"),
-        ("cafe\u0301", "cafe", "cafe cafe\u0301"),  # an accent of its own makes another word
+        ("cafe\u0301", "cafe", "cafe caf\u00e9"),  # an accent of its own makes another word
+        ("cafe\u0301 x", "caf\u00e9", "caf\u00e9 x"),  # macOS writes accents apart
+        ("caf\u00e9 x", "cafe\u0301", "caf\u00e9 x"),
     ],
 )
 def test_trigger_by_hand(caption: str, trigger: str, result: str) -> None:
@@ -163,6 +165,10 @@ def test_a_shuffled_regularization_set_has_no_empty_tag() -> None:
     *shuffled, dropped = variants(["[trigger], a, b, [trigger]"], config, 42, "a.png")
     assert set(shuffled) == {"a, b", "b, a"}
     assert dropped == ""
+
+
+def test_a_megabyte_of_blanks_ends() -> None:
+    assert encoder_text(" " * 1_000_000 + "[trigger]" + " " * 1_000_000 + "x", dataset()) == "x"
 
 
 # --- class word ------------------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from .survey import Circumstances, Survey
 
 
 def check_folder(survey: Survey, _: Circumstances) -> Iterator[Finding]:
-    """Images without mask or control image, metadata of absent images, kohya folders that do nothing, opaque masks."""
+    """Left out files, images that lack masks or controls, metadata of absent ones, idle kohya folders, opaque ones."""
     dataset, folder = survey.dataset, survey.folder
+    for check, files, message in survey.left_out:
+        yield Finding("warning", check, tuple(files), message, folder)
     for beside, keys in survey.lacking.items():
         message = f"nothing of the same name in {beside}. Put it there (its suffix may differ), or remove the image"
         yield Finding("error", "missing-counterpart", tuple(keys), message, folder)

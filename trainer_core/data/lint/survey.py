@@ -1,7 +1,7 @@
 """A walk through a data set that stops at nothing: every image is looked at, and what is broken becomes a finding.
 
-`scan` refuses a folder at the first kind of trouble, which is right for training; lint tells all of it at once, so it
-opens the folder as scan does, and goes on where scan stops.
+Training refuses a folder that cannot be read and then the first kind of trouble with images (`scan.refuse`); lint opens
+the folder in the same way, tells every kind at once, and goes on with what can be read.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ class Survey:
     """By mask or control folder: keys of images that have no counterpart there."""
     absent: list[str] = field(default_factory=list)
     """Images that metadata name and that are not there."""
+    left_out: list[tuple[str, list[str], str]] = field(default_factory=list)
+    """What lies there and is no part of the data set (`walk.Found.left_out`)."""
     wordless_known: bool = True
     """Whether it is known which images have no caption; not if a metadata file that could hold some is broken."""
 
@@ -111,7 +113,7 @@ def look_over(dataset: DatasetConfig, progress: Progress) -> Survey:
     found = Survey(dataset)
     folder = _opened(found)
     if folder is not None:
-        found.absent = folder.absent()
+        found.absent, found.left_out = folder.absent(), list(folder.found.left_out())
         _look_at_all(found, [_picture(found, folder, key) for key in folder.images], progress)
     return found
 
