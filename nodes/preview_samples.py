@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..trainer_core.config import ModelConfig, SampleConfig, validated
-from ..trainer_core.data.captions import with_trigger
+from ..trainer_core.data.captions import prompt_with_trigger
 from ..trainer_core.errors import ConfigError, RunError
 from ..trainer_core.sampling import preview
 from . import host, pictures, sockets
@@ -37,7 +37,8 @@ class PreviewSamples(io.ComfyNode):
                     "prompts",
                     multiline=True,
                     default="",
-                    tooltip="One prompt a line. With a run, `[trigger]` is replaced, and empty means its own prompts.",
+                    tooltip="One prompt a line. With a run, `[trigger]` is replaced, and empty means its own prompts."
+                    " Without a trigger it is taken out.",
                 ),
                 widget(SampleConfig, "width", empty=0, step=16),
                 widget(SampleConfig, "height", empty=0, step=16),
@@ -133,4 +134,4 @@ def _subject(
         lora, trigger, prompts = checkpoint.lora, job.preview_trigger, prompts or job.sample.prompts
     if not prompts:
         raise ConfigError("Preview Samples: `prompts` is empty. Write one prompt a line")
-    return lora, [with_trigger(prompt, trigger, "only_placeholder") if trigger else prompt for prompt in prompts]
+    return lora, [prompt_with_trigger(prompt, trigger) for prompt in prompts]

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TextIO
 
 from . import __version__
 from .commands import FAILED, INTERRUPTED
@@ -25,9 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print_anything()
     args = _parser().parse_args(argv)
     try:
-        return args.command(args)
+        code = args.command(args)
+        sys.stdout.flush()  # here and not at Python's exit, where a failure would be a traceback
+        return code
     except BrokenPipeError:  # `… | head`: nobody reads on. What Python still holds for stdout must not fail at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output(sys.stdout)
         return FAILED
     except KeyboardInterrupt:
         _complain("interrupted")
@@ -217,7 +220,7 @@ def _caption_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
 
 
 def _run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's folder, or its name under --runs")
+    parser.add_argument("run", metavar="RUN", help="a run's name under --runs, or its folder")
 
 
 def _queue_option(parser: argparse.ArgumentParser) -> None:
@@ -306,13 +309,34 @@ _number.__name__ = _size.__name__ = _share.__name__ = "number"
 
 
 def _complain(message: str) -> None:
+    from .commands.terminal import say
     from .secrets import redacted
 
-    print(f"lora-foundry: {redacted(message)}", file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what could not be printed is not tried again at exit
+        _discard_output(sys.stdout)
+    try:
+        say(f"lora-foundry: {redacted(message)}", sys.stderr)
+    except OSError:  # nobody reads on: the exit code tells
+        _discard_output(sys.stderr)
+
+
+def _discard_output(stream: TextIO) -> None:
+    """What a stream still holds, and what comes, goes nowhere from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _print_anything() -> None:
-    """Captions may hold letters that a console's or pipe's encoding lacks (Windows): show them escaped, do not fail."""
+    """Captions may hold letters that a console's or pipe's encoding lacks (Windows): show them escaped, do not fail.
+
+    A stream that is closed (`>&-`, a program without a console) is None: what is printed there goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

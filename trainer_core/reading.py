@@ -25,17 +25,27 @@ def read_regular(path: Path, limit: int) -> bytes:
         FileNotFoundError: if it is not there.
         OSError: as the system says; and for pipes, devices and folders, and files of more than `limit` bytes.
     """
+    check_regular(path)
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"is larger than {limit / 1e6:g} MB", str(path))
+    return data
+
+
+def check_regular(path: Path) -> None:
+    """Refuses what is no regular file (nor a link to one), before it is opened.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        OSError: as the system says; and for pipes, devices and folders.
+    """
     try:
         status = path.stat()
     except ValueError as error:  # a name with a zero byte, or one that is no text
         raise OSError(errno.EINVAL, str(error), str(path)) from None
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "is no regular file", str(path))
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"is larger than {limit / 1e6:g} MB", str(path))
-    return data
 
 
 def is_file(path: Path) -> bool:

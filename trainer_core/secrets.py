@@ -22,7 +22,10 @@ _TOKEN = re.compile(
     r"|gh[oprsu]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"  # GitHub
     r"|sk-[A-Za-z0-9_\-]{30,})"  # OpenAI and others
 )
-_BEARER = re.compile(r"(?i)(\bbearer\s+)[A-Za-z0-9._~+/\-]{16,}=*")
+_BEARER = re.compile(r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:bearer|token|basic)\s+)[A-Za-z0-9._~+/\-]{8,}=*")
+_BARE_BEARER = re.compile(r"(?i)(\bbearer\s+)([A-Za-z0-9._~+/\-]{16,}=*)")
+_RANDOM = re.compile(r"(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{16,}")
+"""Letters and digits mixed for longer than words are: "a bearer photorealistically lit" is a picture, and no secret."""
 _PASSWORD = re.compile(r"(?i)(\b[a-z][a-z0-9+.\-]{0,15}://)[^\s/@:'\"]{0,200}:[^\s/@'\"]{1,200}@")
 
 
@@ -37,6 +40,7 @@ def redacted(text: str) -> str:
         text = text.replace(secret, HIDDEN)
     text = _TOKEN.sub(HIDDEN, text)
     text = _BEARER.sub(rf"\g<1>{HIDDEN}", text)
+    text = _BARE_BEARER.sub(lambda found: f"{found[1]}{HIDDEN}" if _RANDOM.search(found[2]) else found[0], text)
     return _PASSWORD.sub(rf"\g<1>{HIDDEN}@", text)
 
 

@@ -282,7 +282,7 @@ def test_unknown_run_lists_those_that_are_there(capsys: pytest.CaptureFixture[st
     for name in ("beta", "alpha"):
         folder = Path("mine") / name
         folder.mkdir(parents=True)
-        (folder / "job.yaml").touch()
+        (folder / "run.json").touch()
     assert "mine holds: alpha, beta" in complaint(capsys, "resume", "gamma", "--runs", "mine")
 
 

@@ -125,6 +125,71 @@ def test_resume_of_a_run_that_is_held_says_by_whom(
         assert f'it is paused. It goes on: lora-foundry tell "{run.path.resolve()}" continue' in message
 
 
+def test_a_folder_with_a_job_is_no_run(make_job: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever keeps a job.yaml beside the pictures must find it as it was, comments and all."""
+    for folder in (Path("mine"), Path()):
+        folder.mkdir(exist_ok=True)
+        (folder / "job.yaml").write_bytes(b"# my notes\n" + make_job().read_bytes())
+        (folder / "checkpoints" / "step_00000010").mkdir(parents=True)  # of another program
+    before = content()
+    for name in ("mine", "./mine", ".", "", " ", str(Path("mine").resolve())):
+        for command in (
+            ["resume", name],
+            ["tell", name, "stop"],
+            ["pin", name, "1"],
+            ["sample", name, "--prompt", "x"],
+        ):
+            assert "empty" in (told := complaint(capsys, *command)) or "no run" in told
+        assert "empty" in (told := complaint(capsys, "queue", "remove", name)) or "no run" in told
+    assert content() == before
+
+
+def test_a_bare_name_is_one_under_the_runs_folder(
+    run_of: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path with a separator is a path; a bare name may still be a run beside the runs folder."""
+    inside, beside, only_here = run_of("one"), run_of("two"), run_of("three")
+    beside.path.rename("one")
+    only_here.path.rename("three")
+    (Path("one") / "checkpoints").mkdir(exist_ok=True)
+    for run in (inside, RunFolder(Path("one").resolve()), RunFolder(Path("three").resolve())):
+        run.save_checkpoint(3, {"lora.safetensors": b"x", "state.safetensors": b"y"})
+        DeviceQueue("cpu").add(run.path)
+
+    def pinned() -> list[bool]:
+        return [RunFolder(path).pinned() == {3} for path in (Path("runs/one"), Path("one"), Path("three"))]
+
+    assert main(["pin", "one", "3"]) == 0
+    assert pinned() == [True, False, False]
+    assert main(["pin", "./one", "3"]) == 0
+    assert pinned() == [True, True, False]
+    assert main(["pin", "three", "3"]) == 0
+    assert pinned() == [True, True, True]
+    assert main(["queue", "remove", "one"]) == 0
+    assert [one.run for one in DeviceQueue("cpu").tickets()] == [Path("one").resolve(), Path("three").resolve()]
+    assert main(["queue", "remove", "one"]) == 0
+    assert [one.run for one in DeviceQueue("cpu").tickets()] == [Path("three").resolve()]
+    monkeypatch.chdir("three")
+    assert main(["pin", ".", "3", "--remove"]) == 0
+    assert not RunFolder(Path.cwd()).pinned()
+
+
+def test_a_run_without_its_run_json_is_known_by_its_checkpoint(run_of: Callable[..., RunFolder]) -> None:
+    run = run_of("one", "stopped", 3)
+    (run.path / "run.json").unlink()
+    assert not RunFolder.is_one(run.path)
+    checkpoint = run.save_checkpoint(3, {"lora.safetensors": b"x", "state.safetensors": b"y"})
+    (run.path / "job.yaml").unlink()
+    assert RunFolder.is_one(run.path)
+    checkpoint.lora.write_bytes(b"damaged")
+    assert RunFolder.is_one(run.path)
+
+
+def content() -> dict[str, bytes]:
+    """All files here."""
+    return {str(path): path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
 def test_resume_with_changes(make_job: Make, capsys: pytest.CaptureFixture[str]) -> None:
     job = make_job(train={"steps": 2}, save={"every": 1})
     assert main(["train", str(job)]) == 0

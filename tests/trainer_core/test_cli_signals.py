@@ -108,3 +108,43 @@ def test_in_the_middle_of_a_step(
         assert (checkpoints, status["step"]) == ([], 0)
         assert "is not saved, nor any other. To go on: lora-foundry resume tiny" in last
         assert "leaving at once" in complaints
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
+def test_ctrl_c_before_training_has_begun(
+    delay: float, make_job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the moment that there is a run's folder: it is gone again, or says that it was stopped."""
+    monkeypatch.chdir(tmp_path)
+    job, run = make_job(train={"steps": 5000}), Path("runs/tiny")
+    command = [sys.executable, "-m", "trainer_core", "train", str(job)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not run.exists():
+            assert process.poll() is None
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        printed, complaints = process.communicate(timeout=120)
+    assert process.returncode == 130, complaints
+    assert "Traceback" not in complaints
+    assert DeviceQueue("cpu").tickets() == []
+    if run.exists():
+        assert json.loads((run / "run.json").read_text(encoding="utf-8"))["state"] == "stopped"
+        assert "To go on: lora-foundry resume tiny" in printed
+
+
+@pytest.mark.parametrize("delay", [0.7, 1.5, 2.5])
+def test_ctrl_c_while_the_program_starts(
+    delay: float, make_job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "trainer_core", "train", str(make_job(train={"steps": 5000}))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=120)
+    # -SIGINT, which a shell shows as 130: Python ends so when the signal came while a library defined itself by exec
+    assert process.returncode in (130, -signal.SIGINT), complaints
+    assert "Traceback" not in complaints
+    for status in Path("runs").glob("*/run.json"):
+        assert json.loads(status.read_text(encoding="utf-8"))["state"] == "stopped"
+    assert all((path / "run.json").exists() for path in Path("runs").glob("[a-z]*"))

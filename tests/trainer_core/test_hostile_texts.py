@@ -109,6 +109,37 @@ def test_an_option_that_is_a_number_stays_one(tmp_path: Path) -> None:
     assert load_job(file).train.optimizer_options == {"eps": 1e-8, "betas": [0.9, 0.1]}
 
 
+@pytest.mark.parametrize("word", ["on", "yes", "true", "off", "no", "false"])
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("train.learning_rate", "train: {learning_rate: %s}"),
+        ("train.steps", "train: {steps: %s}"),
+        ("train.ema_decay", "train: {ema_decay: %s}"),
+        ("train.stage_boundaries", "train: {stage_boundaries: [0.5, %s]}"),
+        ("train.optimizer_options", "train: {optimizer_options: {betas: [0.9, %s]}}"),
+        ("adapter.rank", "adapter: {rank: %s}"),
+        ("adapter.alpha", "adapter: {alpha: %s}"),
+        ("save.every", "save: {every: %s}"),
+        ("sample.seed", "sample: {seed: %s}"),
+        ("cache.limit_gb", "cache: {limit_gb: %s}"),
+        ("regularization.ratio", "regularization: {ratio: %s}"),
+        ("validation.share", "validation: {share: %s}"),
+        ("datasets[0].resolutions", "datasets: [{folder: x, resolutions: [64, %s]}]"),
+        ("datasets[0].weight", "datasets: [{folder: x, weight: %s}]"),
+    ],
+)
+def test_yes_and_no_are_no_numbers(word: str, place: str, line: str) -> None:
+    said = refusal({**job(), **read_yaml(line % word)})
+    assert said.startswith(f"{place}: must be a number (in YAML, yes, no, on, off, true and false are switches)"), said
+
+
+def test_switches_stay_switches() -> None:
+    data = job(train={"optimizer_options": {"amsgrad": True, "eps": 1e-8}}, sample={"walk_seed": False})
+    assert validated(JobConfig, data).train.optimizer_options == {"amsgrad": True, "eps": 1e-8}
+    assert validated(JobConfig, data).sample.walk_seed is False
+
+
 plain = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False) | st.text(max_size=20)
 odd = st.sampled_from(
     ["1e-4", "0x1F", "1_0", "yes", "null", "~", "<<", "=", "*a", "&a", "!b", ".inf", "2024-01-01", "0b1"]
@@ -192,6 +223,10 @@ def test_secrets_are_found_and_taken_out(text: str) -> None:
         "me@host",
         "sk-short",
         "é" * 50,
+        "a bearer photorealistically lit",
+        "a torch bearer counterrevolutionary/propaganda-poster",
+        "ring bearer 8k-ultra-detailed-photograph",
+        "the standard bearer 1girl_standing_in_the_rain",
     ],
 )
 def test_ordinary_texts_are_none(text: str) -> None:

@@ -105,7 +105,7 @@ def parse(tensors: Mapping[str, Tensor]) -> Changes:
     """Name of a layer in the file → its change, fp32. The names are still the file's: `for_modules` finds our layers.
 
     Raises:
-        AdapterError: for keys of another kind of adapter, or that lack their other half.
+        AdapterError: for keys of another kind of adapter, or that lack their other half, or no number as alpha.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -114,6 +114,8 @@ def parse(tensors: Mapping[str, Tensor]) -> Changes:
             kind = next((kind for kind, name in OTHER_KINDS.items() if name.search(key)), None)
             what = f"is of the kind {kind}, which no adapter here represents" if kind else "is no key of a LoRA"
             raise AdapterError(f"{key!r}: {what}")
+        if split[1] == "alpha":
+            _check_alpha(key, value)
         found.setdefault(split[0], {})[split[1]] = value if split[1] == "alpha" else value.float()
     if not found:
         raise AdapterError("the file holds no LoRA layers")
@@ -132,6 +134,13 @@ def _read(name: str, parts: dict[str, Tensor]) -> Change:
     except RuntimeError:
         shapes = ", ".join(f"{part} {tuple(value.shape)}" for part, value in parts.items())
         raise AdapterError(f"{name}: the parts of this layer do not fit each other: {shapes}") from None
+
+
+def _check_alpha(key: str, value: Tensor) -> None:
+    if value.numel() != 1:
+        raise AdapterError(f"{key}: alpha is one number, and this has shape {tuple(value.shape)}")
+    if not math.isfinite(value.item()):
+        raise AdapterError(f"{key}: alpha is {value.item()}, which is no finite number")
 
 
 def _scale(parts: dict[str, Tensor], rank: int) -> float:

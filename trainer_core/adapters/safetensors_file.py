@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError
+from ..reading import check_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,7 @@ def read_header(path: Path) -> dict[str, Any]:
         AdapterError: if it is missing, truncated, or not such a file.
     """
     try:
+        check_regular(path)
         with path.open("rb") as file:
             prefix = file.read(8)
             size = path.stat().st_size

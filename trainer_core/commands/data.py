@@ -14,7 +14,7 @@ from ..data.cache import CACHE_FOLDER
 from ..errors import ConfigError
 from ..training.events import Phase
 from . import FAILED, OK
-from .terminal import Progress, print_json, size
+from .terminal import Progress, print_json, say, size
 
 if TYPE_CHECKING:
     from ..data.cache import CacheUsage
@@ -68,10 +68,10 @@ def cache(args: argparse.Namespace) -> int:
         )
         return OK
     if args.clear or args.limit is not None:
-        print(f"deleted {_amount(deleted)}")
-    print(f"{root}: {_amount(usage) if usage.entries else 'empty'}")
+        say(f"deleted {_amount(deleted)}")
+    say(f"{root}: {_amount(usage) if usage.entries else 'empty'}")
     if args.limit is not None and usage.bytes > args.limit * _GIGABYTE:
-        print("What was used within the last day stays, for a run may need it; --clear deletes that too")
+        say("What was used within the last day stays, for a run may need it; --clear deletes that too")
     return OK
 
 
@@ -144,11 +144,11 @@ def _print_report(report: LintReport) -> None:
         for severity, check, files, message in rows:
             text = f"{files}: {message}" if files else message
             lines = textwrap.wrap(text, max(40, columns - indent), break_long_words=False, break_on_hyphens=False)
-            print(f"{severity:{widths[0]}}  {check:{widths[1]}}  {lines[0]}")
+            say(f"{severity:{widths[0]}}  {check:{widths[1]}}  {lines[0]}")
             for line in lines[1:]:
-                print(" " * indent + line)
-        print()
-    print(report.summary())
+                say(" " * indent + line)
+        say()
+    say(report.summary())
 
 
 def _amount(usage: CacheUsage) -> str:

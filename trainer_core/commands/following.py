@@ -37,9 +37,7 @@ def follow(job: TrainingJob, runs: Path) -> Ended:
     Raises:
         FoundryError: if the job failed.
     """
-    quiet_libraries()
     progress = Progress(on_pause=command_for("tell", job.run, runs, "continue"))
-    progress.say(f"run {job.run.path}")
     last = _LastStep()
 
     def listen(event: Event) -> None:
@@ -47,7 +45,10 @@ def follow(job: TrainingJob, runs: Path) -> Ended:
         progress(event)
 
     with stop_on_signal(job) as asked:
+        # before all that takes time: from here on the run's folder is there, and says how it ended
+        progress.say(f"run {job.run.path}")
         try:
+            quiet_libraries()
             outcome = job.run_here(listen)
         finally:
             progress.clear()

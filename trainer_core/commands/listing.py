@@ -9,7 +9,7 @@ from dataclasses import asdict
 from ..config import DatasetConfig, validated
 from . import OK
 from .data import folder_settings
-from .terminal import print_json, print_table, size
+from .terminal import print_json, print_table, say, size
 
 _LONGEST_CELL = 100
 
@@ -43,7 +43,7 @@ def inspect(args: argparse.Namespace) -> int:
     metadata = facts.pop("metadata")
     print_table(("LoRA", ""), ((name.replace("_", " "), _cell(name, value)) for name, value in facts.items()))
     if metadata:
-        print()
+        say()
         print_table(("metadata", ""), ((name, _shortened(text)) for name, text in sorted(metadata.items())))
     return OK
 
@@ -67,7 +67,7 @@ def captions(args: argparse.Namespace) -> int:
         return OK
     print_table(("image", "caption"), summary.captions)
     for warning in summary.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", sys.stderr)
     return OK
 
 

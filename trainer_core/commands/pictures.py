@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -13,9 +14,10 @@ from ..config import JobConfig, ModelConfig, SampleConfig, validated
 from ..config.model import MODEL_FILES
 from ..errors import ConfigError, RunError, SaveError
 from ..families.sources import is_repository_id
-from ..reading import parse_json
+from ..reading import is_file, parse_json
+from ..training.run_folder import RunFolder
 from . import OK
-from .terminal import Progress, print_json, quiet_libraries
+from .terminal import Progress, print_json, quiet_libraries, say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,22 +28,22 @@ def demo(args: argparse.Namespace) -> int:
     from ..demo import run_demo
 
     quiet_libraries()
-    run_demo(args.out, args.json, args.seed, lambda line: print(line, flush=True))
+    run_demo(args.out, args.json, args.seed, say)
     return OK
 
 
 def sample(args: argparse.Namespace) -> int:
     """Draws one picture for each prompt, into files that were not there before."""
-    from ..data.captions import with_trigger
+    from ..data.captions import prompt_with_trigger
     from ..sampling import preview
     from ..training import events
 
-    lora, model, settings, trigger = _subject(args)
-    prompts = [with_trigger(prompt, trigger, "only_placeholder") for prompt in args.prompt or settings.prompts]
+    name, lora, model, settings, trigger = _subject(args)
+    prompts = [prompt_with_trigger(prompt, trigger) for prompt in args.prompt or settings.prompts]
     if not prompts:
         raise ConfigError("nothing to draw: give at least one --prompt")
     quiet_libraries()
-    progress = Progress()
+    progress = Progress(sys.stderr if args.json else None)  # stdout is nothing but the JSON
     pictures = preview(
         model,
         prompts,
@@ -51,21 +53,24 @@ def sample(args: argparse.Namespace) -> int:
         progress=lambda done, total: progress(events.Phase("drawing", done, total)),
     )
     progress.clear()
-    drawn = list(_save(pictures, args.out, Path(args.lora).stem))
+    drawn = list(_save(pictures, args.out, name))
     if args.json:
         print_json([{"prompt": prompt, "path": str(path)} for prompt, path in zip(prompts, drawn, strict=True)])
     else:
         for prompt, path in zip(prompts, drawn, strict=True):
-            print(f"{path}  {prompt}")
+            say(f"{path}  {prompt}")
     return OK
 
 
-def _subject(args: argparse.Namespace) -> tuple[Path, ModelConfig, SampleConfig, str | None]:
-    """The LoRA file, its base, how to draw, the trigger: a run knows all four, our files do too."""
-    path = Path(args.lora).expanduser()
-    if path.is_file():
+def _subject(args: argparse.Namespace) -> tuple[str, Path, ModelConfig, SampleConfig, str | None]:
+    """A name, the LoRA file, its base, how to draw, the trigger: a run knows all of them, our files do too."""
+    from .runs import find_run, run_paths
+
+    file = next((path for path in run_paths(args.lora, args.runs) if is_file(path) or RunFolder.is_one(path)), None)
+    if file and is_file(file):
         from ..adapters.export import describe_lora
 
+        name, path = file.name.removesuffix(".safetensors"), file
         facts = describe_lora(path)
         model, settings, trigger = ModelConfig(), SampleConfig(), facts["trigger"]
         if args.base is None:
@@ -74,18 +79,17 @@ def _subject(args: argparse.Namespace) -> tuple[Path, ModelConfig, SampleConfig,
         elif args.family is None:
             model = model.but(family=_family_of_file(facts["metadata"]))
     else:
-        from .runs import find_run
-
         run = find_run(args.lora, args.runs)
         newest = run.latest()
         if newest is None:
             raise RunError(f"{run.path} has no checkpoint yet, so there is no LoRA to draw with")
         job = run.job()
-        path, model, settings, trigger = newest.lora, job.model, job.sample, job.preview_trigger
+        name, path = run.name, newest.lora
+        model, settings, trigger = job.model, job.sample, job.preview_trigger
     files = {name: getattr(args, name) for name in MODEL_FILES}
     model = model.but(**_given(family=args.family, source=args.base, device=args.device, **files))
     drawing = {name: getattr(args, name) for name in ("seed", "width", "height", "steps", "guidance")}
-    return path, model, settings.but(**_given(**drawing)), trigger
+    return name, path, model, settings.but(**_given(**drawing)), trigger
 
 
 def _job_of_file(path: Path, metadata: dict[str, str]) -> JobConfig:

@@ -20,8 +20,8 @@ from ..training.run_folder import RunFolder
 from ..training.run_state import run_state
 from . import INTERRUPTED, OK
 from .following import follow
-from .runs import as_dict, moment
-from .terminal import print_json, print_table
+from .runs import as_dict, moment, run_paths
+from .terminal import print_json, print_table, say
 
 
 def show(args: argparse.Namespace) -> int:
@@ -44,7 +44,7 @@ def show(args: argparse.Namespace) -> int:
             ),
         )
     else:
-        print("no run waits")
+        say("no run waits")
     return OK
 
 
@@ -61,8 +61,8 @@ def add(args: argparse.Namespace) -> int:
         shutil.rmtree(path, ignore_errors=True)
         raise
     place = [one.run for one in queue.tickets()].index(path) + 1
-    print(f"run {path} has place {place} in the queue of {queue.key}")
-    print("To train all that wait: lora-foundry queue start")
+    say(f"run {path} has place {place} in the queue of {queue.key}")
+    say("To train all that wait: lora-foundry queue start")
     return OK
 
 
@@ -77,18 +77,18 @@ def start(args: argparse.Namespace) -> int:
             if follow(TrainingJob(run), args.runs).signalled:
                 return INTERRUPTED
         except RunHeld as error:  # another process was quicker
-            print(error, flush=True)
+            say(error)
             continue
         except Exception as error:  # noqa: BLE001 - whatever it was, the others still have their turn
             failed.append(run.name)
             told = str(error) if isinstance(error, FoundryError) else f"{type(error).__name__}: {error}"
-            print(f"failed: {run.path}: {redacted(told)}", file=sys.stderr, flush=True)
+            say(f"failed: {run.path}: {redacted(told)}", sys.stderr)
         with suppress(FoundryError):  # it has left already, unless it failed before it stood there
             queue.remove(run.path)
     if failed:
         raise RunError(f"{len(failed)} of {len(tried)} runs failed, see above: {', '.join(failed)}")
     if not tried:
-        print("no run waits without a process")
+        say("no run waits without a process")
     return OK
 
 
@@ -97,7 +97,7 @@ def move(args: argparse.Namespace) -> int:
     queue, waiting = _find(args.run, args.runs)
     queue.move(waiting.run, args.place)
     place = [one.run for one in queue.tickets()].index(waiting.run) + 1
-    print(f"{waiting.run.name} has place {place} in the queue of {queue.key}")
+    say(f"{waiting.run.name} has place {place} in the queue of {queue.key}")
     return OK
 
 
@@ -106,10 +106,10 @@ def remove(args: argparse.Namespace) -> int:
     queue, waiting = _find(args.run, args.runs)
     if waiting.live:
         ask(waiting.run, STOP)
-        print(f"asked the process that stands in the queue for {waiting.run.name} to stop")
+        say(f"asked the process that stands in the queue for {waiting.run.name} to stop")
         return OK
     queue.remove(waiting.run)
-    print(f"{waiting.run.name} is out of the queue; its folder stays: {waiting.run}")
+    say(f"{waiting.run.name} is out of the queue; its folder stays: {waiting.run}")
     return OK
 
 
@@ -120,7 +120,7 @@ def _left(tried: Collection[Path]) -> Iterator[tuple[DeviceQueue, RunFolder]]:
             if one.live or one.run in tried:
                 continue
             if not RunFolder.is_one(one.run):
-                print(f"{one.run} is gone and taken out of the queue", flush=True)
+                say(f"{one.run} is gone and taken out of the queue")
                 queue.remove(one.run)
                 continue
             run = RunFolder.open(one.run)
@@ -128,19 +128,22 @@ def _left(tried: Collection[Path]) -> Iterator[tuple[DeviceQueue, RunFolder]]:
             if state.resumable:
                 yield queue, run
             elif state.owner is None:
-                print(f"{one.run} is {state} and taken out of the queue", flush=True)
+                say(f"{one.run} is {state} and taken out of the queue")
                 queue.remove(one.run)
 
 
 def _find(name: str, runs: Path) -> tuple[DeviceQueue, Waiting]:
-    """A run in a queue, by its folder, or by its name under the runs folder or anywhere.
+    """A run in a queue, by its name under the runs folder or anywhere, or by its folder.
 
     Raises:
         RunError: if there is none, or several of that name.
     """
     waiting = [(queue, one) for queue in queues() for one in queue.tickets()]
-    paths = {Path(name).expanduser().resolve(), (runs / name).resolve()}
-    found = [pair for pair in waiting if pair[1].run in paths] or [pair for pair in waiting if pair[1].run.name == name]
+    for path in run_paths(name, runs):
+        if found := [pair for pair in waiting if pair[1].run == path.resolve()]:
+            break
+    else:
+        found = [pair for pair in waiting if pair[1].run.name == name]
     if len(found) == 1:
         return found[0]
     if found:

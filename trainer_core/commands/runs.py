@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, RunHeld, SaveError
+from ..secrets import redacted
 from ..training.run_folder import RunFolder
 from ..training.run_state import RunState, run_state
 from . import OK
-from .terminal import print_json, print_table
+from .terminal import print_json, print_table, say
 
 
 def runs(args: argparse.Namespace) -> int:
     """All runs of the runs folder, the latest first."""
-    found = [(run, run_state(run)) for run in runs_in(args.runs)]
+    found = []
+    for run in runs_in(args.runs):
+        try:
+            found.append((run, run_state(run)))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one run, the others are told
+            say(f"warning: {run.path} cannot be read: {type(error).__name__}: {redacted(str(error))}", sys.stderr)
     found.sort(key=lambda one: one[1].updated, reverse=True)
     places = _places()
     if args.json:
@@ -32,7 +38,7 @@ def runs(args: argparse.Namespace) -> int:
             ),
         )
     else:
-        print(f"{args.runs} holds no runs; --runs names another folder")
+        say(f"{args.runs} holds no runs; --runs names another folder")
     return OK
 
 
@@ -46,7 +52,7 @@ def tell(args: argparse.Namespace) -> int:
         more = f". To go on with it: {command_for('resume', run, args.runs)}" if state.resumable else ""
         raise RunError(f"nobody works on {run.path}, it is {state}{more}")
     ask(run.path, args.request)
-    print(f"asked {state.owner} to {_SENTENCES[args.request].format(run.name)}")
+    say(f"asked {state.owner} to {_SENTENCES[args.request].format(run.name)}")
     return OK
 
 
@@ -66,22 +72,38 @@ def pin(args: argparse.Namespace) -> int:
         run.unpin(args.step)
     else:
         run.pin(args.step)
-    print(f"pinned steps of {run.name}: {', '.join(map(str, sorted(run.pinned()))) or 'none'}")
+    say(f"pinned steps of {run.name}: {', '.join(map(str, sorted(run.pinned()))) or 'none'}")
     return OK
 
 
 def find_run(name: str, runs: Path) -> RunFolder:
-    """A run by its folder or by its name under the runs folder.
+    """A run by its name under the runs folder, or by its folder.
 
     Raises:
         RunError: if neither is there; the message lists what is.
     """
-    for path in (Path(name).expanduser(), runs / name):
+    for path in run_paths(name, runs):
         if RunFolder.is_one(path):
             return RunFolder.open(path)
     there = [run.name for run in runs_in(runs)]
     hint = f"{runs} holds: {', '.join(there)}" if there else f"{runs} holds no runs; --runs names another folder"
     raise RunError(f"no run {name!r}: {hint}")
+
+
+def run_paths(name: str, runs: Path) -> list[Path]:
+    """Where a run may be that a user names, the likeliest first: a bare name is one under the runs folder.
+
+    Raises:
+        RunError: for an empty name, which as a path would be the current folder.
+    """
+    if not name.strip():
+        raise RunError("the run's name is empty: give its name under --runs, or its folder")
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # the home of a user that there is not
+        path = Path(name)
+    is_bare = Path(name).name == name and name not in ("..", "~")
+    return [runs / name, path] if is_bare else [path]
 
 
 def runs_in(folder: Path) -> list[RunFolder]:
@@ -118,8 +140,11 @@ def as_dict(path: Path, state: RunState) -> dict[str, Any]:
 
 
 def moment(seconds: float) -> str:
-    """A time on this machine's clock."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    """A time on this machine's clock; a question mark for one that no clock shows (files may say anything)."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return "?"
 
 
 def _places() -> dict[Path, int]:
@@ -131,5 +156,5 @@ def _places() -> dict[Path, int]:
         try:
             places.update({one.run: place for place, one in enumerate(queue.tickets(), start=1)})
         except SaveError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            say(f"warning: {error}", sys.stderr)
     return places

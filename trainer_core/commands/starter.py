@@ -35,6 +35,7 @@ from ..families.base import FamilySpec
 from ..families.registry import family_spec
 from ..presets import Change, Subject, by_part, preset, warning
 from . import OK
+from .terminal import say
 
 _VRAM, _FAMILY = 12.0, "sdxl"
 """What a preset is for, where the command does not say."""
@@ -96,9 +97,9 @@ def init(args: argparse.Namespace) -> int:
         ) from None
     except OSError as error:
         raise SaveError(f"{file}: cannot be written: {error.strerror or error}") from None
-    print(f"wrote {file}. Train it with: lora-foundry train {file}")
+    say(f"wrote {file}. Train it with: lora-foundry train {file}")
     if note:
-        print(f"note: {note}")
+        say(f"note: {note}")
     return OK
 
 

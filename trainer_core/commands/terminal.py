@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -17,13 +19,45 @@ _QUIET_SECONDS = 60.0
 
 
 def print_json(value: Any) -> None:
-    """Machine-readable output; ASCII, so that every console and pipe carries it unharmed."""
-    print(json.dumps(value, indent=2, default=str))
+    """Machine-readable output: one JSON document, ASCII, so that every console and pipe carries it unharmed.
+
+    JSON has no infinite numbers and no nan, which files of others may hold: they become null.
+    """
+    print(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
+
+
+def say(text: object = "", out: TextIO | None = None) -> None:
+    """A line for people. All that commands print goes through here or `print_table`."""
+    print(printable(str(text)), file=out, flush=True)
+
+
+def printable(text: str, lines: bool = True) -> str:
+    """A text whose control characters are shown and not obeyed: names and metadata of other people's files may hold
+    escapes that recolour a terminal, retitle it or hide what was printed, and letters that turn the direction round.
+
+    Args:
+        lines: ends of lines and tabs stay.
+    """
+    return (_CONTROL if lines else _CONTROL_AND_LINES).sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+_OTHERS = "\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+_CONTROL = re.compile(rf"[\x00-\x08\x0b-\x1f{_OTHERS}]")
+_CONTROL_AND_LINES = re.compile(rf"[\x00-\x1f{_OTHERS}]")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple | set | frozenset) else value
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Left-aligned columns, as wide as their widest cell."""
-    lines = [list(header), *[["" if cell is None else str(cell) for cell in row] for row in rows]]
+    cells = [["" if cell is None else printable(str(cell), lines=False) for cell in row] for row in rows]
+    lines = [list(header), *cells]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for number, line in enumerate(lines):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -105,7 +139,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays."""
         self.clear()
-        self._write(f"{text}\n")
+        self._write(f"{printable(text)}\n")
 
     def clear(self) -> None:
         """Wipes the rewritten line, so that what is printed next starts clean."""
@@ -114,6 +148,7 @@ class Progress:
             self._drawn = 0
 
     def _show(self, text: str, due: bool) -> None:
+        text = printable(text, lines=False)
         if self._rewrites:
             # Spaces, not an escape code, wipe the rest: that works in every console.
             text = text[: shutil.get_terminal_size().columns - 1]

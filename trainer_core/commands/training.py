@@ -16,11 +16,13 @@ from ..training.run_state import run_state
 from . import OK
 from .following import follow
 from .runs import check_free, find_run
+from .terminal import quiet_libraries, say
 
 
 def train(args: argparse.Namespace) -> int:
     """Trains a job from YAML in a new run folder."""
     job = load_job(args.job)
+    quiet_libraries()  # takes seconds, in which Ctrl-C should find no run yet
     return follow(TrainingJob.new(args.runs, job, queue_up=args.queue_up), args.runs).exit_code
 
 
@@ -30,7 +32,7 @@ def resume(args: argparse.Namespace) -> int:
     state = run_state(run)
     check_free(run, state, args.runs)
     if state.state == "finished" and not args.job and not args.set:
-        print(f"{run.path} is finished already. For more steps: --set train.steps=N")
+        say(f"{run.path} is finished already. For more steps: --set train.steps=N")
         return OK
     fields = [assignment.partition("=")[0].strip() for assignment in args.set]
     job = changed(load_job(args.job) if args.job else run.job(), args.set)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, TypeVar, get_origin
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
@@ -22,11 +23,13 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _fit_to_be_kept(cls, value: Any, info: ValidationInfo) -> Any:
-        """Jobs are written into run folders and LoRA files, which get shared."""
+        """Jobs are written into run folders and LoRA files, which get shared; and yes and no are no numbers."""
         # sections inside look at their own fields, so that the message names the field and not the section
-        if not isinstance(value, dict) or get_origin(cls.model_fields[str(info.field_name)].annotation) is dict:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if not isinstance(value, dict) or get_origin(annotation) is dict:
             for text in _texts(value):
                 check_text(text)
+        _check_switches(value, annotation)
         return value
 
     def but(self, **changes: Any) -> Any:
@@ -62,6 +65,32 @@ def check_text(text: str) -> None:
         )
     if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError("holds a zero byte or half of a character, which no file can hold")
+
+
+def _check_switches(value: Any, annotation: Any) -> None:
+    """Refuses true and false where numbers are meant: pydantic takes them for 1 and 0.
+
+    Raises:
+        ValueError: saying what to write instead.
+    """
+    if isinstance(value, list | tuple):
+        kinds = [kind for kind in _within(annotation) if get_origin(kind) in (list, tuple)]
+        for item in value:
+            for kind in kinds:
+                _check_switches(item, get_args(kind)[0])
+    elif isinstance(value, dict):
+        for kind in (kind for kind in _within(annotation) if get_origin(kind) is dict):
+            for item in value.values():
+                _check_switches(item, get_args(kind)[1])
+    elif isinstance(value, bool):
+        taken = _within(annotation)
+        if bool not in taken and (int in taken or float in taken):
+            raise ValueError("must be a number (in YAML, yes, no, on, off, true and false are switches)")
+
+
+def _within(annotation: Any) -> tuple[Any, ...]:
+    """The kinds of value that a field takes: the members of a union, or the one there is."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -62,6 +62,11 @@ def with_trigger(caption: str, trigger: str | None, placement: str) -> str:
     return " ".join(part for part in parts if part)
 
 
+def prompt_with_trigger(prompt: str, trigger: str | None) -> str:
+    """A prompt for drawing: the trigger stands only where `[trigger]` does, which is taken out without one."""
+    return with_trigger(prompt, trigger, "only_placeholder")
+
+
 def without_placeholder(caption: str) -> str:
     """The caption without `[trigger]`; everything else stays as it was written."""
     if PLACEHOLDER in caption:

@@ -29,6 +29,12 @@ def advice(job: JobConfig) -> list[str]:
             "regularization.blank_preservation keeps the empty prompt as it is, while caption_dropout trains it: set "
             "dropped_caption to trigger (with a trigger), or caption_dropout to 0"
         )
+    if job.model.dtype == "float16":
+        found.append(
+            "model.dtype is float16, whose range is small: bases made in bfloat16 (FLUX.1) may overflow in it, and "
+            "such batches are passed over (train.skip_limit). Where the GPU has bfloat16, or memory allows float32, "
+            "take that"
+        )
     return found
 
 

@@ -85,6 +85,10 @@ class Checkpoints:
         """All checkpoints, oldest first, each with what is wrong with it or None."""
         return [(found, self._problem(found)) for found in self.listed()]
 
+    def any(self) -> bool:
+        """Whether there is a checkpoint, intact or not: a folder whose manifest says its step."""
+        return any(_manifest_step(found) == found.step for found in self.listed())
+
     def listed(self) -> list[Checkpoint]:
         """Whatever is named like a checkpoint, oldest first."""
         paths = [path for path in self.folder.glob("step_*") if path.name[5:].isdecimal() and path.name.isascii()]
@@ -179,6 +183,14 @@ class Checkpoints:
         if key not in self._examined:
             self._examined[key] = _problem(checkpoint)
         return self._examined[key]
+
+
+def _manifest_step(checkpoint: Checkpoint) -> object:
+    """The step that a checkpoint's manifest says; None if it cannot be read."""
+    try:
+        return read_json(checkpoint.path / MANIFEST)["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _problem(checkpoint: Checkpoint) -> str | None:

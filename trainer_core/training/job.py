@@ -176,10 +176,6 @@ class TrainingJob:
             lock.release()
 
     def _work(self, listener: Listener) -> None:
-        import torch
-
-        from ..families.device import is_out_of_memory
-
         def emit(event: Event) -> None:
             if isinstance(event, (Phase, Warning, StateChanged, Skipped)):
                 self.run.log(_line(event))
@@ -187,6 +183,8 @@ class TrainingJob:
 
         self._before = self.run.status()
         try:
+            import torch
+
             # a thread starts outside inference mode, but run_here may be called from inside it
             with torch.inference_mode(False), torch.enable_grad():
                 self.outcome = self._in_turn(emit)
@@ -198,6 +196,8 @@ class TrainingJob:
             state, problem, steps = (self._before[fact] for fact in ("state", "error", "steps"))
             self._record(state, f"not gone on with: {error}", problem, listener, steps)
         except BaseException as error:  # noqa: BLE001 - the run folder must say how the run ended, whatever ended it
+            from ..families.device import is_out_of_memory
+
             if is_out_of_memory(error):
                 error = TrainingError(f"{out_of_memory(self.job)} ({first_line(error)})")
             self.outcome, self.error = "failed", error

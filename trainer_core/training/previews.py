@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+from ..data.captions import prompt_with_trigger
 from ..data.images import png_bytes, to_image
 from ..files import write_atomically
 from ..sampling import Interrupted, SamplerSettings, draw
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def preview_texts(job: JobConfig) -> list[str]:
     """The job's prompts, with the trigger in its place; an empty list if there are no previews."""
-    return [prompt.replace("[trigger]", job.preview_trigger or "") for prompt in job.sample.prompts]
+    return [prompt_with_trigger(prompt, job.preview_trigger) for prompt in job.sample.prompts]
 
 
 def forget_samples(run: RunFolder, step: int) -> None:

@@ -18,7 +18,7 @@ from ..adapters.safetensors_file import read_header
 from ..config import JobConfig, dump_job, load_job, resolved, validated
 from ..errors import AdapterError, ConfigError, FoundryError, RunError, SaveError
 from ..files import append_line, save_error, sync_folder, write_atomically
-from ..reading import parse_json, read_json
+from ..reading import is_file, parse_json, read_json
 from ..secrets import redacted
 from .checkpoints import Checkpoint, Checkpoints
 from .pins import read_pins, write_pins
@@ -61,9 +61,11 @@ class RunFolder:
                 run.write_job(job)
                 run.write_status("queued", 0, job.train.steps)
                 sync_folder(runs_root)
-            except (SaveError, OSError) as error:
+            except BaseException as error:  # Ctrl-C too
                 shutil.rmtree(path, ignore_errors=True)
-                raise error if isinstance(error, SaveError) else save_error(path, error) from error
+                if isinstance(error, OSError):
+                    raise save_error(path, error) from error
+                raise
             return run
         raise SaveError(f"{runs_root}: no free name for {job.name!r}")
 
@@ -75,13 +77,16 @@ class RunFolder:
             RunError: if the folder is none.
         """
         if not cls.is_one(path):
-            raise RunError(f"{path}: is not a run folder (it has neither job.yaml nor checkpoints)")
+            raise RunError(f"{path}: is not a run folder (it has neither run.json nor checkpoints)")
         return cls(path.resolve())
 
     @staticmethod
     def is_one(path: Path) -> bool:
-        """Whether a folder is a run's: it holds a job, or a checkpoint, which knows the job as well."""
-        return (path / "job.yaml").is_file() or bool(Checkpoints(path / "checkpoints").listed())
+        """Whether a folder is a run's: it holds run.json, however damaged, or a checkpoint, which knows as much.
+
+        A job.yaml alone is none: it may be one that its user wrote, and a run would overwrite it.
+        """
+        return is_file(path / "run.json") or Checkpoints(path / "checkpoints").any()
 
     # --- the job -----------------------------------------------------------------------------------------------------
 
@@ -154,8 +159,9 @@ class RunFolder:
         try:
             status: dict[str, Any] = read_json(self.path / "run.json")
             state, counts, error = status["state"], (status["step"], status["steps"]), status["error"]
-            whole = state in STATES and all(type(count) is int and count >= 0 for count in counts)
-            whole = whole and (error is None or isinstance(error, str)) and _is_number(status["updated"])
+            whole = state in STATES and all(type(count) is int and 0 <= count < 2**53 for count in counts)
+            updated = status["updated"]
+            whole = whole and (error is None or isinstance(error, str)) and _is_number(updated) and 0 <= updated < 2**33
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return status if whole else None

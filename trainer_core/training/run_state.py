@@ -72,5 +72,7 @@ def _last_logged(path: Path) -> int:
         return 0
     for line in reversed(lines):
         with suppress(ValueError, KeyError, TypeError):
-            return int(parse_json(line)["step"])
+            step = parse_json(line)["step"]
+            if type(step) is int and 0 <= step < 2**53:
+                return step
     return 0

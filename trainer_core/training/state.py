@@ -56,6 +56,7 @@ def state_file(trainer: Trainer) -> bytes:
         "step": str(trainer.step),
         "skipped": str(trainer.skipped),
         "pieces": str(trainer.updater.pieces),
+        **({} if trainer.updater.scale is None else {"loss_scale": str(trainer.updater.scale)}),
         "optimizer": values,
         "losses": json.dumps(list(trainer.losses)),
         "findings": trainer.findings.dumps(),
@@ -97,6 +98,8 @@ def restore(trainer: Trainer, accept: Collection[str] = ()) -> None:
     trainer.step = trainer.saved = checkpoint.step
     trainer.skipped = int(metadata.get("skipped", 0))
     trainer.updater.pieces = int(metadata.get("pieces", 1))
+    if trainer.updater.scale is not None:
+        trainer.updater.scale = int(metadata.get("loss_scale", trainer.updater.scale))
     run.truncate_metrics(trainer.step)
     forget_samples(run, trainer.step)
 

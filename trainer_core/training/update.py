@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from ..config import JobConfig
     from ..data.scan import Sample
 
+HIGHEST_SCALE = 16
+"""Exponent of 2, as of torch's GradScaler at its start."""
+_SCALE_GROWS_EVERY = 200
+"""Steps"""
+
 Batches = Sequence[list["Sample"]]
 
 
@@ -63,6 +68,9 @@ class Updater:
         self.ema = None if decay is None else EMA(adapter.parameters(), decay, job.train.ema_warmup)
         self.pieces = 1
         """Into how many passes a micro-batch is cut; grows when memory does not do."""
+        trained = {objective.base.dtype} | ({objective.base.text_encoder_dtype} if job.adapter.text_encoders else set())
+        self.scale: int | None = HIGHEST_SCALE if torch.float16 in trained else None
+        """The loss is multiplied by 2 to the power of this while it goes back, where that is float16."""
         self.whole = True
         """False while weights, optimizer and moving average are being changed and do not belong together."""
 
@@ -76,7 +84,7 @@ class Updater:
             NotFinite: if loss or gradient is not; nothing was changed.
             TrainingError: if there is not memory enough for a single sample; nothing was changed.
         """
-        shown = self._gradients_that_fit(batches, draw)
+        shown = self._gradients_that_fit(batches, draw) if self.scale is None else self._scaled(batches, step, draw)
         norm = nn.utils.clip_grad_norm_(self.adapter.parameters(), self.job.train.max_grad_norm or math.inf)
         # one wait for the device per step: all numbers come over together
         values = dict(zip(shown, torch.stack([*shown.values()]).tolist(), strict=True))
@@ -94,11 +102,33 @@ class Updater:
         self.whole = True
         return Made(loss, total, values)
 
-    def _gradients_that_fit(self, batches: Batches, draw: int) -> dict[str, Tensor]:
-        """The gradients, in as many passes as memory asks for."""
+    def _scaled(self, batches: Batches, step: int, draw: int) -> dict[str, Tensor]:
+        """The gradients, computed at a scale at which float16 neither loses small ones nor overflows.
+
+        Micikevicius et al. 2018, §3.2. Powers of two change no bit of what is in range. When a gradient overflows, the
+        same step is tried at half the scale; from time to time the scale grows again. It is a function of what came
+        before, and a checkpoint keeps it, so that a resumed run goes on at the same.
+        """
+        assert self.scale is not None
+        scale = min(self.scale + (step % _SCALE_GROWS_EVERY == 0), HIGHEST_SCALE)
+        while True:
+            shown = self._gradients_that_fit(batches, draw, 2.0**scale)
+            gradients = [one.grad for one in self.adapter.parameters() if one.grad is not None]
+            for gradient in gradients:
+                gradient.mul_(0.5**scale)
+            if torch.stack([gradient.isfinite().all() for gradient in gradients]).all():
+                self.scale = scale
+                return shown
+            if scale == 0 or not shown[MAIN].isfinite():  # it is not the scale: `update` deals with it
+                return shown
+            scale -= 1
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _gradients_that_fit(self, batches: Batches, draw: int, scale: float = 1.0) -> dict[str, Tensor]:
+        """The gradients times `scale`, in as many passes as memory asks for."""
         while True:
             try:
-                return self._gradients(batches, draw)
+                return self._gradients(batches, draw, scale)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -119,14 +149,14 @@ class Updater:
                 )
             )
 
-    def _gradients(self, batches: Batches, draw: int) -> dict[str, Tensor]:
-        """Adds up the gradients; gives the terms of the objective by name."""
+    def _gradients(self, batches: Batches, draw: int, scale: float) -> dict[str, Tensor]:
+        """Adds up the gradients, times `scale`; gives the terms of the objective by name."""
         count = sum(len(batch) for batch in batches)
         seen: dict[str, int] = {}
         shown: dict[str, Tensor] = {}
         for number, batch in self._cut(batches):
             for term in self.objective.terms(batch, draw, number, seen):
-                (term.minimised.sum() / count).backward()
+                (term.minimised.sum() / count * scale).backward()
                 shown[term.name] = shown.get(term.name, 0.0) + term.shown.sum() / count
         return shown
 

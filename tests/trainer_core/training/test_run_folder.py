@@ -100,7 +100,7 @@ def test_a_status_is_read_as_written(state: str, error: str | None, run: RunFold
 
 def test_a_run_of_which_nothing_is_left_has_a_status(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_00000003").mkdir(parents=True)
-    status = RunFolder.open(tmp_path).status()
+    status = RunFolder(tmp_path).status()
     assert (status["state"], status["step"], status["steps"]) == ("stopped", 0, 0)
 
 

@@ -95,3 +95,25 @@ def test_a_lora_of_another_base_is_told(trained: Path, job_of: Jobs, train: Call
     trained.write_bytes(serialize(tensors, {}))
     with pytest.raises(AdapterError, match=r"double_blocks\.18"):
         train(job_of(adapter={"warm_start": str(trained)}))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "says"),
+    [
+        (torch.tensor([1.0, 2.0]), "alpha is one number, and this has shape (2,)"),
+        (torch.tensor([]), "alpha is one number, and this has shape (0,)"),
+        (torch.tensor(float("nan")), "alpha is nan"),
+        (torch.tensor([float("-inf")]), "alpha is -inf"),
+    ],
+    ids=["two", "none", "nan", "infinite"],
+)
+def test_an_alpha_that_is_no_number_names_file_and_key(
+    alpha: torch.Tensor, says: str, job_of: Jobs, tmp_path: Path
+) -> None:
+    file = tmp_path / "odd.safetensors"
+    name = "diffusion_model.double_blocks.0.img_attn.proj"
+    tensors = {f"{name}.lora_A.weight": torch.ones(2, 4), f"{name}.lora_B.weight": torch.ones(4, 2)}
+    file.write_bytes(serialize({**tensors, f"{name}.alpha": alpha}, {}))
+    with pytest.raises(AdapterError) as caught:
+        TrainingJob.new(tmp_path / "runs", job_of(adapter={"warm_start": str(file)}))
+    assert f"{file}: {name}.alpha: {says}" in str(caught.value)
