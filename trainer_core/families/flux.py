@@ -81,6 +81,8 @@ class Flux(KlBase):
             schedule = FlowSchedule.from_scheduler_config(self.source.config("scheduler"))
             if not 0 < schedule.shift_for(1024) < float("inf"):
                 raise ValueError("its shift is no positive number")
+            if schedule.terminal is not None and not 0 < schedule.terminal < 1:
+                raise ValueError("its shift_terminal is not between 0 and 1")
         return schedule
 
     @property
