@@ -93,6 +93,11 @@ def input_folder(text: str, what: str) -> Path:
     return roots().checked(text, Path(folder_paths.get_input_directory()), f"Load Dataset: {what}")
 
 
+def input_file(text: str, what: str) -> Path:
+    """The same of a file that Sample Settings names."""
+    return roots().checked(text, Path(folder_paths.get_input_directory()), f"Sample Settings: {what}")
+
+
 def base_source(text: str) -> str:
     """Where a base comes from, as a workflow names it; a relative folder is looked for in `models/diffusers`.
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..trainer_core.config import ModelConfig, SampleConfig, validated
 from ..trainer_core.data.captions import prompt_with_trigger
-from ..trainer_core.errors import ConfigError, RunError
+from ..trainer_core.errors import ConfigError, FoundryError, RunError
+from ..trainer_core.families.registry import family_spec
+from ..trainer_core.preview_controls import of_job
 from ..trainer_core.sampling import preview
 from . import host, pictures, sockets
 from .text_fields import read_lines
@@ -55,6 +58,12 @@ class PreviewSamples(io.ComfyNode):
                 widget(SampleConfig, "guidance", empty=-1.0, step=0.1, advanced=True),
                 widget(SampleConfig, "walk_seed", advanced=True),
                 widget(SampleConfig, "negative_prompt", advanced=True),
+                io.Image.Input(
+                    "control",
+                    optional=True,
+                    tooltip="For edit models: the control image of all prompts, or a batch with one for each. Not "
+                    "linked: with a run, its own or those of its first training images.",
+                ),
             ],
             outputs=[io.Image.Output("images", tooltip="One picture for each prompt: left the base, right the LoRA.")],
         )
@@ -74,8 +83,14 @@ class PreviewSamples(io.ComfyNode):
         negative_prompt: str,
         run: str | None = None,
         lora_model: dict[str, Any] | None = None,
+        control: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        lora, texts = _subject(run, lora_model, read_lines(prompts))
+        given = read_lines(prompts)
+        lora, texts = _subject(run, lora_model, given)
+        if control is not None:
+            controls = _linked(control, len(texts))
+        else:
+            controls = _of_run(run, base, len(texts), own_prompts=not given)
         sample = validated(
             SampleConfig,
             {
@@ -102,6 +117,7 @@ class PreviewSamples(io.ComfyNode):
                 lora=adapter,
                 strength=strength,
                 sample=sample,
+                controls=controls,
                 progress=progress,
                 should_stop=host.interrupted,
             )
@@ -111,6 +127,47 @@ class PreviewSamples(io.ComfyNode):
             shown = [pictures.side_by_side(*pair) for pair in zip(shown, drawn(lora, 1), strict=True)]
         images = pictures.to_batch(shown)
         return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
+
+
+def _linked(control: torch.Tensor, count: int) -> list[tuple[Image.Image, ...]]:
+    """The control image of each of so many prompts.
+
+    Raises:
+        ConfigError: if there are several, and not one for each.
+    """
+    images = [(image,) for image in pictures.from_batches([control])]
+    if len(images) == 1:
+        return images * count
+    if len(images) != count:
+        raise ConfigError(
+            f"Preview Samples: `control` holds {len(images)} images for {count} prompts; link one for all, or one for "
+            "each"
+        )
+    return images
+
+
+def _of_run(run: str | None, base: ModelConfig, count: int, own_prompts: bool) -> list[tuple[Image.Image, ...]]:
+    """The control images that a run's own previews are drawn with, where the base takes any.
+
+    Args:
+        own_prompts: the prompts are the run's; to others, those of its control images that belong to one prompt each
+            do not belong.
+
+    Raises:
+        ConfigError: if they cannot be used any more.
+    """
+    spec = family_spec(base.family)
+    if run is None or not spec.max_controls:
+        return [()] * count
+    job = host.run_folder(run).job()
+    if len(job.sample.controls) > 1 and not own_prompts:
+        job = job.model_copy(update={"sample": job.sample.but(controls=())})
+    try:
+        return [one.pictures() for one in of_job(host.checked_job(job), spec, count)]
+    except FoundryError as error:
+        raise ConfigError(
+            f"Preview Samples: the run's control images cannot be used, link `control` instead: {error}"
+        ) from None
 
 
 def _subject(

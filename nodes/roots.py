@@ -97,6 +97,9 @@ class Roots:
                 if folder:
                     self.checked(folder, here, f"datasets[{number}]")
             self.check_links(dataset)
+        for files in job.sample.controls:
+            for file in files:
+                self.checked(file, here, "sample.controls")
         if job.adapter.warm_start:
             self.model_file(job.adapter.warm_start, here, "adapter.warm_start")
         self.source(job.model.source, [here], "model.source")

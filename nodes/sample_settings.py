@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import sockets
+from . import host, sockets
 from .settings import SAMPLE_SETTINGS, checked
 from .widgets import widgets
 
@@ -28,4 +28,7 @@ class SampleSettings(io.ComfyNode):
 
     @classmethod
     def execute(cls, **settings: Any) -> io.NodeOutput:
-        return io.NodeOutput(checked(SAMPLE_SETTINGS, settings))
+        found = checked(SAMPLE_SETTINGS, settings)
+        sample = found["sample"]
+        sample["controls"] = [[str(host.input_file(name, "controls")) for name in one] for one in sample["controls"]]
+        return io.NodeOutput(found)

@@ -24,7 +24,7 @@ from ..trainer_core.config import (
 )
 from ..trainer_core.config.train import OPTIMIZERS
 from ..trainer_core.errors import ConfigError
-from .text_fields import ARGUMENTS, FLOATS, LINES, WHOLE_NUMBERS, TextForm
+from .text_fields import ARGUMENTS, FILES, FLOATS, LINES, WHOLE_NUMBERS, TextForm
 
 PARTS: dict[type[Section], str] = {
     ModelConfig: "model",
@@ -250,6 +250,7 @@ SAMPLE_SETTINGS = (
     Setting(SampleConfig, "walk_seed"),
     Setting(SampleConfig, "before_training"),
     Setting(SampleConfig, "weights"),
+    Setting(SampleConfig, "controls", text=FILES, advanced=True),
 )
 
 BY_NODE: dict[str, tuple[Setting, ...]] = {

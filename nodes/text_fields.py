@@ -87,4 +87,11 @@ def _show_value(value: Any) -> str:
 WHOLE_NUMBERS = TextForm(_read_whole_numbers, _show_numbers, "Several are separated by commas.")
 FLOATS = TextForm(_read_floats, _show_numbers, "Several are separated by commas.")
 LINES = TextForm(lambda text: list(read_lines(text)), "\n".join, "One a line.", multiline=True)
+FILES = TextForm(
+    lambda text: [[file.strip() for file in line.split("|") if file.strip()] for line in read_lines(text)],
+    lambda groups: "\n".join(" | ".join(files) for files in groups),
+    "One line for all prompts, or one for each; several files in a line are separated by `|`. A relative file is "
+    "looked for in ComfyUI's input folder.",
+    multiline=True,
+)
 ARGUMENTS = TextForm(_read_arguments, _show_arguments, "One a line, such as `d_coef=2`.", multiline=True)

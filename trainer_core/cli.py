@@ -150,6 +150,14 @@ def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> 
     sample.add_argument(
         "--prompt", action="append", metavar="TEXT", help="what to draw; repeat for more; a run has its own as default"
     )
+    sample.add_argument(
+        "--control",
+        action="append",
+        nargs="+",
+        metavar="FILE",
+        help="for edit models: the control images of a prompt; once for all prompts, or repeated, once for each; a run "
+        "has its own as default, or those of its first training images",
+    )
     sample.add_argument("--out", metavar="DIR", type=Path, default=Path("samples"), help="default: ./samples")
     sample.add_argument("--strength", metavar="X", type=_number, default=1.0, help="of the LoRA; 0 is the base alone")
     sample.add_argument("--seed", metavar="N", type=_seed, help="seed of the first picture")

@@ -65,11 +65,13 @@ def draw(
     settings: SamplerSettings,
     blank: TextEmbedding | None = None,
     should_stop: Callable[[], bool] | None = None,
+    controls: Sequence[Tensor] = (),
 ) -> Tensor:
     """Draws one picture per text, as one batch; gives normalised latents (N, C, H, W), fp32, on the base's device.
 
     The noise of a seed is what `torch.manual_seed(seed); torch.randn(1, C, H, W)` gives on a CPU, as in ComfyUI.
     `blank`, the embedding of the negative prompt (mostly the empty one), is needed where `settings.needs_blank`.
+    `controls` are normalised latents (1, C, h, w) of control images, the same for all pictures.
 
     Raises:
         Interrupted: when `should_stop` says so, between two steps.
@@ -88,6 +90,7 @@ def draw(
     x = torch.cat(noise).to(base.device)
     text = stack_text(list(texts), base.device)
     empty = stack_text([blank] * len(texts), base.device) if blank is not None else None
+    seen = [control.to(base.device).expand(len(x), -1, -1, -1) for control in controls]
     schedule = base.schedule
     times = schedule.sampling_times(settings.steps, base.image_tokens(*shape[2:])).to(base.device)
     with torch.no_grad(), autocast(base):
@@ -95,9 +98,9 @@ def draw(
             if should_stop and should_stop():
                 raise Interrupted
             t = here.expand(len(x))
-            prediction = base.predict(denoiser, x, t, text, guidance=settings.guidance)
+            prediction = base.predict(denoiser, x, t, text, guidance=settings.guidance, controls=seen)
             if empty is not None and settings.needs_blank(base):
-                without = base.predict(denoiser, x, t, empty, guidance=settings.guidance)
+                without = base.predict(denoiser, x, t, empty, guidance=settings.guidance, controls=seen)
                 prediction = without + settings.guidance * (prediction - without)
             x = schedule.step(x, prediction, here, there)
     return x
@@ -120,13 +123,17 @@ def preview(
     lora: Path | dict[str, Tensor] | None = None,
     strength: float = 1.0,
     sample: SampleConfig | None = None,
+    controls: Sequence[Sequence[Image.Image]] | None = None,
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[Image.Image]:
     """Draws one picture per prompt with a base and, if given, a LoRA (a file, or tensors in ComfyUI's names).
 
+    Args:
+        controls: control images of each prompt; if not told, those that `sample` names.
+
     Raises:
-        FoundryError: if base or LoRA cannot be loaded or do not fit each other.
+        FoundryError: if base or LoRA cannot be loaded or do not fit each other, or control images do not fit the base.
         Interrupted: when `should_stop` says so.
     """
     import torch
@@ -136,17 +143,22 @@ def preview(
     from .adapters.safetensors_file import read_tensors
     from .data.images import to_image
     from .families.registry import open_base
+    from .preview_controls import check_count, encoded, of_settings
 
     sample = sample or SampleConfig()
     with torch.inference_mode(False):
         base = open_base(model)
         settings = SamplerSettings.of(sample, base)
+        if controls is None:
+            controls = [one.pictures() for one in of_settings(sample, len(prompts))]
+        check_count(controls, base.spec, "control images")
         tensors = read_tensors(lora) if isinstance(lora, Path) else lora
         own, of_text = split_text(parse(tensors)) if tensors is not None else ({}, {})
         base.load_text_encoders()
         with applied_text(base, of_text, strength):
             texts = base.encode_prompts([*prompts, sample.negative_prompt])
         base.free_text_encoders()
+        seen = encoded(base, controls, settings)
         denoiser = base.load_denoiser()
         changes = for_modules(own, denoiser, base)
         latents = []
@@ -155,7 +167,7 @@ def preview(
                 if progress:
                     progress(k, len(prompts))
                 seed = sample.seed + k * sample.walk_seed
-                latents.append(draw(base, denoiser, [texts[k]], [seed], settings, texts[-1], should_stop))
+                latents.append(draw(base, denoiser, [texts[k]], [seed], settings, texts[-1], should_stop, seen[k]))
         del denoiser
         base.load_vae()
         images = [to_image(base.decode_latents(x)[0]) for x in latents]

@@ -196,6 +196,8 @@ def test_models_files_may_be_their_owners_links(
         {"model": {"text_encoder_2": "secret/a.safetensors"}},
         {"model": {"vae": "//server/share/a.safetensors"}},
         {"model": {"tokenizers": "{secret}"}},
+        {"sample": {"prompts": ["a"], "controls": ["{secret}/a.png"]}},
+        {"sample": {"controls": [["{inputs}/a.png", "//server/share/a.png"]]}},
     ],
 )
 def test_no_path_of_a_job_gets_past(

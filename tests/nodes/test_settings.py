@@ -44,6 +44,7 @@ MORE_WIDGETS = {
 CHANGED: dict[str, Any] = {
     "resolutions": ("64, 128", (64, 128)),
     "control_folders": ("a\nb", ("a", "b")),
+    "controls": ("a | b\nc", (("a", "b"), ("c",))),
     "optimizer": ("lion", "lion"),
     "optimizer_options": ("d_coef=2", {"d_coef": 2}),
     "stage_boundaries": ("0.5", (0.5,)),

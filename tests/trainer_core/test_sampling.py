@@ -69,7 +69,7 @@ def test_draw_is_euler_with_guidance(guidance: float, base: Base, denoiser: nn.M
 
 def test_noise_is_that_of_the_seed(base: Base, texts: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, each picture of a batch with its own."""
-    monkeypatch.setattr(base, "predict", lambda denoiser, x, t, text, guidance=None: torch.zeros_like(x))
+    monkeypatch.setattr(base, "predict", lambda denoiser, x, t, text, **_: torch.zeros_like(x))
     drawn = draw(base, nn.Identity(), texts[:2], [5, 2**63 - 1], SETTINGS)
     assert torch.equal(drawn[:1], seeded(5, 1, 16, 6, 8))
     assert torch.equal(drawn[1:], seeded(2**63 - 1, 1, 16, 6, 8))
@@ -78,7 +78,7 @@ def test_noise_is_that_of_the_seed(base: Base, texts: list, monkeypatch: pytest.
 def test_with_guidance_one_nothing_is_drawn_twice(base: Base, texts: list, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[float | None] = []
 
-    def predict(denoiser: Any, x: Tensor, t: Tensor, text: Any, guidance: float | None = None) -> Tensor:
+    def predict(denoiser: Any, x: Tensor, t: Tensor, text: Any, guidance: float | None = None, **_: Any) -> Tensor:
         calls.append(guidance)
         return torch.zeros_like(x)
 

@@ -22,12 +22,16 @@ class SeededDropout(nn.Module):
         super().__init__()
         self.rate, self.layer = rate, layer
         self.place: tuple[int | str, ...] = ()
+        self._source: torch.Generator | None = None
+        """Made once: only its seed is new each time, so that it holds nothing that a pass could leave behind."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.place or not self.rate:
             return x
-        source = torch.Generator(device=x.device).manual_seed(seed_of("lora_dropout", self.layer, *self.place))
-        keep = torch.rand(x.shape, generator=source, device=x.device) >= self.rate
+        if self._source is None or self._source.device != x.device:
+            self._source = torch.Generator(device=x.device)
+        self._source.manual_seed(seed_of("lora_dropout", self.layer, *self.place))
+        keep = torch.rand(x.shape, generator=self._source, device=x.device) >= self.rate
         return x * keep / (1 - self.rate)
 
 

@@ -128,6 +128,7 @@ def without_paths(job: JobConfig, base: Base) -> dict[str, Any]:
         dataset["folder"] = PurePath(dataset["folder"]).name
         dataset["mask_folder"] = PurePath(dataset["mask_folder"]).name if dataset["mask_folder"] else None
         dataset["control_folders"] = [PurePath(folder).name for folder in dataset["control_folders"]]
+    data["sample"]["controls"] = [[PurePath(file).name for file in files] for files in data["sample"]["controls"]]
     if data["adapter"]["warm_start"]:
         data["adapter"]["warm_start"] = PurePath(data["adapter"]["warm_start"]).name
     return data

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import JobConfig, ModelConfig, SampleConfig, validated
 from ..config.model import MODEL_FILES
-from ..errors import ConfigError, RunError, SaveError
+from ..errors import ConfigError, DatasetError, RunError, SaveError
 from ..families.sources import is_repository_id
 from ..reading import is_file, parse_json
 from ..training.run_folder import RunFolder
@@ -21,6 +21,8 @@ from .terminal import Progress, print_json, quiet_libraries, say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ..preview_controls import PromptControls
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -38,10 +40,11 @@ def sample(args: argparse.Namespace) -> int:
     from ..sampling import preview
     from ..training import events
 
-    name, lora, model, settings, trigger = _subject(args)
+    name, lora, model, settings, trigger, job = _subject(args)
     prompts = [prompt_with_trigger(prompt, trigger) for prompt in args.prompt or settings.prompts]
     if not prompts:
         raise ConfigError("nothing to draw: give at least one --prompt")
+    controls = _controls(args, model, settings, job, len(prompts))
     quiet_libraries()
     progress = Progress(sys.stderr if args.json else None)  # stdout is nothing but the JSON
     pictures = preview(
@@ -50,22 +53,67 @@ def sample(args: argparse.Namespace) -> int:
         lora=lora,
         strength=args.strength,
         sample=settings,
+        controls=[one.pictures() for one in controls],
         progress=lambda done, total: progress(events.Phase("drawing", done, total)),
     )
     progress.clear()
     drawn = list(_save(pictures, args.out, name))
     if args.json:
-        print_json([{"prompt": prompt, "path": str(path)} for prompt, path in zip(prompts, drawn, strict=True)])
+        print_json(
+            [
+                {"prompt": prompt, "path": str(path), "controls": [str(file) for file in seen.files]}
+                for prompt, path, seen in zip(prompts, drawn, controls, strict=True)
+            ]
+        )
     else:
         for prompt, path in zip(prompts, drawn, strict=True):
             say(f"{path}  {prompt}")
     return OK
 
 
-def _subject(args: argparse.Namespace) -> tuple[str, Path, ModelConfig, SampleConfig, str | None]:
-    """A name, the LoRA file, its base, how to draw, the trigger: a run knows all of them, our files do too."""
+def _controls(
+    args: argparse.Namespace, model: ModelConfig, settings: SampleConfig, job: JobConfig | None, count: int
+) -> list[PromptControls]:
+    """The control images of each prompt: those on the command line, else the run's own.
+
+    Raises:
+        ConfigError: if they are not there, or do not fit the family or the prompts.
+    """
+    from ..families.registry import family_spec
+    from ..preview_controls import check_controls_of, of_job, of_settings
+
+    spec = family_spec(model.family)
+    if args.control:
+        settings = settings.but(controls=args.control)
+    elif args.prompt and len(settings.controls) > 1:
+        settings = settings.but(controls=())  # they belong to the run's own prompts
+    check_controls_of(settings, spec)
+    if job is None or settings.controls:
+        return of_settings(settings, count)
+    try:
+        return of_job(job.model_copy(update={"sample": settings}), spec, count)
+    except DatasetError as error:
+        print(f"note: drawn without control images; --control names some ({error})", file=sys.stderr)
+        return of_settings(settings, count)
+
+
+class _Subject(NamedTuple):
+    """What `sample` draws with."""
+
+    name: str
+    lora: Path
+    model: ModelConfig
+    settings: SampleConfig
+    trigger: str | None
+    job: JobConfig | None
+    """A run's; None of a file."""
+
+
+def _subject(args: argparse.Namespace) -> _Subject:
+    """What a run or a LoRA file says itself, as far as the command line does not say otherwise."""
     from .runs import find_run, run_paths
 
+    run_job = None
     file = next((path for path in run_paths(args.lora, args.runs) if is_file(path) or RunFolder.is_one(path)), None)
     if file and is_file(file):
         from ..adapters.export import describe_lora
@@ -75,7 +123,8 @@ def _subject(args: argparse.Namespace) -> tuple[str, Path, ModelConfig, SampleCo
         model, settings, trigger = ModelConfig(), SampleConfig(), facts["trigger"]
         if args.base is None:
             job = _job_of_file(path, facts["metadata"])
-            model, settings, trigger = job.model, job.sample, job.preview_trigger
+            # of control images the file tells the names alone
+            model, settings, trigger = job.model, job.sample.but(controls=()), job.preview_trigger
         elif args.family is None:
             model = model.but(family=_family_of_file(facts["metadata"]))
     else:
@@ -83,13 +132,13 @@ def _subject(args: argparse.Namespace) -> tuple[str, Path, ModelConfig, SampleCo
         newest = run.latest()
         if newest is None:
             raise RunError(f"{run.path} has no checkpoint yet, so there is no LoRA to draw with")
-        job = run.job()
+        job = run_job = run.job()
         name, path = run.name, newest.lora
         model, settings, trigger = job.model, job.sample, job.preview_trigger
     files = {name: getattr(args, name) for name in MODEL_FILES}
     model = model.but(**_given(family=args.family, source=args.base, device=args.device, **files))
     drawing = {name: getattr(args, name) for name in ("seed", "width", "height", "steps", "guidance")}
-    return name, path, model, settings.but(**_given(**drawing)), trigger
+    return _Subject(name, path, model, settings.but(**_given(**drawing)), trigger, run_job)
 
 
 def _job_of_file(path: Path, metadata: dict[str, str]) -> JobConfig:

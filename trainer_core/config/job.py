@@ -73,6 +73,11 @@ class JobConfig(Section):
                 "validation.every: there is nothing to validate on; set validation.share, or give a data set the role "
                 "validation"
             )
+        if len(self.sample.controls) > 1 and len(self.sample.controls) != len(self.sample.prompts):
+            raise ValueError(
+                f"sample.controls: {len(self.sample.controls)} for {len(self.sample.prompts)} prompts; give one for "
+                "all, or one for each"
+            )
         if "ema" in (self.save.weights, self.sample.weights) and self.train.ema_decay is None:
             raise ValueError("weights: ema needs train.ema_decay")
         return self
@@ -161,7 +166,10 @@ def resolved(job: JobConfig, here: Path) -> JobConfig:
     model = model.but(**{name: str(absolute(file)) for name, file in files.items() if file})
     if adapter.warm_start:
         adapter = adapter.but(warm_start=str(absolute(adapter.warm_start)))
-    return job.model_copy(update={"datasets": datasets, "model": model, "adapter": adapter})
+    sample = job.sample.model_copy(
+        update={"controls": tuple(tuple(str(absolute(file)) for file in files) for files in job.sample.controls)}
+    )
+    return job.model_copy(update={"datasets": datasets, "model": model, "adapter": adapter, "sample": sample})
 
 
 def dump_job(job: JobConfig) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .section import Section
 
@@ -40,3 +40,23 @@ class SampleConfig(Section):
     walk_seed: bool = Field(True, description="Each further prompt uses the next seed.")
     negative_prompt: str = Field("", description="What previews keep away from, where guidance takes a second pass.")
     weights: Weights = Field("auto", description=_WEIGHTS % "that previews are drawn with")
+    controls: tuple[tuple[str, ...], ...] = Field(
+        (),
+        description="Control images of the previews, for edit models: an image file for all prompts, or one for each; "
+        "for several images at once, a list of files in its place. They are cropped to the preview's size. Empty: "
+        "those of the first training images.",
+    )
+
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _one_file_is_a_list_of_one(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        return [[one] if isinstance(one, str) else one for one in value]
+
+    @field_validator("controls")
+    @classmethod
+    def _files_are_named(cls, value: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        if not all(file.strip() for files in value for file in files):
+            raise ValueError("a file has no name; leave the whole setting empty for none")
+        return value

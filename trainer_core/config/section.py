@@ -94,11 +94,14 @@ def _within(annotation: Any) -> tuple[Any, ...]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts of a field that is one or a list or mapping of them."""
-    parts = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
-    if isinstance(value, dict):
-        parts = [*value, *value.values()]
-    yield from (part for part in parts if isinstance(part, str))
+    """The texts of a field that is one, or a list or mapping of them, or of lists of them."""
+    if isinstance(value, str):
+        yield value
+        return
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
+    for part in parts:
+        if isinstance(part, str | list | tuple):
+            yield from _texts(part)
 
 
 def description(section: type[Section], field: str) -> str:

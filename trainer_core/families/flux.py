@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ..config import ModelConfig
 from .base import ComfyModule, FamilySpec, SamplingDefaults, check_width, token_ids
@@ -80,6 +81,8 @@ class Flux(KlBase):
             schedule = FlowSchedule.from_scheduler_config(self.source.config("scheduler"))
             if not 0 < schedule.shift_for(1024) < float("inf"):
                 raise ValueError("its shift is no positive number")
+            if schedule.terminal is not None and not 0 < schedule.terminal < 1:
+                raise ValueError("its shift_terminal is not between 0 and 1")
         return schedule
 
     @property
@@ -158,17 +161,37 @@ class Flux(KlBase):
         _, _, height, width = noisy.shape
         images = (noisy, *controls)
         given = torch.ones_like(t) * (TRAINING_GUIDANCE if guidance is None else guidance) if self._distilled else None
-        packed = denoiser(
-            hidden_states=torch.cat([pack(image) for image in images], dim=1).to(self.dtype),
-            encoder_hidden_states=text["text"].to(self.dtype),
-            pooled_projections=text["pooled"].to(self.dtype),
-            timestep=t,
-            guidance=given,
-            img_ids=torch.cat([_ids_of(image, place) for place, image in enumerate(images)]),
-            txt_ids=torch.zeros(text["text"].shape[1], 3, device=noisy.device),
-            return_dict=False,
-        )[0]
+        with _unrounded_time(denoiser, t):
+            packed = denoiser(
+                hidden_states=torch.cat([pack(image) for image in images], dim=1).to(self.dtype),
+                encoder_hidden_states=text["text"].to(self.dtype),
+                pooled_projections=text["pooled"].to(self.dtype),
+                timestep=t,
+                guidance=given,
+                img_ids=torch.cat([_ids_of(image, place) for place, image in enumerate(images)]),
+                txt_ids=torch.zeros(text["text"].shape[1], 3, device=noisy.device),
+                return_dict=False,
+            )[0]
         return unpack(packed[:, : self.image_tokens(height, width)], height, width).float()
+
+
+@contextmanager
+def _unrounded_time(denoiser: nn.Module, t: Tensor) -> Iterator[None]:
+    """Lets a FluxTransformer2DModel embed times (N,) as fp32, which it rounds to the precision of its weights first.
+
+    bfloat16 has steps of 1/256 to 1/512 between 0.5 and 1, and so tells neither a sampler's steps nor training's times
+    apart; ComfyUI embeds fp32. Guidance is left to the model: ComfyUI rounds it as diffusers does.
+    """
+
+    def unround(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (t.float() * 1000, *given[1:])  # the factor is FLUX.1's own: it was trained on times of 0 to 1000
+
+    embedder = cast(Any, denoiser).time_text_embed
+    hook = embedder.register_forward_pre_hook(unround)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def pack(latents: Tensor) -> Tensor:

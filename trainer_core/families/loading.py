@@ -137,7 +137,17 @@ def _put(model: nn.Module, names: list[str], value: Tensor) -> None:
 
 
 def _precise_modules(model: nn.Module, dtype: torch.dtype) -> set[str]:
-    """Modules that transformers keeps in fp32 where fp16 would overflow (T5's `wo`)."""
-    import torch
+    """Modules that stay fp32 at a lower precision, as `from_pretrained` of the model's own library keeps them.
 
-    return set(getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
+    diffusers keeps `_keep_in_fp32_modules` at any. transformers keeps them in fp16 alone, which overflows in T5's `wo`
+    where bf16 does not (ComfyUI has T5 all in bf16, too), and `_keep_in_fp32_modules_strict` at any.
+    """
+    import torch
+    from diffusers import ModelMixin
+
+    if dtype == torch.float32:
+        return set()
+    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if isinstance(model, ModelMixin) or dtype == torch.float16:
+        kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return kept

@@ -62,6 +62,13 @@ class TimestepSampler:
         """
         if self.kind == "one_step":
             return torch.full_like(uniform, self.high)
+        if self.kind == "sigmoid" and self.high <= FAR:
+            t = lower_tail(biased(uniform.double(), self.bias), self.low, self.high)
+            return t.clamp(self.low, self.high).to(uniform.dtype)
+        if self.kind == "sigmoid" and self.low >= 1 - FAR:  # the same seen from the other end, with 1 - t for t
+            level = biased(1 - uniform.double(), _MIRRORED[self.bias])
+            t = 1 - lower_tail(level, 1 - self.high, 1 - self.low)
+            return t.clamp(self.low, self.high).to(uniform.dtype)
         quantile, distribution = self._functions(schedule, tokens)
         ends = distribution(torch.tensor([self.low, self.high], dtype=torch.float64))
         level = biased(uniform.double(), self.bias)
@@ -84,6 +91,35 @@ class TimestepSampler:
 
 
 _Function = Callable[[Tensor], Tensor]
+
+FAR = 0.01
+"""Limits that are both this near to 0 or to 1 are drawn between by `lower_tail`; double precision does for others."""
+_MIRRORED = {"balanced": "balanced", "high_noise": "low_noise", "low_noise": "high_noise"}
+"""Bias → that of 1 - t: 1 - b(u) is the mirrored bias of 1 - u."""
+
+
+def lower_tail(level: Tensor, low: float, high: float) -> Tensor:
+    """Logit-normal times between limits near 0, at quantile levels (N,) of what lies between them; double precision.
+
+    F(t) = Φ(logit t) is 1e-17 at t = 2e-4 and no number at all from t = 2e-17 on, and torch's `ndtr` is 0 below 1e-16.
+    So it is its logarithm that is interpolated, and inverted: Newton's method on log Φ, which is concave and rises,
+    starts left of the solution at -√(-2 log F) and so comes to it from the left, with twice the digits each time.
+    """
+    ends = torch.special.log_ndtr(torch.logit(torch.tensor([low, high], dtype=torch.float64)))
+    ratio = (ends[0] - ends[1]).exp()
+    wanted = (ends[1] + (ratio + level * (1 - ratio)).log()).clamp_min(_LEAST_LOG)
+    z = -(-2 * wanted).sqrt()
+    for _ in range(_NEWTON_STEPS):
+        log_cdf = torch.special.log_ndtr(z)
+        slope = (-(z.square()) / 2 - math.log(2 * math.pi) / 2 - log_cdf).exp()
+        z = z + (wanted - log_cdf) / slope
+    return torch.sigmoid(z)
+
+
+_LEAST_LOG = -1e6
+"""Of F where the level is 0 and nothing limits the time: it becomes t = 0, as any F below this would."""
+_NEWTON_STEPS = 8
+"""Six are enough for all digits from t = 0.01 down to 1e-300."""
 
 
 def biased(uniform: Tensor, bias: str) -> Tensor:

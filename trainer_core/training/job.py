@@ -72,6 +72,7 @@ class TrainingJob:
         from ..data.prepare import check_controls
         from ..data.summary import summarize
         from ..families.registry import open_base
+        from ..preview_controls import check_controls_of
         from ..sampling import SamplerSettings
         from .optimizers import check_optimizer, text_ratio
         from .state import read_warm_start
@@ -83,6 +84,7 @@ class TrainingJob:
         if job.adapter.text_encoders:
             text_ratio(job.train)
         check_controls(job, base.spec)
+        check_controls_of(job.sample, base.spec)
         base.spec.check_adapter(job.adapter)
         read_warm_start(job)
         timesteps_of(job, base).check(base.schedule)

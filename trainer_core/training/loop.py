@@ -19,7 +19,7 @@ from .control import SAMPLE, SAVE, Control
 from .determinism import Findings
 from .events import CheckpointSaved, Listener, Skipped, StepDone, ValidationDone, Warning
 from .optimizers import effective_rate
-from .previews import draw_samples
+from .previews import draw_samples, preview_controls
 from .resume_rules import digests
 from .run_folder import RunFolder
 from .state import lora_file, restore, state_file
@@ -47,6 +47,7 @@ class Trainer:
     ) -> None:
         self.run, self.job, self.base, self.data = run, job, base, data
         self.emit, self.control, self.findings = emit, control, findings or Findings()
+        self.preview_controls = preview_controls(job, base, data)  # by the VAE, before the denoiser takes the memory
         self.denoiser = base.load_denoiser().train()
         if job.adapter.text_encoders:
             base.load_text_encoders()  # stay loaded: captions are encoded anew in each step

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..data.captions import prompt_with_trigger
 from ..data.images import png_bytes, to_image
 from ..files import write_atomically
+from ..preview_controls import PromptControls, check_controls_of, controlled_set, encoded, of_items, of_settings
 from ..sampling import Interrupted, SamplerSettings, draw
 from .events import SampleReady
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..config import JobConfig
+    from ..data.prepare import PreparedData
+    from ..families.base import Base
     from .loop import Trainer
     from .run_folder import RunFolder
 
@@ -20,6 +26,33 @@ if TYPE_CHECKING:
 def preview_texts(job: JobConfig) -> list[str]:
     """The job's prompts, with the trigger in its place; an empty list if there are no previews."""
     return [prompt_with_trigger(prompt, job.preview_trigger) for prompt in job.sample.prompts]
+
+
+@dataclass(frozen=True)
+class PreviewControls:
+    """The control images of a run's previews: for each of its prompts, which they are and their latents."""
+
+    shown: list[PromptControls]
+    latents: list[tuple[Tensor, ...]]
+
+
+def preview_controls(job: JobConfig, base: Base, data: PreparedData) -> PreviewControls:
+    """Reads and encodes them, so that no preview fails for want of a file after an hour; loads and frees the VAE.
+
+    They are those that the job names, or else those of the first training images.
+
+    Raises:
+        ConfigError: if the job names some that are not there, or more than the family takes.
+        DatasetError: if one cannot be read.
+    """
+    check_controls_of(job.sample, base.spec)
+    count, number = len(job.sample.prompts), controlled_set(job)
+    if job.sample.controls or number is None or not base.spec.max_controls:
+        shown = of_settings(job.sample, count)
+    else:
+        shown = of_items((sample.item for sample in data.samples[number]), job.datasets[number], count)
+    settings = SamplerSettings.of(job.sample, base)
+    return PreviewControls(shown, encoded(base, [one.pictures() for one in shown], settings))
 
 
 def forget_samples(run: RunFolder, step: int) -> None:
@@ -35,6 +68,7 @@ def draw_samples(trainer: Trainer) -> None:
     if not config.prompts:
         return
     settings = SamplerSettings.of(config, base)
+    controls = trainer.preview_controls
 
     def stopped() -> bool:
         return trainer.control.interrupts
@@ -49,9 +83,13 @@ def draw_samples(trainer: Trainer) -> None:
             for index, prompt in enumerate(preview_texts(trainer.job)):
                 seed = config.seed + index * config.walk_seed
                 texts = [trainer.objective.text(prompt)]
-                latents = draw(base, trainer.denoiser, texts, [seed], settings, negative, stopped)
+                latents = draw(
+                    base, trainer.denoiser, texts, [seed], settings, negative, stopped, controls.latents[index]
+                )
                 path = trainer.run.sample_folder(trainer.step) / f"{index:02d}.png"
                 facts = {"prompt": prompt, "seed": str(seed), "weights": trainer.which(config.weights)}
+                if names := controls.shown[index].names:
+                    facts["controls"] = names
                 picture = png_bytes(to_image(base.decode_latents(latents)[0]), facts)
                 write_atomically(path, picture, inside=trainer.run.path)
                 trainer.emit(SampleReady(trainer.step, path, config.prompts[index], index))

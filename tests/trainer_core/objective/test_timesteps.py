@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise, product
 
+import mpmath
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +17,7 @@ from trainer_core.objective.ddpm import DdpmSchedule
 from trainer_core.objective.flow import FlowSchedule
 from trainer_core.objective.timesteps import (
     BIASES,
+    FAR,
     TIMESTEP_TYPES,
     NoiseStages,
     TimestepSampler,
@@ -217,6 +219,49 @@ def test_the_middle_of_tight_limits_is_inside_them(kind: str) -> None:
     for low, high in ((0.0, 1e-3), (1 - 1e-3, 1.0), (0.5, 0.5 + 1e-9)):
         (middle,) = sampled(TimestepSampler(kind, "balanced", low, high), torch.tensor([0.5], dtype=torch.float64))
         assert low < middle < high, (low, high)
+
+
+TAILS = [(0.0, 2e-4), (1e-5, 2e-4), (0.0, 1e-17), (1e-300, 1e-299), (0.005, 0.0050001)]
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize(("low", "high"), TAILS)
+def test_sigmoid_between_limits_near_an_end(low: float, high: float, bias: str) -> None:
+    """F(t) is F(low) + b(u) (F(high) - F(low)) with 400 digits, F the logit-normal distribution; at both ends alike."""
+    uniform = torch.tensor([2**-24, 0.1, 0.5, 0.999, 1 - 2**-24], dtype=torch.float64)
+    times = sampled(TimestepSampler("sigmoid", bias, low, high), uniform)
+    with mpmath.workdps(400):
+        bottom, top = (mpmath.ncdf(_logit(limit)) if limit else mpmath.mpf(0) for limit in (low, high))
+        for u, t in zip(uniform.tolist(), times.tolist(), strict=True):
+            level = {"balanced": u, "high_noise": 1 - (1 - mpmath.mpf(u)) ** 3, "low_noise": mpmath.mpf(u) ** 3}[bias]
+            wanted = bottom + level * (top - bottom)
+            # F may be 1e-200000: it is its logarithm that says how far off t is, d log F / d log t being about -logit t
+            off = mpmath.log(mpmath.ncdf(_logit(t)) / wanted) / -_logit(t)
+            assert abs(off) < 1e-11, (u, t)
+
+
+def _logit(t: float) -> mpmath.mpf:
+    return mpmath.log(mpmath.mpf(t) / (1 - mpmath.mpf(t)))
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("near", [2e-4, 1e-6, 0.009])
+def test_sigmoid_limits_near_one_mirror_those_near_zero(near: float, bias: str) -> None:
+    u = torch.rand(1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mirrored = {"balanced": "balanced", "high_noise": "low_noise", "low_noise": "high_noise"}[bias]
+    top = sampled(TimestepSampler("sigmoid", bias, 1 - near, 1.0), u)
+    bottom = sampled(TimestepSampler("sigmoid", mirrored, 0.0, 1 - (1 - near)), 1 - u)
+    assert top.unique().numel() == 1000
+    torch.testing.assert_close(1 - top, bottom, rtol=1e-9, atol=2e-16)
+
+
+def test_both_formulas_agree_where_they_meet() -> None:
+    u = torch.linspace(0.001, 0.999, 999)
+    for low, high in ((0.002, FAR), (0.0, FAR), (1 - FAR, 1.0), (1 - FAR, 0.998)):
+        tail = sampled(TimestepSampler("sigmoid", "balanced", low, high), u)
+        ends = torch.special.ndtr(torch.tensor([low, high]).double().logit())
+        plain = torch.special.ndtri(ends[0] + u.double() * (ends[1] - ends[0])).sigmoid().float()
+        torch.testing.assert_close(tail, plain, rtol=3e-7, atol=0)
 
 
 def test_one_step_trains_the_upper_limit_alone() -> None:
