@@ -52,7 +52,7 @@ def test_a_single_step_has_nothing_to_stretch() -> None:
 
 
 def test_flow_shift_is_that_of_unipc() -> None:
-    """Wan's scheduler. Before the shift UniPC goes to 0.001 where ours go to 0, so that its times lie at most that much higher."""
+    """Wan's scheduler. Before the shift, UniPC goes down to 0.001 and ours to 0."""
     config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0}
     scheduler = UniPCMultistepScheduler(**config)
     scheduler.set_timesteps(10)
