@@ -173,7 +173,7 @@ def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> 
         "--out",
         metavar="PATH",
         type=Path,
-        help="the file to make (for peft, the folder), or a folder to put it into; default: ./NAME_diffusers.safetensors",
+        help="the file to make (for peft, the folder), or a folder to put it into; default: ./NAME_FORM here",
     )
     _base_options(export)
     _runs_option(export)

@@ -43,7 +43,7 @@ def to_comfy(changes: Mapping[str, Change], base: Base, dtype: torch.dtype) -> d
 def in_original_names(
     changes: Mapping[str, Change], names: LoraNames, place_of: Callable[[str], ComfyModule], dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """The same for any naming: `place_of` says where the denoiser's layers lie, `names` how their keys begin and end."""
+    """The same in other names: `place_of` says where the denoiser's layers lie, `names` how keys begin and end."""
     tensors: dict[str, Tensor] = {}
     groups: dict[str, list[tuple[ComfyModule, LowRank]]] = {}
     for path, change in changes.items():

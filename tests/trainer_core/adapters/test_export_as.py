@@ -1,4 +1,4 @@
-"""Exported files load whole in diffusers, PEFT and (by our reader of others' files) as sd-scripts' own, and do the same.
+"""Exported files load whole in diffusers, PEFT and in our reader of others' files, and do the same.
 
 The reference is each tool's own loading: a pipeline's `load_lora_weights`, `PeftModel.from_pretrained`.
 """
@@ -39,8 +39,8 @@ PIPELINES = {
     "sd15": diffusers.StableDiffusionPipeline,
     "sdxl": diffusers.StableDiffusionXLPipeline,
 }
-NOTHING_FOR_CLIP = "No LoRA keys associated to CLIPTextModel"
-"""What diffusers says of every LoRA for the denoiser alone."""
+NOTHING_FOR_CLIP = "No LoRA keys associated to"
+"""What diffusers says of every LoRA for the denoiser alone, of each text encoder."""
 METADATA = {"modelspec.title": "tiny", "modelspec.trigger_phrase": "zorble", "lora_foundry.weights": "raw"}
 Loaded = Callable[[Mapping[str, nn.Module]], None]
 
