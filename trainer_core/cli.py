@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _run_commands(add)
     _queue_commands(add)
     _sample_command(add)
+    _export_command(add)
     _listing_commands(add)
     _data_commands(add)
     return parser
@@ -165,16 +166,29 @@ def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> 
     sample.add_argument("--height", metavar="PX", type=int)
     sample.add_argument("--steps", metavar="N", type=int, help="sampling steps")
     sample.add_argument("--guidance", metavar="X", type=_number)
-    sample.add_argument("--family", help="family of the base; default: the one that the LoRA names")
-    sample.add_argument(
-        "--base", metavar="SOURCE", help="the base model: embedded, a file, a folder, or a repository id"
-    )
-    sample.add_argument("--tokenizers", metavar="DIR", type=_absolute, help="of a base in a single file")
-    for part in ("text-encoder", "text-encoder-2", "vae"):
-        sample.add_argument(f"--{part}", metavar="FILE", type=_absolute, help="of the base, where --base lacks it")
+    _base_options(sample)
     sample.add_argument("--device", help="auto, cpu, cuda …")
     _runs_option(sample)
     _json_option(sample)
+
+
+def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """export."""
+    export = add("export", "exporting", "write a LoRA as diffusers, PEFT or kohya's sd-scripts read it")
+    export.add_argument("lora", metavar="RUN_OR_LORA", help="a run or a LoRA file")
+    export.add_argument("--to", required=True, choices=("diffusers", "peft", "kohya"), help="who is to read it")
+    export.add_argument(
+        "--step", metavar="N|best|latest", type=_which_step, help="which checkpoint of a run; default: latest"
+    )
+    export.add_argument(
+        "--out",
+        metavar="PATH",
+        type=Path,
+        help="the file to make (for peft, the folder), or a folder to put it into; default: ./NAME_FORM here",
+    )
+    _base_options(export)
+    _runs_option(export)
+    _json_option(export)
 
 
 def _listing_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
@@ -241,6 +255,17 @@ def _debug_option(parser: argparse.ArgumentParser, default: object) -> None:
     parser.add_argument("--debug", action="store_true", default=default, help="show tracebacks, not just one message")
 
 
+def _base_options(parser: argparse.ArgumentParser) -> None:
+    """The base of a LoRA, where it is not told or lies elsewhere."""
+    parser.add_argument("--family", help="family of the base; default: the one that the LoRA names")
+    parser.add_argument(
+        "--base", metavar="SOURCE", help="the base model: embedded, a file, a folder, or a repository id"
+    )
+    parser.add_argument("--tokenizers", metavar="DIR", type=_absolute, help="of a base in a single file")
+    for part in ("text-encoder", "text-encoder-2", "vae"):
+        parser.add_argument(f"--{part}", metavar="FILE", type=_absolute, help="of the base, where --base lacks it")
+
+
 def _runs_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="runs folder; default: ./runs")
 
@@ -287,6 +312,11 @@ def _count(text: str) -> int:
     return value
 
 
+def _which_step(text: str) -> int | str:
+    """A step, or which checkpoint in a word."""
+    return text if text in ("best", "latest") else _count(text)
+
+
 def _size(text: str) -> float:
     """A number that is not negative."""
     value = _number(text)
@@ -312,7 +342,7 @@ def _share(text: str) -> float:
 
 
 # argparse says "invalid number value: …"
-_seed.__name__ = _count.__name__ = "whole number"
+_seed.__name__ = _count.__name__ = _which_step.__name__ = "whole number"
 _number.__name__ = _size.__name__ = _share.__name__ = "number"
 
 

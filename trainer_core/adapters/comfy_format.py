@@ -21,7 +21,7 @@ from .changes import Change, Hadamard, Kronecker, LowRank, changed_norms, mapped
 from .key_names import OTHER_KINDS, PARTS, names_of, split_key, split_text
 
 if TYPE_CHECKING:
-    from ..families.base import Base, ComfyModule
+    from ..families.base import Base, ComfyModule, LoraNames
 
 Changes = dict[str, Change]
 """By a layer's name: our module path, or its name in a file."""
@@ -37,7 +37,13 @@ def to_comfy(changes: Mapping[str, Change], base: Base, dtype: torch.dtype) -> d
         base: whose `comfy_module` and `spec.lora` name the layers.
         dtype: of the file; alpha and DoRA's scale stay fp32, since the scale multiplies the whole weight.
     """
-    names = base.spec.lora
+    return in_original_names(changes, base.spec.lora, base.comfy_module, dtype)
+
+
+def in_original_names(
+    changes: Mapping[str, Change], names: LoraNames, place_of: Callable[[str], ComfyModule], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The same in other names: `place_of` says where the denoiser's layers lie, `names` how keys begin and end."""
     tensors: dict[str, Tensor] = {}
     groups: dict[str, list[tuple[ComfyModule, LowRank]]] = {}
     for path, change in changes.items():
@@ -45,7 +51,7 @@ def to_comfy(changes: Mapping[str, Change], base: Base, dtype: torch.dtype) -> d
         if root:
             tensors |= _written(names.key(path.removeprefix(f"{root}."), root), change, names.kohya, dtype)
             continue
-        place = base.comfy_module(path)
+        place = place_of(path)
         if isinstance(change, LowRank) and change.dora_scale is None:
             groups.setdefault(place.path, []).append((place, change))
         elif place.total > 1 or (place.swap_halves and isinstance(change, Kronecker)):
@@ -69,7 +75,8 @@ def _fused(parts: list[tuple[ComfyModule, LowRank]]) -> LowRank:
     rank = sum(part.down.shape[0] for _, part in parts)
     up, column = change.up.new_zeros(unit * place.total, rank), 0
     for place, part in parts:
-        up[unit * place.start : unit * place.stop, column : column + part.up.shape[1]] = part.up
+        own = part.up if part.scale == change.scale else part.up * (part.scale / change.scale)
+        up[unit * place.start : unit * place.stop, column : column + part.up.shape[1]] = own
         column += part.up.shape[1]
     return LowRank(torch.cat([part.down for _, part in parts]), up, change.scale)
 

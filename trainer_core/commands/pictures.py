@@ -122,11 +122,11 @@ def _subject(args: argparse.Namespace) -> _Subject:
         facts = describe_lora(path)
         model, settings, trigger = ModelConfig(), SampleConfig(), facts["trigger"]
         if args.base is None:
-            job = _job_of_file(path, facts["metadata"])
+            job = job_of_file(path, facts["metadata"])
             # of control images the file tells the names alone
             model, settings, trigger = job.model, job.sample.but(controls=()), job.preview_trigger
         elif args.family is None:
-            model = model.but(family=_family_of_file(facts["metadata"]))
+            model = model.but(family=family_of_file(facts["metadata"]))
     else:
         run = find_run(args.lora, args.runs)
         newest = run.latest()
@@ -136,12 +136,12 @@ def _subject(args: argparse.Namespace) -> _Subject:
         name, path = run.name, newest.lora
         model, settings, trigger = job.model, job.sample, job.preview_trigger
     files = {name: getattr(args, name) for name in MODEL_FILES}
-    model = model.but(**_given(family=args.family, source=args.base, device=args.device, **files))
+    model = model.but(**given(family=args.family, source=args.base, device=args.device, **files))
     drawing = {name: getattr(args, name) for name in ("seed", "width", "height", "steps", "guidance")}
-    return _Subject(name, path, model, settings.but(**_given(**drawing)), trigger, run_job)
+    return _Subject(name, path, model, settings.but(**given(**drawing)), trigger, run_job)
 
 
-def _job_of_file(path: Path, metadata: dict[str, str]) -> JobConfig:
+def job_of_file(path: Path, metadata: dict[str, str]) -> JobConfig:
     """The job that a LoRA file of ours was trained with.
 
     Raises:
@@ -161,7 +161,7 @@ def _job_of_file(path: Path, metadata: dict[str, str]) -> JobConfig:
     return job
 
 
-def _family_of_file(metadata: dict[str, str]) -> str:
+def family_of_file(metadata: dict[str, str]) -> str:
     """The family that a LoRA file is for, if it says so in a way that can be believed; else the usual default."""
     from ..families.registry import family_names, family_spec
 
@@ -176,7 +176,7 @@ def _family_of_file(metadata: dict[str, str]) -> str:
     return known.get(version or "-", ModelConfig().family)
 
 
-def _given(**options: object) -> dict[str, object]:
+def given(**options: object) -> dict[str, object]:
     """The options that stand on the command line."""
     return {name: value for name, value in options.items() if value is not None}
 

@@ -49,6 +49,8 @@ class LoraNames:
     """Text encoder (as `Base.text_encoders` calls it) → what precedes its layers; empty where none can be adapted."""
     kohya: bool = False
     """Names are kohya's: underscores for dots, and `lora_down`, `lora_up` for `lora_A`, `lora_B`."""
+    original: bool = True
+    """Whether sd-scripts names the denoiser's layers as the original implementation does; else as diffusers does."""
 
     def key(self, path: str, root: str = "") -> str:
         """What precedes `.alpha` and the like for one layer.

@@ -58,7 +58,7 @@ SPEC = FamilySpec(
     text_targets=(
         r"(?:text_model\.)?encoder\.layers\.\d+\.(?:self_attn\.(?:q_proj|k_proj|v_proj|out_proj)|mlp\.(?:fc1|fc2))",
     ),
-    lora=LoraNames("lora_unet_", {"text_encoder": "lora_te_"}, kohya=True),
+    lora=LoraNames("lora_unet_", {"text_encoder": "lora_te_"}, kohya=True, original=False),
     denoiser_part="unet",
     architecture="stable-diffusion-v1",
     base_model_version="sd_v1",

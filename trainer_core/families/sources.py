@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from ..errors import BaseModelError, ConfigError
 from ..reading import is_file, is_folder
 from .diffusers_folder import FolderPart, load_weights, read_object, reading
 from .hub import COMPONENTS, download
+from .loading import empty_model
 from .single_file.part import open_file, separate_parts
 from .tokenizers import load_tokenizer, tokenizer_folder, tokenizer_mark
 
@@ -105,6 +106,10 @@ class Source:
         """
         return self._part(part).load(kind, dtype, device).eval().requires_grad_(False)
 
+    def without_weights(self) -> Source:
+        """The same source, whose parts load as models on the meta device: with modules and shapes, at no cost."""
+        return _Outline(**{one.name: getattr(self, one.name) for one in fields(self)})
+
     def tokenizer(self, part: str) -> Any:
         """A tokenizer of transformers, "tokenizer" or "tokenizer_2".
 
@@ -173,6 +178,14 @@ class Source:
         own = self.folder / part
         kind = self.tokenizer_kinds.get(part)
         return tokenizer_folder(part, kind, self.tokenizers, own if own.is_dir() else None, str(self.folder))
+
+
+class _Outline(Source):
+    """See `Source.without_weights`."""
+
+    def load(self, part: str, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG002
+        with reading(self.folder):
+            return empty_model(kind, self.config(part)).eval().requires_grad_(False)
 
 
 def open_source(
