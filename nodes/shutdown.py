@@ -14,6 +14,7 @@ Whoever asks a second time leaves at once, with what the last checkpoint holds.
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - its hook must be older than ours: the latest runs first
 import os
 import signal
 import sys
