@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import controls, host
+from . import controls, host, shutdown
 from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA
 from .load_base import LoadBase
@@ -39,6 +39,7 @@ class FoundryExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         host.answer_posts(controls.ROUTE, controls.tell)
+        shutdown.SHUTDOWN.install()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

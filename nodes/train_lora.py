@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -23,13 +24,15 @@ from ..trainer_core.training.job import TrainingJob
 from ..trainer_core.training.run_folder import RunFolder
 from . import host, pictures, sockets
 from .controls import reachable
-from .earlier_runs import earlier_run
+from .earlier_runs import ASK, IF_CHANGED, Beginning, beginning
 from .job import job_config
 from .settings import TRAIN_LORA, Values, advanced, main
+from .shutdown import SHUTDOWN, Ending
 from .text_fields import read_lines
 from .training_view import TrainingView
 from .widgets import widgets
 
+_LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.05
 _MORE_DATASETS = ("dataset_2", "dataset_3", "dataset_4")
 """Named inputs and not a growing list: saved workflows link by position, and a growing list is not in every page."""
@@ -46,6 +49,11 @@ class TrainLoRA(io.ComfyNode):
             "If a run of this name was paused, cancelled or killed or failed, or has made all of its steps and now "
             "gets more, and nothing else that training depends on has changed, go on where it stopped. Off: always "
             "start a new run."
+        )
+        changed = (
+            "If the latest run of this name is not finished and something that training depends on has changed: `ask` "
+            "stops and lists what; `go on with the new values` does so from the next step on, where that is possible "
+            "(learning rate, pictures and captions, steps); `start a new run` leaves the other as it is."
         )
         return io.Schema(
             node_id="FoundryTrainLoRA",
@@ -76,6 +84,15 @@ class TrainLoRA(io.ComfyNode):
                 io.String.Input("sample_prompts", multiline=True, default="", tooltip=prompts),
                 io.Boolean.Input("continue_stopped", default=True, tooltip=again, advanced=True),
                 *widgets(advanced(TRAIN_LORA)),
+                # optional, and so the last: graphs that were saved before there was this choice have no value for it
+                io.Combo.Input(
+                    "if_settings_changed",
+                    options=list(IF_CHANGED),
+                    default=ASK,
+                    optional=True,
+                    tooltip=changed,
+                    advanced=True,
+                ),
             ],
             outputs=[
                 sockets.Run.Output("run", tooltip="The run, for Save Checkpoint and Preview Samples."),
@@ -109,17 +126,37 @@ class TrainLoRA(io.ComfyNode):
         training_options: Values | None = None,
         regularization: Values | None = None,
         sample_settings: Values | None = None,
+        if_settings_changed: str = ASK,
         **settings: Any,
     ) -> io.NodeOutput:
+        if SHUTDOWN.ending:
+            host.end_prompt()  # the next one of ComfyUI's queue: it is not even looked at
         datasets = [one for one in (dataset, dataset_2, dataset_3, dataset_4) if one is not None]
         linked = [one for one in (training_options, regularization, sample_settings) if one is not None]
         job = host.checked_job(job_config(name, base, lora, datasets, read_lines(sample_prompts), settings, linked))
         host.free_vram()
-        earlier = earlier_run(host.runs_root(), job) if continue_stopped else None
-        training = TrainingJob(earlier, job) if earlier else TrainingJob.new(host.runs_root(), job)
-        view = earlier_view(training) if earlier else TrainingView()
-        follow(training, view)
-        return _results(training.run, view)
+        root = host.runs_root()
+        begins = beginning(root, job, if_settings_changed) if continue_stopped else Beginning()
+        if begins.run:
+            training = TrainingJob(begins.run, job, begins.accept)
+            view = earlier_view(training)
+        else:
+            training = TrainingJob.new(root, job)
+            view = new_view(training, begins.why_new)
+        try:
+            with SHUTDOWN.held_up_by(training):
+                follow(training, view)
+                return _results(training.run, view)
+        except Ending:
+            host.end_prompt()
+
+
+def new_view(training: TrainingJob, why: str) -> TrainingView:
+    """What the node shows of a new run, before it begins: its name where that is not the job's, and the reason."""
+    name = training.run.name
+    if name == training.job.name and not why:
+        return TrainingView()
+    return TrainingView(origin=f"new run {name}" + (f": {why}" if why else ""))
 
 
 def earlier_view(training: TrainingJob) -> TrainingView:
@@ -128,7 +165,7 @@ def earlier_view(training: TrainingJob) -> TrainingView:
     step = checkpoint.step if checkpoint else 0
     done = step == training.job.train.steps
     view = TrainingView(
-        goes_on=f"the run {run.name} has made its {step} steps" if done else f"goes on with {run.name} from step {step}"
+        origin=f"the run {run.name} has made its {step} steps" if done else f"goes on with {run.name} from step {step}"
     )
     for line in run.metrics() if checkpoint else ():
         if line["step"] > step:
@@ -149,11 +186,14 @@ def follow(training: TrainingJob, view: TrainingView) -> None:
         FoundryError: what made the training fail.
         BaseException: ComfyUI's interruption, after the training has saved and ended: the user cancelled or paused.
     """
-    bar = host.ProgressBar()
+    bar, ending = host.ProgressBar(), False
     with reachable(training):
         training.start()
         try:
             while training.alive:
+                if SHUTDOWN.ending and not ending:
+                    ending = True
+                    _LOG.info("LoRA Foundry: %s saves and stops before ComfyUI ends", training.run.name)
                 host.raise_if_interrupted()
                 _show(training, view, bar)
                 if view.state == "paused":  # by another process; a prompt that waits would be in the way of others
@@ -167,7 +207,7 @@ def follow(training: TrainingJob, view: TrainingView) -> None:
             raise
     if training.error is not None:
         raise training.error
-    if training.outcome == "paused":
+    if training.outcome == "paused" or (training.outcome == "stopped" and SHUTDOWN.ending):
         host.end_prompt()
     if training.outcome != "finished":
         raise TrainingError(f"the run {training.run.name!r} was stopped at step {training.run.status().get('step')}")

@@ -33,8 +33,8 @@ class TrainingView:
     losses: list[float] = field(default_factory=list)
     validations: list[ValidationDone] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    goes_on: str = ""
-    """Which earlier run this one is, if it is one."""
+    origin: str = ""
+    """Which earlier run this one is, or why it is none of its name."""
     state: str = ""
     """As in `StateChanged`; empty before the first."""
     step: int = 0
@@ -76,7 +76,7 @@ class TrainingView:
 
     def text(self, saved_as: str | None = None) -> str:
         """The run in a few lines, as few as fit under the node; `saved_as` is the finished LoRA's name."""
-        lines = [self.goes_on] if self.goes_on else []
+        lines = [self.origin] if self.origin else []
         if self._last is not None:
             last = self._last
             lines.append(f"step {last.step} / {last.steps} · loss {last.loss:.4f} · lr {last.lr:.2e}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class FoundryError(Exception):
     """The root: catch this to show a user one clear message instead of a traceback."""
@@ -33,6 +35,11 @@ class RunHeld(RunError):
 
 class ResumeRefused(ConfigError):
     """A run cannot go on as asked, because it would not be the same run; it is as it was."""
+
+    def __init__(self, message: str, changed: Mapping[str, str] | None = None) -> None:
+        """`changed` says of each setting that must not differ what it was and is."""
+        super().__init__(message)
+        self.changed = dict(changed or {})
 
 
 class SaveError(RunError):

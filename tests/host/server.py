@@ -22,6 +22,7 @@ DEMO_IMAGES = len(list((ROOT / "trainer_core" / "embedded" / "demo_dataset").glo
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 _START_SECONDS = 300
 _PROMPT_SECONDS = 600
+_END_SECONDS = 60
 _POLL_SECONDS = 0.1
 
 
@@ -65,6 +66,11 @@ class ComfyServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def end(self, number: int) -> int:
+        """Ends it by a signal, as its user or the system does; gives its exit code when it is gone."""
+        self._process.send_signal(number)
+        return self._process.wait(_END_SECONDS)
 
     def kill(self) -> None:
         """Ends it as a crash or a power cut does; another one may start in its folder."""

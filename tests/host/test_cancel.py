@@ -44,10 +44,19 @@ def test_queueing_again_goes_on_with_the_cancelled_run(
     assert [path.name for path in run.parent.glob("queued again*")] == ["queued again"]
 
 
-def test_other_settings_start_another_run(server: ComfyServer, training: Callable[..., dict[str, Any]]) -> None:
+def test_other_settings_are_asked_about(server: ComfyServer, training: Callable[..., dict[str, Any]]) -> None:
     run = cancelled(server, training("changed", **SLOW))
-    assert server.run(training("changed", steps=2)).status == "success"
-    assert status(run)["state"] == "stopped"
+    now = status(run)
+    other = training("changed", **{**SLOW, "learning_rate": 0.005})
+    refused = server.run(other)
+    assert "train.learning_rate: was 0.01, is 0.005" in refused.error
+    assert status(run) == now
+    assert not run.with_name("changed_2").exists()
+    other["train"]["inputs"]["if_settings_changed"] = "go on with the new values"
+    assert server.run(other).status == "success"
+    assert finished(run)
+    short = training("changed", steps=2)
+    assert "new run changed_2: changed (finished) has other settings" in server.run(short).outputs["train"]["text"][0]
     assert status(run.with_name("changed_2"))["state"] == "finished"
 
 

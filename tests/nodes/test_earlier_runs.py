@@ -63,7 +63,7 @@ def found(pack: Pack) -> Callable[[Path, Any], str | None]:
     """The name of the run that a job goes on with."""
 
     def find(root: Path, job: Any) -> str | None:
-        run = pack("nodes.earlier_runs").earlier_run(root, job)
+        run = pack("nodes.earlier_runs").beginning(root, job, "start a new run").run
         return run.name if run else None
 
     return find
@@ -174,6 +174,41 @@ def test_a_run_that_somebody_works_on_is_named(core: SimpleNamespace, root: Path
             found(root, job_of())
         assert found(root, job_of(train={"seed": 1})) is None
     assert found(root, job_of()) == "run"
+
+
+def test_an_unfinished_run_that_differs_is_asked_about(
+    core: SimpleNamespace, pack: Pack, root: Path, job_of: Any
+) -> None:
+    begin = pack("nodes.earlier_runs").beginning
+    says(root / "run", "stopped")
+    rate, rank = job_of(train={"steps": 9, "learning_rate": 0.5}), job_of(adapter={"rank": 3})
+    with pytest.raises(core.errors.ResumeRefused, match=r"train.learning_rate: was 0.0001, is 0.5") as refused:
+        begin(root, rate, "ask")
+    assert "'run' is not finished (stopped at step 4)" in str(refused.value)
+    assert "go on with the new values" in str(refused.value)
+    for choice in ("ask", "go on with the new values"):
+        with pytest.raises(core.errors.ResumeRefused, match=r"adapter\.rank: was 2, is 3") as refused:
+            begin(root, rank, choice)
+        assert "cannot go on with another adapter.rank" in str(refused.value)
+    for job, told in ((rate, "train.learning_rate was 0.0001, is 0.5"), (rank, "adapter.rank was 2, is 3")):
+        new = begin(root, job, "start a new run")
+        assert new.run is None
+        assert told in new.why_new
+
+
+def test_a_changed_rate_is_gone_on_with_by_choice(core: SimpleNamespace, pack: Pack, root: Path, job_of: Any) -> None:
+    says(root / "run", "stopped")
+    job = job_of(train={"steps": 5, "learning_rate": 0.5})
+    begins = pack("nodes.earlier_runs").beginning(root, job, "go on with the new values")
+    assert begins.run.name == "run"
+    assert core.job.TrainingJob(begins.run, job, begins.accept).run_here(lambda _: None) == "finished"
+    assert [(line["step"], line["lr"]) for line in begins.run.metrics()][3:] == [(4, 0.0001), (5, 0.5)]
+
+
+def test_a_finished_run_that_differs_is_told_of(pack: Pack, root: Path, job_of: Any) -> None:
+    begins = pack("nodes.earlier_runs").beginning(root, job_of(train={"seed": 1}), "ask")
+    assert begins.run is None
+    assert begins.why_new == "run (finished) has other settings: train.seed was 42, is 1"
 
 
 def test_no_runs_folder_yet(tmp_path: Path, job_of: Any, found: Found) -> None:

@@ -55,7 +55,7 @@ def test_text_tells_of_batches_that_were_passed_over(pack: Pack, view_module: Mo
 
 def test_text_tells_how_the_run_goes_on_waits_and_is_left(pack: Pack, view_module: ModuleType) -> None:
     events = pack("trainer_core.training.events")
-    view = view_module.TrainingView(goes_on="goes on with a from step 5")
+    view = view_module.TrainingView(origin="goes on with a from step 5")
     view.apply(events.StateChanged("queued", 5, 9))
     view.apply(events.Phase("waiting for the device, which other runs use (b)", 0, 1))
     waiting = ["goes on with a from step 5", "waiting for the device, which other runs use (b)"]

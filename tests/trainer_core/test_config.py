@@ -350,3 +350,9 @@ def test_any_data_is_a_job_or_a_config_error(data: Any) -> None:
         refusal({**job(), part: [data]})
     for setting in ("optimizer_options", "stage_boundaries", "optimizer"):
         refusal({**job(), "train": {setting: {"deep": {"deeper": data}}}})
+
+
+@pytest.mark.parametrize("unnamed", [{"folder": ""}, {"folder": " "}, {"folder": "a", "control_folders": [""]}])
+def test_an_empty_folder_is_not_the_working_folder(unnamed: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"folders?\b.* empty"):
+        validated(DatasetConfig, unnamed)

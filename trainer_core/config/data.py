@@ -104,6 +104,20 @@ class DatasetConfig(Section):
         "target.",
     )
 
+    @field_validator("folder")
+    @classmethod
+    def _is_named(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("is empty, which would be the folder that the program happens to work in: name one")
+        return value
+
+    @field_validator("control_folders")
+    @classmethod
+    def _are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not folder.strip() for folder in value):
+            raise ValueError("one of them is empty: name it, or leave it out")
+        return value
+
     @field_validator("resolutions", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:

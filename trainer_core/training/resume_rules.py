@@ -133,7 +133,7 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
     if job.train.steps < step:
         refused["train.steps"] = f"is {job.train.steps}, but the run has made {step} updates already"
     if refused:
-        raise ResumeRefused(_refusal(step, refused))
+        raise ResumeRefused(_refusal(step, refused), refused)
     return [
         *(f"{field}: {what} from step {step + 1} on" for field, what in changed.items()),
         *_new_length(job_then, job, step),
