@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trainer_core.config import ModelConfig
 from trainer_core.data.lint import find_tokenizers
 from trainer_core.errors import BaseModelError
 from trainer_core.families import tokenizers
+from trainer_core.families.registry import open_base
 from trainer_core.families.single_file.layouts import FLUX1, SD1
 from trainer_core.families.sources import Source, open_source
 from trainer_core.families.tokenizers import load_tokenizer, register_tokenizers, tokenizer_folder
 
 from .checkpoints import write_checkpoint
-from .small_models import clip_tokenizer, small_sd
+from .small_models import clip_tokenizer, small_flux, small_sd
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +141,17 @@ def test_comfyuis_own_tokenizers(kind: str, folder: str, text: str, ids: list[in
     assert tokenizer.model_max_length == {"clip": 77, "t5": 512}[kind]
     if kind == "clip":
         assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (49407, 49407)
+
+
+def test_t5_reads_as_many_tokens_as_in_flux_pipeline(tmp_path: Path) -> None:
+    """A tokenizer that knows no limit of its own, and longer texts than the denoiser is given."""
+    from diffusers import FluxPipeline
+
+    expected = inspect.signature(FluxPipeline.__call__).parameters["max_sequence_length"].default
+    folder = small_flux(tmp_path / "flux")
+    config = folder / "tokenizer_2" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 10**9}), encoding="utf-8")
+    base = open_base(ModelConfig(family="flux1", source=str(folder), device="cpu"))
+    base.load_text_encoders()
+    (short, long) = base.encode_prompts(["a", "a " * 600])
+    assert short["text"].shape == long["text"].shape == (expected, 32)

@@ -14,6 +14,8 @@ from PIL import Image
 
 from trainer_core.config import JobConfig
 
+from ..families.small_models import SMALL
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,6 +48,27 @@ def drawn(folder: Path, captions: dict[str, str], seed: int) -> Path:
         image.save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(caption, encoding="utf-8")
     return folder
+
+
+DDPM_KINDS: dict[str, dict[str, Any]] = {
+    "epsilon": {},
+    "v": {"prediction_type": "v_prediction"},
+    "v, zero snr": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+}
+"""Schedulers of small models: settings that differ from SD 1.5's."""
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Gives a small model of a family by its name, and one of `DDPM_KINDS`."""
+    root, found = tmp_path_factory.mktemp("models"), {}
+
+    def of(family: str, kind: str = "epsilon") -> Path:
+        if (family, kind) not in found:
+            found[family, kind] = SMALL[family](root / f"{family} {kind}", **DDPM_KINDS[kind])
+        return found[family, kind]
+
+    return of
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,52 @@ def test_the_manifest_is_of_what_should_be_there(found: Checkpoints, monkeypatch
 
 
 # --- kills -----------------------------------------------------------------------------------------------------------
+
+
+def on_its_way_to_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Renames, deletions and flushes from now on, in order; "flush" is one of `folder`'s own entries."""
+    seen: list[str] = []
+    fsync, replace, rmtree = os.fsync, os.replace, shutil.rmtree
+
+    def flush(handle: int) -> None:
+        if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+            seen.append("flush")
+        fsync(handle)
+
+    def rename(source: Path, target: Path) -> None:
+        replace(source, target)
+        seen.append(f"rename {target.name[:5]}")
+
+    def delete(path: Path, **options: Any) -> None:
+        if path.exists():
+            seen.append(f"delete {path.name[:5]}")
+        rmtree(path, **options)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    monkeypatch.setattr(shutil, "rmtree", delete)
+    return seen
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be flushed there")
+def test_a_name_is_on_the_disk_before_what_it_replaces_goes(
+    found: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut, a folder holds what it held at its last flush: renames that come later are undone."""
+    with monkeypatch.context() as patch:
+        seen = on_its_way_to_the_disk(found.folder.parent, patch)
+        found.save(1, FILES)
+    assert seen == ["flush", "rename step_"], "the checkpoints' own folder is there before the first of them"
+    seen = on_its_way_to_the_disk(found.folder, monkeypatch)
+    found.save(2, FILES)
+    assert seen == ["rename step_", "flush"]
+    seen.clear()
+    found.save(2, NEW)
+    assert seen == ["rename .old_", "rename step_", "flush", "delete .old_"]
+    seen.clear()
+    (found.folder / "step_00000002").rename(found.folder / ".old_12345678")
+    assert found.clear_leftovers() == [2]
+    assert seen == ["rename step_", "flush"]
 
 
 class Killed(BaseException):

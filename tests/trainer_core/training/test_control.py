@@ -171,7 +171,12 @@ def test_pause_frees_everything_and_goes_on_exactly(
     assert at is not None
     assert 1 <= at.step < 60
     other = new(job_of("other"), tmp_path)
-    assert other.run_here(lambda _: None) == "finished", "the device is free for others"
+    other.start()
+    other.join(60)
+    if other.alive:
+        other.stop()
+        training.stop()
+    assert other.outcome == "finished", "the device is free for others"
     training.go_on()
     events = until(training, stepped)
     assert isinstance(events[-1], StepDone)

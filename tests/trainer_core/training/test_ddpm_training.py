@@ -19,29 +19,13 @@ from trainer_core.data.variants import Variant, choose_variant
 from trainer_core.randomness import normal_like
 from trainer_core.training.validation import validation_loss
 
-from ..families.small_models import SCHEDULER, SMALL
+from ..families.small_models import SCHEDULER
+from .conftest import DDPM_KINDS as KINDS
 
 if TYPE_CHECKING:
     from trainer_core.training.loop import Trainer
 
 Made = Callable[..., "Trainer"]
-KINDS: dict[str, dict[str, Any]] = {
-    "epsilon": {},
-    "v": {"prediction_type": "v_prediction"},
-    "v, zero snr": {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
-}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    root, found = tmp_path_factory.mktemp("models"), {}
-
-    def of(family: str, kind: str = "epsilon") -> Path:
-        if (family, kind) not in found:
-            found[family, kind] = SMALL[family](root / f"{family} {kind}", **KINDS[kind])
-        return found[family, kind]
-
-    return of
 
 
 @pytest.fixture
@@ -58,12 +42,12 @@ def wide(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made(
-    folders: Callable[..., Path], job_of: Callable[..., JobConfig], trainer_of: Made, wide: Path, tmp_path: Path
+    small_folder: Callable[..., Path], job_of: Callable[..., JobConfig], trainer_of: Made, wide: Path, tmp_path: Path
 ) -> Made:
     def make(
         family: str = "sd15", kind: str = "epsilon", dataset: dict[str, Any] | None = None, **sections: Any
     ) -> Trainer:
-        model = {"family": family, "source": str(folders(family, kind))}
+        model = {"family": family, "source": str(small_folder(family, kind))}
         settings = {"folder": str(wide), "trigger": None, **(dataset or {})}
         return trainer_of(job_of(family, model=model, dataset=settings, **sections), tmp_path / "runs")
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from trainer_core.config import JobConfig
 from trainer_core.data.scan import Sample
 from trainer_core.errors import DatasetError, TrainingError
 from trainer_core.training import loop
+from trainer_core.training.ema import EMA
 from trainer_core.training.events import Event, Skipped, StepDone, Warning
 from trainer_core.training.job import TrainingJob
 from trainer_core.training.loop import Trainer
@@ -254,6 +256,42 @@ def test_other_errors_are_not_taken_for_want_of_memory(
     saved = training.run.latest()
     assert saved is not None
     assert saved.step == 2
+
+
+@pytest.mark.parametrize("moment", ["in the optimizer", "in the moving average"])
+def test_half_an_update_is_not_saved(
+    moment: str, job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, optimizer and average that do not belong together are worth less than the checkpoint before them."""
+    original, averaged = EMA.update, []
+
+    def update(self: EMA) -> None:
+        averaged.append(self)
+        if len(averaged) == 4 and moment == "in the moving average":
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        original(self)
+
+    def step(*_: Any) -> None:
+        if len(averaged) == 3 and moment == "in the optimizer":
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(EMA, "update", update)
+    job = job_of(train={"steps": 6, "ema_decay": 0.9, "deterministic": True}, save={"every": 2})
+    broken, whole = new(job, tmp_path), new(job, tmp_path)
+    hook = register_optimizer_step_post_hook(step)
+    try:
+        with pytest.raises(RuntimeError, match="unspecified launch failure"):
+            broken.run_here(lambda _: None)
+    finally:
+        hook.remove()
+    assert [checkpoint.step for checkpoint in broken.run.checkpoints()] == [2]
+    monkeypatch.undo()
+    for training in (TrainingJob(broken.run), whole):
+        assert training.run_here(lambda _: None) == "finished"
+    finals = [training.run.latest() for training in (broken, whole)]
+    assert finals[0] is not None
+    assert finals[1] is not None
+    assert finals[0].lora.read_bytes() == finals[1].lora.read_bytes()
 
 
 @pytest.mark.parametrize("what", ["previews", "validation"])

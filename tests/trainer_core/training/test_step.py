@@ -267,7 +267,9 @@ def test_contrastive_guidance(schedule: str, projected: bool, made: Made, record
         "contrastive_guidance_projection": projected,
     }
     trainer = made(settings, adapter={"dropout": 0.5})
-    batch, calls = sets(trainer)[0], record(trainer)
+    batch = sets(trainer)[0]
+    main_term(trainer, batch, step=1)  # leaves a place of dropout behind
+    calls = record(trainer)
     term = main_term(trainer, batch)
     blank, prompted = calls
     assert (blank.graph, prompted.graph) == (False, True)
