@@ -133,11 +133,11 @@ class Adapter:
             if name not in self.layers:
                 if isinstance(change, LowRank) and change.dora_scale is None and not change.up.any():
                     continue  # the part of a fused layer that was not adapted
-                raise AdapterError(f"adapter.warm_start: the file adapts {name}, which this job's targets leave out")
+                raise AdapterError(f"the file adapts {name}, which this job's targets leave out")
             try:
                 found = self.layers[name].started_from(change)
             except AdapterError as error:
-                raise AdapterError(f"adapter.warm_start: {name}: {error}") from None
+                raise AdapterError(f"{name}: {error}") from None
             state |= {f"{name}.{key}": value for key, value in found.items()}
         self.load(state)
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _SCHEDULER = "scheduler_config.json"
+LARGE = 64 << 20
+"""Bytes above which a file of weights is worth remembering the digest of."""
 _VARIANTS = ("fp16", "bf16", "non_ema")
 _WHOLE = ("diffusion_pytorch_model", "model")
 _TIED = {"encoder.embed_tokens.weight": "shared.weight", "shared.weight": "encoder.embed_tokens.weight"}
@@ -83,7 +85,7 @@ class FolderPart:
         check_part(self.folder)
         digest, of_large = hashlib.sha256(), mark_of_large if sampled else whole_file
         for path in sorted(path for path in self.folder.iterdir() if path.is_file()):
-            small = path.suffix in {".json", ".txt", ".model"} or path.stat().st_size <= 64 << 20
+            small = path.suffix in {".json", ".txt", ".model"} or path.stat().st_size <= LARGE
             digest.update(f"{path.name}:{sha256_of(path) if small else of_large(path)}\n".encode())
         return digest.hexdigest()
 

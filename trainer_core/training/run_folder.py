@@ -252,7 +252,8 @@ class RunFolder:
 
     def best(self) -> Checkpoint | None:
         """The intact checkpoint with the lowest validation loss; None if no kept one was validated."""
-        losses = {line["step"]: line["validation_loss"] for line in self.metrics() if "validation_loss" in line}
+        told = (_measured(line) for line in self._metrics_lines() if '"validation_loss"' in line)  # few of very many
+        losses = {line["step"]: line["validation_loss"] for line in told if line and "validation_loss" in line}
         measured = [found for found in self.checkpoints() if math.isfinite(losses.get(found.step, math.nan))]
         return min(measured, key=lambda checkpoint: losses[checkpoint.step], default=None)
 

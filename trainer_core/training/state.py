@@ -132,7 +132,7 @@ def _warm_start(trainer: Trainer) -> None:
 
 
 def _of_warm_start(file: str, error: AdapterError) -> str:
-    return f"adapter.warm_start: {file}: {str(error).removeprefix('adapter.warm_start: ').removeprefix(f'{file}: ')}"
+    return f"adapter.warm_start: {file}: {str(error).removeprefix(f'{file}: ')}"
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

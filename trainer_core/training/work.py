@@ -63,7 +63,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
             data.encode_texts([*prompts, job.sample.negative_prompt] if prompts else [], progress)
             data.encode_images(progress)
             if data.encoded_elsewhere():
-                findings.add("pictures or captions were encoded in another environment and came from the cache")
+                findings.add("pictures or captions came from the cache, encoded in another or an unknown environment")
             cache.prune(int(job.cache.limit_gb * 1e9))
             progress("loading the base", 0, 1)
             trainer = Trainer(run, job, base, data, emit, control, findings)

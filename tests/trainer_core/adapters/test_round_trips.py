@@ -129,6 +129,5 @@ def test_what_cannot_be_represented_is_told(
     plain = copy.deepcopy(unet)
     adapter = adapted(sdxl, unet, {}, KINDS[of].but(text_encoders=False))
     file = parse(to_comfy(adapter.changes(), sdxl, torch.float32))
-    with pytest.raises(AdapterError, match=message) as caught:
+    with pytest.raises(AdapterError, match=message):
         started(sdxl, plain, config, for_modules(file, copy.deepcopy(plain), sdxl))
-    assert "adapter.warm_start" in str(caught.value)

@@ -39,6 +39,15 @@ def test_an_entry_comes_back_as_it_was(cache: TensorCache) -> None:
         assert torch.equal(found[name], value)
 
 
+def test_an_entry_says_who_made_it(cache: TensorCache) -> None:
+    cache.put(KEY, ENTRY, "torch 2.9")
+    cache.put(key_of("b"), ENTRY)
+    for reader in (cache, TensorCache(cache.root)):
+        assert reader.get(KEY) is not None
+        assert reader.get(key_of("b")) is not None
+        assert (reader.made_by(KEY), reader.made_by(key_of("b"))) == ("torch 2.9", "")
+
+
 def test_tensors_that_share_memory_or_are_views(cache: TensorCache) -> None:
     whole = torch.arange(12.0).view(3, 4)
     cache.put(KEY, {"turned": whole.t(), "row": whole[1]})

@@ -258,6 +258,25 @@ def test_a_broken_file_ends_the_encoding_with_its_name(prepared: Any, config: di
         prepared(config)
 
 
+def test_a_text_is_encoded_the_same_alone_and_among_others(
+    prepared: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries compute differently for another number of texts: here the number is all that the embedding says."""
+
+    def by_number(self: Any, prompts: list[str]) -> list[dict[str, torch.Tensor]]:
+        return [{"text": torch.tensor([float(len(prompts))])} for _ in prompts]
+
+    for number in range(9):
+        noise(100 + number).save(folder / "images" / f"{number}.png")
+        (folder / "images" / f"{number}.txt").write_text(f"picture {number}")
+    _, base = prepared({"folder": str(folder / "images")})
+    monkeypatch.setattr(type(base), "encode_prompts", by_number)
+    many, _ = prepared({"folder": str(folder / "images")}, mark="many")
+    (folder / "images" / "4.txt").write_text("another")
+    one, _ = prepared({"folder": str(folder / "images")}, mark="many")
+    assert len({float(data.text(text)["text"]) for data, text in ((many, "picture 8"), (one, "another"))}) == 1
+
+
 WRITER = """
 import sys, torch
 from pathlib import Path

@@ -211,7 +211,17 @@ def test_fingerprints_follow_a_parts_content(
     def changed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor + 1 if name.startswith("model.") else tensor for name, tensor in weights.items()}
 
+    def changed_inside(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One number of one weight, more than 4 KB from both of its ends."""
+        name, tensor = max(weights.items(), key=lambda item: item[1].numel() * item[0].startswith("model."))
+        other = tensor.clone()
+        other.view(-1)[tensor.numel() // 2] += 1
+        assert tensor.nbytes > 3 * 4096
+        return {**weights, name: other}
+
     before = opened("sd1", checkpoints["sd1"])
+    inside = opened("sd1", write_checkpoint(folders["sd1"], SD1, tmp_path / "inside.safetensors", changed_inside))
+    assert before.fingerprint("unet") != inside.fingerprint("unet")
     copy = opened("sd1", write_checkpoint(folders["sd1"], SD1, tmp_path / "copy.safetensors"))
     after = opened("sd1", write_checkpoint(folders["sd1"], SD1, tmp_path / "after.safetensors", changed))
     assert before.fingerprint("vae", "unet") == copy.fingerprint("vae", "unet")

@@ -10,7 +10,7 @@ import pytest
 
 from trainer_core.config import ModelConfig
 from trainer_core.errors import BaseModelError, ConfigError, FoundryError
-from trainer_core.families import sources
+from trainer_core.families import diffusers_folder, sources
 from trainer_core.families.registry import family_names, family_spec, open_base, register_family
 from trainer_core.families.sources import open_source
 
@@ -159,9 +159,8 @@ def test_fingerprints_follow_content_and_not_place(tmp_path: Path) -> None:
     assert there.fingerprint("transformer") == here.fingerprint("transformer")
 
 
-def test_large_files_count_by_samples_that_notice_another_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_byte_of_a_large_file_counts(tmp_path: Path) -> None:
+    """Also the one at 2 MB, which lies between the samples that fingerprints were once made of."""
     (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "vae").mkdir()
     path = tmp_path / "vae" / "weights.safetensors"
@@ -170,13 +169,34 @@ def test_large_files_count_by_samples_that_notice_another_checkpoint(
     source = open_source(str(tmp_path), REPO)
     before = source.fingerprint("vae")
     assert source.fingerprint("vae") == before
-    for position in (0, (65 << 20) - 1):
+    for position in (0, 2 << 20, (65 << 20) - 1):
         with path.open("r+b") as file:
             file.seek(position)
             file.write(b"\1")
         after = source.fingerprint("vae")
         assert after != before
         before = after
+
+
+def test_looking_for_the_parts_reads_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = open_base(ModelConfig(source="embedded", device="cpu"))
+    monkeypatch.setattr(diffusers_folder, "sha256_of", _unread)
+    monkeypatch.setattr(diffusers_folder, "whole_file", _unread)
+    base.check_parts()
+
+
+def _unread(path: Path) -> str:
+    raise AssertionError(f"{path} was read whole")
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_2", "vae"])
+def test_a_part_that_is_cut_off_is_told_before_anything_is_made(part: str, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(sources.EMBEDDED, folder)
+    (file,) = (folder / part).glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(BaseModelError, match=part):
+        open_base(ModelConfig(source=str(folder), device="cpu")).check_parts()
 
 
 # --- families --------------------------------------------------------------------------------------------------------

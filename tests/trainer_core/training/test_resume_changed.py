@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from trainer_core import content
+from trainer_core.adapters.safetensors_file import read_header, read_tensors, serialize
 from trainer_core.config import JobConfig
+from trainer_core.data.cache import CACHE_FOLDER, TensorCache
 from trainer_core.errors import ResumeRefused
-from trainer_core.families import sources
+from trainer_core.families import diffusers_folder, sources
+from trainer_core.families.registry import open_base
+from trainer_core.training import work
 from trainer_core.training.events import Event, StepDone, Warning
 from trainer_core.training.job import TrainingJob
-from trainer_core.training.resume_rules import DATA
+from trainer_core.training.resume_rules import DATA, sampled_hashes
 from trainer_core.training.run_folder import RunFolder
 
 Jobs = Callable[..., JobConfig]
@@ -104,3 +111,119 @@ def test_a_changed_caption_is_refused_and_can_be_accepted(stopped: RunFolder) ->
     header = latest.lora.read_bytes()[:20_000]
     assert b"no: settings, data or environment changed after step 2" in header
     assert b"mine are" not in header
+
+
+def deterministic(run: RunFolder) -> str:
+    latest = run.latest()
+    assert latest is not None
+    return str(read_header(latest.lora)["__metadata__"]["lora_foundry.deterministic"])
+
+
+def encoding_as(patch: pytest.MonkeyPatch, who: str) -> None:
+    patch.setattr(work, "environment", lambda _: {"torch": who})
+
+
+def test_pictures_that_are_encoded_again_elsewhere_are_told(
+    stopped: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache is cleared while the run stands, and another one fills it in another environment before it goes on."""
+    again = Path(shutil.copytree(tmp_path / "runs", tmp_path / "again"))
+    TensorCache(again / CACHE_FOLDER).clear()
+    assert TrainingJob(RunFolder.open(again / "tiny")).run_here(lambda _: None) == "finished"
+    assert deterministic(RunFolder.open(again / "tiny")) == "yes", "encoded again in the same environment"
+
+    TensorCache(tmp_path / "runs" / CACHE_FOLDER).clear()
+    with monkeypatch.context() as patch:
+        encoding_as(patch, "another")
+        assert TrainingJob.new(tmp_path / "runs", stopped.job().but(name="other")).run_here(lambda _: None)
+    warnings: list[str] = []
+    training = TrainingJob(stopped)
+    training.run_here(lambda event: warnings.append(event.message) if isinstance(event, Warning) else None)
+    assert training.outcome == "finished"
+    (warning,) = warnings
+    assert "from step 3 on" in warning
+    assert "encoded again in another environment" in warning
+    assert "settings, data or environment changed after step 2" in deterministic(stopped)
+
+
+def test_a_cache_that_another_environment_filled_makes_no_run_reproducible(
+    job_of: Jobs, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        encoding_as(patch, "another")
+        assert deterministic(train(job_of(train={"steps": 1})).run) == "yes"
+    assert "came from the cache" in deterministic(train(job_of(train={"steps": 1})).run)
+    asked = train(job_of(train={"steps": 1, "deterministic": True})).run
+    assert deterministic(asked) == "yes", "such a run takes entries of its own environment only"
+
+
+def with_base(stopped: RunFolder, folder: Path) -> JobConfig:
+    job = stopped.job()
+    return job.but(model={**job.model.model_dump(), "source": str(shutil.copytree(sources.EMBEDDED, folder))})
+
+
+def edited(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}), encoding="utf-8")
+
+
+def test_a_base_that_says_another_schedule_is_refused(stopped: RunFolder, tmp_path: Path) -> None:
+    job = with_base(stopped, tmp_path / "base")
+    edited(tmp_path / "base" / "scheduler" / "scheduler_config.json", shift=1.0)
+    with pytest.raises(ResumeRefused, match=r"shift was 3\.0, is 1\.0 \(scheduler_config\.json\)"):
+        TrainingJob(stopped, job).run_here(lambda _: None)
+    edited(tmp_path / "base" / "scheduler" / "scheduler_config.json", shift=3.0)
+    edited(tmp_path / "base" / "foundry.json", timestep_type="linear")
+    with pytest.raises(ResumeRefused, match=r'timestep_type was "shift", is "linear" \(foundry\.json\)'):
+        TrainingJob(stopped, job).run_here(lambda _: None)
+    edited(tmp_path / "base" / "foundry.json", timestep_type="shift", sampling={"steps": 3})
+    assert TrainingJob(stopped, job).run_here(lambda _: None) == "finished", "previews do not train"
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded denoiser and VAE count as large files."""
+    monkeypatch.setattr(diffusers_folder, "LARGE", 1 << 20)
+
+
+@pytest.mark.usefixtures("large")
+def test_a_checkpoint_from_when_weights_were_sampled_goes_on(job_of: Jobs, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs", job_of(train={"steps": 4}))
+    training = TrainingJob(run)
+    training.run_here(lambda event: _stop_at(2, training, event))
+    latest = run.latest()
+    assert latest is not None
+    metadata = read_header(latest.state)["__metadata__"]
+    old = {
+        name.removesuffix("_sampled"): value for name, value in sampled_hashes(open_base(training.job.model)).items()
+    }
+    assert not {old["base_hash"], old["encoders_hash"]} & {metadata["base_hash"], metadata["encoders_hash"]}
+    new = {"base_settings", "encoded_by"}
+    then = {name: value for name, value in {**metadata, **old}.items() if name not in new}
+    files = {
+        "lora.safetensors": latest.lora.read_bytes(),
+        "state.safetensors": serialize(read_tensors(latest.state), then),
+    }
+    run.save_checkpoint(2, files)
+    events: list[Event] = []
+    assert TrainingJob(run).run_here(events.append) == "finished"
+    assert not [event for event in events if isinstance(event, Warning)]
+
+
+@pytest.mark.usefixtures("large")
+def test_a_training_reads_each_large_file_whole_once(
+    job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(train={"steps": 1})
+    base = Path(shutil.copytree(sources.EMBEDDED, tmp_path / "base"))
+    read: list[str] = []
+    hashed = content._hashed
+    monkeypatch.setattr(content, "_known", {})
+    monkeypatch.setattr(content, "_hashed", lambda path, spans: (read.append(path.parent.name), hashed(path, spans))[1])
+    for file in base.rglob("*.safetensors"):
+        os.utime(file, (1e9, 1e9))
+    for _ in range(2):
+        TrainingJob.new(tmp_path / "runs", job.but(model={**job.model.model_dump(), "source": str(base)})).run_here(
+            print
+        )
+        content._known.clear()  # as in the next process
+    assert sorted(read) == ["transformer", "vae"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -347,6 +348,37 @@ def test_the_environment_says_what_is_installed_and_how_many_threads() -> None:
     assert found == environment(torch.device("cpu"))
 
 
+def test_the_environment_says_what_decodes_pictures_and_what_the_optimizer_comes_from() -> None:
+    assert environment(torch.device("cpu"))["Pillow"] == metadata.version("pillow")
+    with_prodigy = environment(torch.device("cpu"), "prodigy")
+    assert with_prodigy.pop("prodigyopt") == metadata.version("prodigyopt")
+    assert with_prodigy == environment(torch.device("cpu"), "adamw")
+
+
+def test_entries_that_were_made_again_elsewhere_are_told() -> None:
+    (note,) = check_resume(told(JOB, encoded_by="here"), told(JOB, encoded_by="there"))
+    assert "encoded again in another environment" in note
+    assert check_resume(told(JOB, encoded_by="here"), told(JOB, encoded_by="here")) == []
+    assert check_resume(told(JOB, encoded_by="here"), told(JOB)) == [], "an older checkpoint does not say"
+
+
+def settings(prediction: str = "epsilon", timestep_type: str = "linear", version: str = "0.42") -> str:
+    scheduler = {"prediction_type": prediction, "_diffusers_version": version}
+    return json.dumps({"scheduler_config.json": scheduler, "foundry.json": {"timestep_type": timestep_type}})
+
+
+def test_another_schedule_of_the_base_is_refused() -> None:
+    saved = told(JOB, base_settings=settings())
+    with pytest.raises(ResumeRefused, match=r'prediction_type was "epsilon", is "v_prediction" \(scheduler_config'):
+        check_resume(told(JOB, base_settings=settings("v_prediction")), saved, accept=MAY_BE_ACCEPTED)
+    with pytest.raises(ResumeRefused, match=r'timestep_type was "linear", is "shift" \(foundry'):
+        check_resume(told(JOB, base_settings=settings(timestep_type="shift")), saved)
+    assert check_resume(told(JOB, base_settings=settings(version="0.43")), saved) == []
+    own = with_value(JOB, "train.timestep_type", "sigmoid")
+    then = told(own, base_settings=settings())
+    assert check_resume(told(own, base_settings=settings(timestep_type="shift")), then) == []
+
+
 # --- checkpoints of other versions -----------------------------------------------------------------------------------
 
 
@@ -363,6 +395,15 @@ def test_a_setting_that_the_checkpoint_does_not_know_yet_had_its_default() -> No
 def test_settings_that_cannot_be_read_are_told(config: str) -> None:
     with pytest.raises(ResumeRefused, match="newer version"):
         check_resume(told(JOB), told(JOB, config=config))
+
+
+def test_a_checkpoint_that_knew_weights_by_samples_is_compared_by_samples() -> None:
+    old = told(JOB, base_hash="samples", encoders_hash="more samples")
+    sampled = {"base_hash_sampled": "samples", "encoders_hash_sampled": "more samples"}
+    assert check_resume(told(JOB, **sampled), old) == []
+    for name in sampled:
+        with pytest.raises(ResumeRefused, match=r"model\.source"):
+            check_resume(told(JOB, **{**sampled, name: "others"}), old)
 
 
 def test_a_checkpoint_that_says_nothing_is_told() -> None:
