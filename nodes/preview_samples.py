@@ -135,7 +135,7 @@ def _linked(control: torch.Tensor, count: int) -> list[tuple[Image.Image, ...]]:
     Raises:
         ConfigError: if there are several, and not one for each.
     """
-    images = [(image,) for image in pictures.from_batches([control])]
+    images: list[tuple[Image.Image, ...]] = [(image,) for image in pictures.from_batches([control])]
     if len(images) == 1:
         return images * count
     if len(images) != count:

@@ -124,7 +124,8 @@ class Shutdown:
             signal.raise_signal(number)
 
     def _listen_to_console(self) -> None:
-        if sys.platform != "win32":
+        """Windows ends a process whose console was closed without any signal."""
+        if os.name != "nt":
             return
         import ctypes
         from ctypes import wintypes
@@ -134,8 +135,9 @@ class Shutdown:
                 self._wait()  # in a thread of the system's own, which ends the process when it has its answer
             return False
 
-        self._console_handler = ctypes.WINFUNCTYPE(wintypes.BOOL, wintypes.DWORD)(asked)  # must live as long as it
-        ctypes.windll.kernel32.SetConsoleCtrlHandler(self._console_handler, True)
+        windows: Any = ctypes  # has these names on Windows alone
+        self._console_handler = windows.WINFUNCTYPE(wintypes.BOOL, wintypes.DWORD)(asked)  # must live as long as it
+        windows.windll.kernel32.SetConsoleCtrlHandler(self._console_handler, True)
 
 
 SHUTDOWN = Shutdown()
