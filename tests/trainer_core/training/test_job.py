@@ -62,6 +62,7 @@ def test_events_of_a_run(job_of: Jobs, tmp_path: Path) -> None:
     phases = [event.what for event in events if isinstance(event, Phase)]
     assert list(dict.fromkeys(phases)) == [
         "scanning the data",
+        "checking the base",
         "looking through the cache",
         "loading the text encoders",
         "encoding captions",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 import pytest
-import torch
 
 from trainer_core.config import DatasetConfig, JobConfig, Section
 from trainer_core.errors import ResumeRefused
@@ -17,7 +15,6 @@ from trainer_core.training.resume_rules import (
     MAY_BE_ACCEPTED,
     MAY_CHANGE,
     check_resume,
-    environment,
 )
 
 JOB = JobConfig(
@@ -331,52 +328,6 @@ def test_a_run_cannot_become_shorter_than_it_is() -> None:
     with pytest.raises(ResumeRefused, match=r"train\.steps: is 4, but the run has made 5"):
         check_resume(told(with_value(JOB, "train.steps", 4)), told(JOB))
     assert check_resume(told(with_value(JOB, "train.steps", 5)), told(JOB)) == []
-
-
-def test_another_environment_is_told() -> None:
-    then, now = {"torch": "2.10", "threads": "1"}, {"torch": "2.11", "device": "X"}
-    (note,) = check_resume(told(JOB, environment=json.dumps(now)), told(JOB, environment=json.dumps(then)))
-    assert "torch was 2.10, is 2.11" in note
-    assert "threads was 1, is not told" in note
-    assert "device" not in note  # an older version did not write it down, so it may be the same
-
-
-def test_the_environment_says_what_is_installed_and_how_many_threads() -> None:
-    found = environment(torch.device("cpu"))
-    assert found["torch"] == torch.__version__
-    assert found["threads"] == str(torch.get_num_threads())
-    assert found == environment(torch.device("cpu"))
-
-
-def test_the_environment_says_what_decodes_pictures_and_what_the_optimizer_comes_from() -> None:
-    assert environment(torch.device("cpu"))["Pillow"] == metadata.version("pillow")
-    with_prodigy = environment(torch.device("cpu"), "prodigy")
-    assert with_prodigy.pop("prodigyopt") == metadata.version("prodigyopt")
-    assert with_prodigy == environment(torch.device("cpu"), "adamw")
-
-
-def test_entries_that_were_made_again_elsewhere_are_told() -> None:
-    (note,) = check_resume(told(JOB, encoded_by="here"), told(JOB, encoded_by="there"))
-    assert "encoded again in another environment" in note
-    assert check_resume(told(JOB, encoded_by="here"), told(JOB, encoded_by="here")) == []
-    assert check_resume(told(JOB, encoded_by="here"), told(JOB)) == [], "an older checkpoint does not say"
-
-
-def settings(prediction: str = "epsilon", timestep_type: str = "linear", version: str = "0.42") -> str:
-    scheduler = {"prediction_type": prediction, "_diffusers_version": version}
-    return json.dumps({"scheduler_config.json": scheduler, "foundry.json": {"timestep_type": timestep_type}})
-
-
-def test_another_schedule_of_the_base_is_refused() -> None:
-    saved = told(JOB, base_settings=settings())
-    with pytest.raises(ResumeRefused, match=r'prediction_type was "epsilon", is "v_prediction" \(scheduler_config'):
-        check_resume(told(JOB, base_settings=settings("v_prediction")), saved, accept=MAY_BE_ACCEPTED)
-    with pytest.raises(ResumeRefused, match=r'timestep_type was "linear", is "shift" \(foundry'):
-        check_resume(told(JOB, base_settings=settings(timestep_type="shift")), saved)
-    assert check_resume(told(JOB, base_settings=settings(version="0.43")), saved) == []
-    own = with_value(JOB, "train.timestep_type", "sigmoid")
-    then = told(own, base_settings=settings())
-    assert check_resume(told(own, base_settings=settings(timestep_type="shift")), then) == []
 
 
 # --- checkpoints of other versions -----------------------------------------------------------------------------------
