@@ -47,7 +47,7 @@ def prompt():
 
 threading.Thread(target=prompt, daemon=True).start()
 if ways == "exec":
-    while not list(runs.glob("run/metrics.jsonl")):
+    while not any(path.read_text().count("\\n") >= 2 for path in runs.glob("run/metrics.jsonl")):
         time.sleep(0.02)
     os.execv(sys.executable, [sys.executable, "-c", "print('another process')"])
 try:
@@ -65,6 +65,8 @@ except KeyboardInterrupt:
         ("training", signal.SIGINT, 0),
         ("training", "SIGHUP", None),
         ("previews", signal.SIGTERM, -signal.SIGTERM),
+        ("preparing", signal.SIGINT, 0),
+        ("exec", None, 0),
     ],
 )
 def test_the_run_is_saved_and_stopped(tmp_path: Path, way: str, number: int | str | None, code: int | None) -> None:
