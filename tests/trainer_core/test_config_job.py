@@ -178,6 +178,7 @@ PECULIAR: dict[str, st.SearchStrategy[Any]] = {
     "folder": folders,
     "mask_folder": st.none() | folders,
     "control_folders": st.lists(folders, max_size=3),
+    "controls": st.lists(st.lists(folders, max_size=2), max_size=3),
     "resolutions": st.lists(st.integers(16, 8192), min_size=1, max_size=4),
     "caption_extension": st.from_regex(r"\A\.?[a-z]{1,16}\Z"),
     "caption_column": words,
@@ -249,6 +250,9 @@ def made_to_fit(data: dict[str, Any]) -> dict[str, Any]:
         data["trigger"] = "zorble"
     if data.get("validation", {}).get("every"):
         data["validation"]["share"] = 0.25
+    if sample := data.get("sample"):
+        sample["controls"] = sample.get("controls", [])[: 1 if len(sample.get("prompts", [])) < 3 else 3]
+        sample["prompts"] = sample.get("prompts", [])[:3]
     if train.get("ema_decay") is None:
         for part in ("save", "sample"):
             data.get(part, {}).pop("weights", None)

@@ -12,8 +12,8 @@ from ..training.checkpoints import Checkpoint
 from ..training.run_folder import RunFolder
 from . import OK
 from .pictures import family_of_file, given, job_of_file
-from .runs import find_run
-from .terminal import print_json, quiet_libraries
+from .runs import find_lora
+from .terminal import print_json, quiet_libraries, say
 
 
 def export(args: argparse.Namespace) -> int:
@@ -27,26 +27,25 @@ def export(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"path": str(path), "to": args.to, "lora": str(lora)})
     else:
-        print(path)
+        say(path)
     return OK
 
 
 def _subject(args: argparse.Namespace) -> tuple[Path, ModelConfig, str]:
     """The LoRA file, its base, and what it is called."""
-    path = Path(args.lora).expanduser()
-    if path.is_file():
+    found = find_lora(args.lora, args.runs)
+    if isinstance(found, Path):
         from ..adapters.export import describe_lora
 
         if args.step is not None:
             raise ConfigError("--step: chooses a checkpoint of a run; this is a file")
-        metadata = describe_lora(path)["metadata"]
+        metadata, name = describe_lora(found)["metadata"], found.name.removesuffix(".safetensors")
         if args.base is None:
-            return path, job_of_file(path, metadata).model, path.stem
-        return path, ModelConfig().but(family=args.family or family_of_file(metadata)), path.stem
-    run = find_run(args.lora, args.runs)
-    checkpoint = _checkpoint(run, args.step or "latest")
+            return found, job_of_file(found, metadata).model, name
+        return found, ModelConfig().but(family=args.family or family_of_file(metadata)), name
+    checkpoint = _checkpoint(found, args.step or "latest")
     numbered = args.step not in (None, "latest")
-    return checkpoint.lora, run.job().model, f"{run.name}_{checkpoint.step}_steps" if numbered else run.name
+    return checkpoint.lora, found.job().model, f"{found.name}_{checkpoint.step}_steps" if numbered else found.name
 
 
 def _checkpoint(run: RunFolder, which: str | int) -> Checkpoint:

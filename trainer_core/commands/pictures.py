@@ -14,9 +14,9 @@ from ..config import JobConfig, ModelConfig, SampleConfig, validated
 from ..config.model import MODEL_FILES
 from ..errors import ConfigError, DatasetError, RunError, SaveError
 from ..families.sources import is_repository_id
-from ..reading import is_file, parse_json
-from ..training.run_folder import RunFolder
+from ..reading import parse_json
 from . import OK
+from .runs import find_lora
 from .terminal import Progress, print_json, quiet_libraries, say
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _controls(
     try:
         return of_job(job.model_copy(update={"sample": settings}), spec, count)
     except DatasetError as error:
-        print(f"note: drawn without control images; --control names some ({error})", file=sys.stderr)
+        say(f"note: drawn without control images; --control names some ({error})", sys.stderr)
         return of_settings(settings, count)
 
 
@@ -111,14 +111,11 @@ class _Subject(NamedTuple):
 
 def _subject(args: argparse.Namespace) -> _Subject:
     """What a run or a LoRA file says itself, as far as the command line does not say otherwise."""
-    from .runs import find_run, run_paths
-
-    run_job = None
-    file = next((path for path in run_paths(args.lora, args.runs) if is_file(path) or RunFolder.is_one(path)), None)
-    if file and is_file(file):
+    run_job, found = None, find_lora(args.lora, args.runs)
+    if isinstance(found, Path):
         from ..adapters.export import describe_lora
 
-        name, path = file.name.removesuffix(".safetensors"), file
+        name, path = found.name.removesuffix(".safetensors"), found
         facts = describe_lora(path)
         model, settings, trigger = ModelConfig(), SampleConfig(), facts["trigger"]
         if args.base is None:
@@ -128,12 +125,11 @@ def _subject(args: argparse.Namespace) -> _Subject:
         elif args.family is None:
             model = model.but(family=family_of_file(facts["metadata"]))
     else:
-        run = find_run(args.lora, args.runs)
-        newest = run.latest()
+        newest = found.latest()
         if newest is None:
-            raise RunError(f"{run.path} has no checkpoint yet, so there is no LoRA to draw with")
-        job = run_job = run.job()
-        name, path = run.name, newest.lora
+            raise RunError(f"{found.path} has no checkpoint yet, so there is no LoRA to draw with")
+        job = run_job = found.job()
+        name, path = found.name, newest.lora
         model, settings, trigger = job.model, job.sample, job.preview_trigger
     files = {name: getattr(args, name) for name in MODEL_FILES}
     model = model.but(**given(family=args.family, source=args.base, device=args.device, **files))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, RunHeld, SaveError
+from ..reading import is_file
 from ..secrets import redacted
 from ..training.run_folder import RunFolder
 from ..training.run_state import RunState, run_state
@@ -104,6 +105,16 @@ def run_paths(name: str, runs: Path) -> list[Path]:
         path = Path(name)
     is_bare = Path(name).name == name and name not in ("..", "~")
     return [runs / name, path] if is_bare else [path]
+
+
+def find_lora(name: str, runs: Path) -> Path | RunFolder:
+    """The LoRA file or the run that a user names.
+
+    Raises:
+        RunError: if there is neither.
+    """
+    found = next((path for path in run_paths(name, runs) if is_file(path) or RunFolder.is_one(path)), None)
+    return found if found and is_file(found) else find_run(name, runs)
 
 
 def runs_in(folder: Path) -> list[RunFolder]:

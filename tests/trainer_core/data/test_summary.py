@@ -190,7 +190,7 @@ def test_digest_of_a_missing_folder_is_one_of_its_own(tmp_path: Path) -> None:
     assert digest(dataset(tmp_path / "one")) != one
 
 
-@pytest.mark.parametrize("folder", ["~nosuchuser/x", "", "x" * 5000])
+@pytest.mark.parametrize("folder", ["~nosuchuser/x", "x" * 5000])
 def test_digest_never_raises(folder: str) -> None:
     assert digest(dataset(folder))
 

@@ -144,6 +144,7 @@ MAY_DIFFER: dict[str, Any] = {
     "sample.walk_seed": False,
     "sample.negative_prompt": "blurry",
     "sample.weights": "raw",
+    "sample.controls": [["/pictures/control.png"]],
     "cache.limit_gb": 1.0,
 }
 ELSEWHERE = {"train.learning_rate", "datasets.mask_folder", "datasets.control_folders"}
