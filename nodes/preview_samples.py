@@ -86,7 +86,7 @@ class PreviewSamples(io.ComfyNode):
         control: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         given = read_lines(prompts)
-        lora, texts = _subject(run, lora_model, given)
+        lora, texts, trigger = _subject(run, lora_model, given)
         if control is not None:
             controls = _linked(control, len(texts))
         else:
@@ -100,7 +100,7 @@ class PreviewSamples(io.ComfyNode):
                 "guidance": or_none(guidance, -1.0),
                 "seed": seed,
                 "walk_seed": walk_seed,
-                "negative_prompt": negative_prompt,
+                "negative_prompt": prompt_with_trigger(negative_prompt, trigger),
             },
         )
         host.free_vram()
@@ -172,8 +172,8 @@ def _of_run(run: str | None, base: ModelConfig, count: int, own_prompts: bool) -
 
 def _subject(
     run: str | None, lora_model: dict[str, Any] | None, prompts: tuple[str, ...]
-) -> tuple[Path | dict[str, Any] | None, list[str]]:
-    """The LoRA to draw with, if any, and the prompts.
+) -> tuple[Path | dict[str, Any] | None, list[str], str | None]:
+    """The LoRA to draw with, if any, the prompts, and the trigger that is in them.
 
     Raises:
         ConfigError: if both a run and a LoRA are given, or no prompt.
@@ -191,4 +191,4 @@ def _subject(
         lora, trigger, prompts = checkpoint.lora, job.preview_trigger, prompts or job.sample.prompts
     if not prompts:
         raise ConfigError("Preview Samples: `prompts` is empty. Write one prompt a line")
-    return lora, [prompt_with_trigger(prompt, trigger) for prompt in prompts]
+    return lora, [prompt_with_trigger(prompt, trigger) for prompt in prompts], trigger

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from trainer_core.cli import main
 from trainer_core.commands.terminal import printable
-from trainer_core.config import load_job
+from trainer_core.config import SampleConfig, load_job
 from trainer_core.training.queue import DeviceQueue
 from trainer_core.training.run_folder import RunFolder
 
@@ -54,11 +54,13 @@ def strict(text: str) -> Any:
 
 
 def drawing(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Replaces the drawing of pictures by one that only counts; gives the prompts of each call."""
+    """Replaces the drawing of pictures by one that only counts; gives each call's prompts, the negative one last."""
     asked: list[list[str]] = []
 
-    def preview(model: object, prompts: list[str], *, progress: Callable[[int, int], None], **_: object) -> list[Any]:
-        asked.append(prompts)
+    def preview(
+        model: object, prompts: list[str], *, sample: SampleConfig, progress: Callable[[int, int], None], **_: object
+    ) -> list[Any]:
+        asked.append([*prompts, sample.negative_prompt])
         progress(0, len(prompts))
         return [Image.new("RGB", (8, 8)) for _ in prompts]
 
@@ -235,18 +237,19 @@ def test_the_placeholder_means_the_same_in_every_prompt_and_caption(
 ) -> None:
     from trainer_core.config import DatasetConfig
     from trainer_core.data.captions import encoder_text
-    from trainer_core.training.previews import preview_texts
+    from trainer_core.training.previews import negative_text, preview_texts
 
     asked = drawing(monkeypatch)
     for trigger, expected in ((None, without), ("zorble", with_one)):
-        job = load_job(make_job(sample={"prompts": [prompt]}))
+        job = load_job(make_job(sample={"prompts": [prompt], "negative_prompt": prompt}))
         dataset = job.datasets[0].but(trigger=trigger)
         job = job.model_copy(update={"datasets": (dataset,)})
         assert preview_texts(job) == [expected]
+        assert negative_text(job) == expected
         assert encoder_text(
             prompt, DatasetConfig(folder="x", trigger=trigger, trigger_placement="only_placeholder")
         ) == (expected)
         run = RunFolder.create(Path("runs"), job)
         run.save_checkpoint(1, {"lora.safetensors": b"x", "state.safetensors": b"y"})
         assert main(["sample", run.name]) == 0
-        assert asked[-1] == [expected]
+        assert asked[-1] == [expected, expected]

@@ -197,8 +197,7 @@ def _told(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> list[dict
     """What `sample --json` says of its pictures."""
     capsys.readouterr()
     assert main(["sample", *arguments, "--json"]) == 0
-    text = capsys.readouterr().out
-    told: list[dict[str, Any]] = json.loads(text[text.index("[\n") :])
+    told: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     return told
 
 

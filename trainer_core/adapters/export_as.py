@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig
 from ..errors import AdapterError, SaveError
+from ..families.sources import is_repository_id
 from ..files import save_error, write_durably, write_fresh
 from .key_names import split_key, split_text
 from .peft_format import kind_of, to_peft
@@ -226,7 +227,7 @@ def _peft_files(
     for root, own in _by_root(changes, models).items():
         adapter = to_peft(own, models[root])
         config = adapter.config()
-        config.base_model_name_or_path = base.source.name
+        config.base_model_name_or_path = base.source.name if is_repository_id(base.source.name) else None
         with tempfile.TemporaryDirectory() as folder:
             config.save_pretrained(folder)
             files[Path(root, "adapter_config.json")] = Path(folder, "adapter_config.json").read_bytes()

@@ -42,6 +42,7 @@ def sample(args: argparse.Namespace) -> int:
 
     name, lora, model, settings, trigger, job = _subject(args)
     prompts = [prompt_with_trigger(prompt, trigger) for prompt in args.prompt or settings.prompts]
+    settings = settings.but(negative_prompt=prompt_with_trigger(settings.negative_prompt, trigger))
     if not prompts:
         raise ConfigError("nothing to draw: give at least one --prompt")
     controls = _controls(args, model, settings, job, len(prompts))

@@ -28,6 +28,11 @@ def preview_texts(job: JobConfig) -> list[str]:
     return [prompt_with_trigger(prompt, job.preview_trigger) for prompt in job.sample.prompts]
 
 
+def negative_text(job: JobConfig) -> str:
+    """What its previews keep away from, with the trigger in its place."""
+    return prompt_with_trigger(job.sample.negative_prompt, job.preview_trigger)
+
+
 @dataclass(frozen=True)
 class PreviewControls:
     """The control images of a run's previews: for each of its prompts, which they are and their latents."""
@@ -79,7 +84,7 @@ def draw_samples(trainer: Trainer) -> None:
     try:
         base.load_vae()
         with trainer.weights(config.weights):
-            negative = trainer.objective.text(config.negative_prompt)
+            negative = trainer.objective.text(negative_text(trainer.job))
             for index, prompt in enumerate(preview_texts(trainer.job)):
                 seed = config.seed + index * config.walk_seed
                 texts = [trainer.objective.text(prompt)]

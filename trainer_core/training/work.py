@@ -15,7 +15,7 @@ from .determinism import deterministic
 from .environment import environment
 from .events import Listener, Phase, StateChanged, Warning
 from .loop import Trainer
-from .previews import preview_texts
+from .previews import negative_text, preview_texts
 from .run_folder import RunFolder
 
 
@@ -60,7 +60,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
             base.encoders_fingerprint()
             base.denoiser_fingerprint()
             prompts = preview_texts(job)
-            data.encode_texts([*prompts, job.sample.negative_prompt] if prompts else [], progress)
+            data.encode_texts([*prompts, negative_text(job)] if prompts else [], progress)
             data.encode_images(progress)
             if data.encoded_elsewhere():
                 findings.add("pictures or captions came from the cache, encoded in another or an unknown environment")

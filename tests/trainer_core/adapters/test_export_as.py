@@ -160,6 +160,8 @@ def test_peft_loads_it_whole(
     for root, model in models.items():
         stored = load_file(folder / root / "adapter_model.safetensors")
         loaded = peft.get_peft_model_state_dict(model)
+        named = json.loads((folder / root / "adapter_config.json").read_text())["base_model_name_or_path"]
+        assert named is None, "a folder's name is no repository that PEFT could ask for"
         assert stored.keys() == loaded.keys(), "PEFT has all of it and nothing else"
         for name, value in stored.items():
             assert torch.equal(value, loaded[name]), name
