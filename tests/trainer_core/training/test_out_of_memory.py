@@ -171,7 +171,7 @@ def test_gradients_of_a_pass_that_ran_out_of_memory_do_not_count(
 
 def test_every_pass_has_dropout_of_its_own(job_of: Jobs, trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut or whole, no two passes of an update are numbered alike, and a micro-batch's first piece keeps its number."""
-    trainer = trainer_of(job_of(train={"batch_size": 3, "gradient_accumulation": 2}, adapter={"dropout": 0.5}))
+    trainer = trainer_of(job_of(train={"batch_size": 2, "gradient_accumulation": 2}, adapter={"dropout": 0.5}))
     seeds: list[tuple[int | str, ...]] = []
     original = trainer.adapter.seed_dropout
 
