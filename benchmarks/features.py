@@ -23,7 +23,7 @@ from trainer_core.demo import plain_job
 from trainer_core.embedded.demo_data import TRIGGER
 from trainer_core.embedded.evaluate import Evaluation
 from trainer_core.embedded.shapes import CONCEPT, Scene, draw, random_scene
-from trainer_core.training.job import TrainingJob
+from trainer_core.job import TrainingJob
 
 NUMBERS = ("activation", "generalization", "leak", "validation_loss")
 _HELD_OUT, _KNOWN = 24, 24

@@ -32,10 +32,10 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel  # noqa: F401
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel  # noqa: F401
 
 from trainer_core.config import JobConfig, validated
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import CheckpointSaved, Event, Phase, SampleReady, StepDone
+from trainer_core.runs.run_folder import RunFolder
 from trainer_core.training import work  # noqa: F401
-from trainer_core.training.events import CheckpointSaved, Event, Phase, SampleReady, StepDone
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.run_folder import RunFolder
 
 STEPS, SAVE_EVERY = 24, 2
 MOMENTS = {"preparing": 2, "training": 3, "saving": 4, "drawing": 1}

@@ -22,11 +22,13 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from trainer_core.families.loading import empty_model  # noqa: E402
-from trainer_core.families.single_file import clip, unet, vae  # noqa: E402
-from trainer_core.families.single_file.layout import Naming, Origin, shipped_config  # noqa: E402
-from trainer_core.families.single_file.layouts import SDXL  # noqa: E402
-from trainer_core.families.sources import open_source  # noqa: E402
+from trainer_core.families.names import Naming, Place  # noqa: E402
+from trainer_core.families.parts import clip  # noqa: E402
+from trainer_core.families.parts import kl_names as vae  # noqa: E402
+from trainer_core.families.sources.loading import empty_model  # noqa: E402
+from trainer_core.families.sources.source import open_source  # noqa: E402
+from trainer_core.families.stable_diffusion import unet  # noqa: E402
+from trainer_core.families.stable_diffusion.layouts import SDXL  # noqa: E402
 
 PREFIXES = {
     "unet": "model.diffusion_model.",
@@ -59,7 +61,7 @@ def naming(part: str, shapes: dict[str, tuple[int, ...]]) -> Naming:
         return vae.original_names(4)
     if part == "text_encoder_2":
         return clip.openclip_names({"text_projection": ()})
-    return lambda name: Origin("text_model." + name.removeprefix("text_model."))
+    return lambda name: Place("text_model." + name.removeprefix("text_model."))
 
 
 def write_checkpoint(path: Path) -> None:
@@ -69,7 +71,7 @@ def write_checkpoint(path: Path) -> None:
     for part, prefix in PREFIXES.items():
         shapes = {
             name: tuple(tensor.shape)
-            for name, tensor in empty_model(kind(part), shipped_config("sdxl", part)).state_dict().items()
+            for name, tensor in empty_model(kind(part), SDXL.config(part)).state_dict().items()
         }
         original = naming(part, shapes)
         for name, shape in shapes.items():
@@ -94,7 +96,7 @@ def load(path: Path, part: str, dtype: str) -> dict[str, float]:
     from trainer_core.families.device import peak_memory
 
     cpu = torch.device("cpu")
-    empty_model(kind(part), shipped_config("sdxl", part))  # so that what importing and building takes is not counted
+    empty_model(kind(part), SDXL.config(part))  # so that what importing and building takes is not counted
     source = open_source(str(path), "", SDXL)
     before = peak_memory(cpu)
     loaded = source.load(part, kind(part), getattr(torch, dtype), cpu)

@@ -32,7 +32,7 @@ from trainer_core.demo import plain_job
 from trainer_core.embedded.demo_data import TRIGGER
 from trainer_core.embedded.evaluate import Painter, Prompt, plain_prompts, trigger_prompts, verdicts
 from trainer_core.embedded.shapes import COLOURS, CONCEPT, Scene, draw, random_scene
-from trainer_core.training.job import TrainingJob
+from trainer_core.job import TrainingJob
 
 BIASES = ("high_noise", "balanced", "low_noise")
 _SHADE = 0.55

@@ -28,8 +28,8 @@ from trainer_core.embedded.demo_data import TRIGGER
 from trainer_core.embedded.evaluate import Painter
 from trainer_core.embedded.shapes import CONCEPT, random_scene
 from trainer_core.families.base import stack_text
+from trainer_core.job import TrainingJob
 from trainer_core.randomness import normal_like
-from trainer_core.training.job import TrainingJob
 
 LEVELS = 20
 _STEPS = (150, 300)

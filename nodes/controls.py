@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..trainer_core.training.control import PAUSE, SAMPLE, SAVE
-from ..trainer_core.training.job import TrainingJob
+from ..trainer_core.job import TrainingJob
+from ..trainer_core.runs.requests import PAUSE, SAMPLE, SAVE
 
 ROUTE = "/lora_foundry/tell"
 

@@ -9,9 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..trainer_core.adapters.safetensors_file import read_header
 from ..trainer_core.config import JobConfig
 from ..trainer_core.errors import FoundryError, ResumeRefused, RunHeld
+from ..trainer_core.runs.run_folder import RunFolder
+from ..trainer_core.runs.status import run_state
+from ..trainer_core.safetensors_file import read_header
 from ..trainer_core.training.resume_rules import (
     MAY_BE_ACCEPTED,
     check_resume,
@@ -19,8 +21,6 @@ from ..trainer_core.training.resume_rules import (
     sampled_hashes,
     settings_text,
 )
-from ..trainer_core.training.run_folder import RunFolder
-from ..trainer_core.training.run_state import run_state
 
 ASK, GO_ON, NEW_RUN = "ask", "go on with the new values", "start a new run"
 IF_CHANGED = (ASK, GO_ON, NEW_RUN)

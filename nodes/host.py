@@ -22,9 +22,9 @@ from server import PromptServer
 from ..trainer_core.adapters.export import export_lora
 from ..trainer_core.config import JobConfig, plain_name
 from ..trainer_core.errors import ConfigError, RunError
-from ..trainer_core.families.tokenizers import register_tokenizers
+from ..trainer_core.families.sources.tokenizers import register_tokenizers
 from ..trainer_core.reading import parse_json
-from ..trainer_core.training.run_folder import RunFolder
+from ..trainer_core.runs.run_folder import RunFolder
 from .controls import Refused
 from .roots import Roots, is_below
 

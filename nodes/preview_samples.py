@@ -13,8 +13,8 @@ from ..trainer_core.config import ModelConfig, SampleConfig, validated
 from ..trainer_core.data.captions import prompt_with_trigger
 from ..trainer_core.errors import ConfigError, FoundryError, RunError
 from ..trainer_core.families.registry import family_spec
-from ..trainer_core.preview_controls import of_job
-from ..trainer_core.sampling import preview
+from ..trainer_core.sampling.controls import of_job
+from ..trainer_core.sampling.preview import preview
 from . import host, pictures, sockets
 from .text_fields import read_lines
 from .widgets import or_none, widget

@@ -16,7 +16,7 @@ from pathlib import Path, PureWindowsPath
 from ..trainer_core.config import DatasetConfig, JobConfig
 from ..trainer_core.data.folder import data_files
 from ..trainer_core.errors import ConfigError
-from ..trainer_core.families.sources import is_repository_id
+from ..trainer_core.families.sources.source import is_repository_id
 from ..trainer_core.reading import is_file, is_folder, read_regular
 from .base_files import PARTS
 

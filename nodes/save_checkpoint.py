@@ -6,8 +6,8 @@ from comfy_api.latest import io
 
 from ..trainer_core.config import plain_name
 from ..trainer_core.errors import RunError
-from ..trainer_core.training.checkpoints import Checkpoint
-from ..trainer_core.training.run_folder import RunFolder
+from ..trainer_core.runs.checkpoints import Checkpoint
+from ..trainer_core.runs.run_folder import RunFolder
 from . import host, sockets
 
 _LARGEST_STEP = 10_000_000

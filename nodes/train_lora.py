@@ -19,9 +19,9 @@ from ..trainer_core.config import (
     plain_name,
 )
 from ..trainer_core.errors import TrainingError
-from ..trainer_core.training.events import Skipped, ValidationDone
-from ..trainer_core.training.job import TrainingJob
-from ..trainer_core.training.run_folder import RunFolder
+from ..trainer_core.job import TrainingJob
+from ..trainer_core.runs.events import Skipped, ValidationDone
+from ..trainer_core.runs.run_folder import RunFolder
 from . import host, pictures, sockets
 from .controls import reachable
 from .earlier_runs import ASK, IF_CHANGED, Beginning, beginning

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..trainer_core.training.events import (
+from ..trainer_core.runs.events import (
     CheckpointSaved,
     Event,
     Phase,

@@ -20,7 +20,7 @@ from .config import (
 from .embedded.demo_data import FOLDER, PICTURES, TRIGGER
 from .embedded.shapes import SHAPES
 from .files import write_atomically
-from .training.events import Event, Phase, StepDone
+from .runs.events import Event, Phase, StepDone
 
 IMAGES = 200
 """Pictures behind each number."""
@@ -80,7 +80,7 @@ def run_demo(
         FoundryError: if something fails on the way.
     """
     from .embedded.evaluate import compare
-    from .training.job import TrainingJob
+    from .job import TrainingJob
 
     started = time.monotonic()
     emit(f"Teaching the embedded base the word {TRIGGER!r} from {PICTURES} pictures in {FOLDER}")

@@ -53,3 +53,7 @@ class TrainingError(FoundryError):
 def first_line(error: BaseException) -> str:
     """What a library's exception says, in one line without its full stop; its name if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+class Interrupted(Exception):
+    """Raised inside long work when a stop was asked for."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainer_core.embedded.judge import load_judge
 from trainer_core.embedded.shapes import Scene, random_scene, training_caption
-from trainer_core.families.flux import pack, position_ids, unpack
+from trainer_core.families.flux1.model import pack, position_ids, unpack
 
 from .common import DEVICE, LATENT_SCALE, LATENT_SHIFT, TOKENS, Clock, pictures, save, to_pixels
 from .tokenizer import tokenizer_of

@@ -36,10 +36,11 @@ import transformers  # noqa: E402
 from trainer_core.adapters.adapter import Adapter  # noqa: E402
 from trainer_core.adapters.comfy_format import to_comfy  # noqa: E402
 from trainer_core.config import AdapterConfig  # noqa: E402
-from trainer_core.families.flux import Flux  # noqa: E402
-from trainer_core.families.sd import StableDiffusion  # noqa: E402
-from trainer_core.families.sdxl import StableDiffusionXL  # noqa: E402
-from trainer_core.families.single_file.layout import shipped_config  # noqa: E402
+from trainer_core.families.flux1.model import Flux  # noqa: E402
+from trainer_core.families.flux1.single_file import FLUX1  # noqa: E402
+from trainer_core.families.stable_diffusion.layouts import SD1, SDXL  # noqa: E402
+from trainer_core.families.stable_diffusion.sd15 import StableDiffusion  # noqa: E402
+from trainer_core.families.stable_diffusion.sdxl import StableDiffusionXL  # noqa: E402
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4},
@@ -56,6 +57,8 @@ CLIPS = {
     "sdxl": {"text_encoder": transformers.CLIPTextModel, "text_encoder_2": transformers.CLIPTextModelWithProjection},
     "flux1": {},
 }
+
+LAYOUTS = {layout.name: layout for layout in (FLUX1, SD1, SDXL)}
 
 
 def in_comfyui(layout: str, denoiser: torch.nn.Module) -> tuple[Any, Any]:
@@ -132,9 +135,9 @@ def main() -> None:
                 settings = {**settings, "conv_rank": None, "conv_alpha": None, "text_encoders": False}
             config = AdapterConfig(**settings)
             with torch.device("meta"):
-                denoiser = kind.from_config(shipped_config(layout, part))
+                denoiser = kind.from_config(LAYOUTS[layout].config(part))
                 encoders = {
-                    one: clip(transformers.CLIPTextConfig(**shipped_config(layout, one)))
+                    one: clip(transformers.CLIPTextConfig(**LAYOUTS[layout].config(one)))
                     for one, clip in CLIPS[layout].items()
                 }
             if name == "lora":

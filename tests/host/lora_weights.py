@@ -27,7 +27,7 @@ from torch import Tensor, nn  # noqa: E402
 from trainer_core.adapters.adapter import Adapter  # noqa: E402
 from trainer_core.adapters.comfy_format import to_comfy  # noqa: E402
 from trainer_core.config import AdapterConfig  # noqa: E402
-from trainer_core.families.sd import StableDiffusion  # noqa: E402
+from trainer_core.families.stable_diffusion.sd15 import StableDiffusion  # noqa: E402
 
 PATHS = {
     "linear": "mid_block.attentions.0.transformer_blocks.0.attn1.to_q",

@@ -17,8 +17,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, FluxTransformer2DModel, UNet
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from trainer_core.families.single_file.layout import Layout, shipped_config
-from trainer_core.families.single_file.layouts import FLUX1, SD1, SDXL
+from trainer_core.families.flux1.single_file import FLUX1
+from trainer_core.families.sources.layout import Layout
+from trainer_core.families.stable_diffusion.layouts import SD1, SDXL
 
 from ..trainer_core.families.checkpoints import write_checkpoint, write_parts
 from ..trainer_core.families.small_models import SCHEDULER, seeded
@@ -53,7 +54,7 @@ def flux(models: Path) -> dict[str, Path]:
     denoiser = {"num_attention_heads": 1, "num_layers": 1, "num_single_layers": 1}
     denoiser |= {"joint_attention_dim": 32, "pooled_projection_dim": 64}
     configs = {"text_encoder": clip, "text_encoder_2": t5, "transformer": denoiser, "vae": _NARROW}
-    full = {part: {**shipped_config("flux1", part), **sizes} for part, sizes in configs.items()}
+    full = {part: {**FLUX1.config(part), **sizes} for part, sizes in configs.items()}
     made = models / "flux made"
     parts: dict[str, Callable[[], nn.Module]] = {
         "transformer": lambda: FluxTransformer2DModel.from_config(full["transformer"]),
@@ -111,10 +112,10 @@ def _written(path: Path, layout: Layout, parts: dict[str, Any], whole: bool, dty
     for part in layout.parts:
         if part.startswith("text_encoder"):
             sizes = {} if whole else {"num_hidden_layers": TEXT_LAYERS}
-            config = CLIPTextConfig.from_dict({**shipped_config(layout.name, part), **sizes})
+            config = CLIPTextConfig.from_dict({**layout.config(part), **sizes})
             kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
             parts[part] = lambda kind=kind, config=config: kind(config)
-    vae = {**shipped_config(layout.name, "vae"), **({} if whole else _NARROW)}
+    vae = {**layout.config("vae"), **({} if whole else _NARROW)}
     parts["vae"] = lambda: AutoencoderKL.from_config(vae)
     for k, (part, make) in enumerate(parts.items()):
         seeded(make, k).to(dtype).save_pretrained(folder / part)

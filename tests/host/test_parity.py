@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer_core.families.single_file.layouts import FLUX1
+from trainer_core.families.flux1.single_file import FLUX1
 
 from ..trainer_core.families.checkpoints import write_parts
 from ..trainer_core.families.small_models import small_flux

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from trainer_core.training.control import PAUSE, ask
+from trainer_core.runs.requests import PAUSE, ask
 
 from .runs import SLOW, STEPS, begun, finished, run_of, status, steps, weights
 from .server import ROOT, ComfyServer

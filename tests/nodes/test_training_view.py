@@ -17,7 +17,7 @@ def view_module(pack: Pack) -> ModuleType:
 
 
 def test_text_tells_step_loss_speed_time_left_and_memory(pack: Pack, view_module: ModuleType) -> None:
-    events = pack("trainer_core.training.events")
+    events = pack("trainer_core.runs.events")
     view = view_module.TrainingView()
     view.apply(events.Phase("encoding images", 3, 12))
     assert view.text() == "encoding images 3/12"
@@ -31,7 +31,7 @@ def test_text_tells_step_loss_speed_time_left_and_memory(pack: Pack, view_module
 
 
 def test_text_tells_further_losses_where_there_are_any(pack: Pack, view_module: ModuleType) -> None:
-    events = pack("trainer_core.training.events")
+    events = pack("trainer_core.runs.events")
     view = view_module.TrainingView()
     view.apply(events.StepDone(1, 9, 0.5, 1e-4, 1.0, 8.0, 0, {"output_preservation": 0.25}))
     view.apply(events.StepDone(2, 9, 0.5, 1e-4, 1.0, 7.0, 0))  # a step without a preservation pass
@@ -44,7 +44,7 @@ def test_text_tells_further_losses_where_there_are_any(pack: Pack, view_module: 
 
 
 def test_text_tells_of_batches_that_were_passed_over(pack: Pack, view_module: ModuleType) -> None:
-    events = pack("trainer_core.training.events")
+    events = pack("trainer_core.runs.events")
     view = view_module.TrainingView()
     view.apply(events.Skipped(3, "loss", ("0/a", "0/b")))
     assert view.text().splitlines()[0] == "⚠ 1 batch skipped at step 3: loss not finite (0/a, 0/b)"
@@ -54,7 +54,7 @@ def test_text_tells_of_batches_that_were_passed_over(pack: Pack, view_module: Mo
 
 
 def test_text_tells_how_the_run_goes_on_waits_and_is_left(pack: Pack, view_module: ModuleType) -> None:
-    events = pack("trainer_core.training.events")
+    events = pack("trainer_core.runs.events")
     view = view_module.TrainingView(origin="goes on with a from step 5")
     view.apply(events.StateChanged("queued", 5, 9))
     view.apply(events.Phase("waiting for the device, which other runs use (b)", 0, 1))
@@ -68,7 +68,7 @@ def test_text_tells_how_the_run_goes_on_waits_and_is_left(pack: Pack, view_modul
 
 
 def test_samples_are_those_of_the_latest_step(pack: Pack, view_module: ModuleType) -> None:
-    events = pack("trainer_core.training.events")
+    events = pack("trainer_core.runs.events")
     view = view_module.TrainingView()
     for step, index in ((0, 0), (0, 1), (250, 0)):
         view.apply(events.SampleReady(step, Path(f"{step}_{index}.png"), "a prompt", index))

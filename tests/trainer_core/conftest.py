@@ -20,8 +20,8 @@ from trainer_core.config import (
     SaveConfig,
     TrainConfig,
 )
-from trainer_core.training.events import Event
-from trainer_core.training.job import TrainingJob
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event
 
 if TYPE_CHECKING:
     from trainer_core.families.base import Base
@@ -90,9 +90,9 @@ def trainer_of(tmp_path: Path) -> Callable[..., Trainer]:
         from trainer_core.data.cache import TensorCache
         from trainer_core.data.prepare import PreparedData
         from trainer_core.families.registry import open_base
-        from trainer_core.training.control import Control
+        from trainer_core.runs.requests import Control
+        from trainer_core.runs.run_folder import RunFolder
         from trainer_core.training.loop import Trainer
-        from trainer_core.training.run_folder import RunFolder
 
         root = root or tmp_path / "runs"
         run, base = RunFolder.create(root, job), open_base(job.model)

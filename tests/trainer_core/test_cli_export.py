@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from trainer_core.cli import main
 from trainer_core.config import JobConfig
-from trainer_core.training.job import TrainingJob
+from trainer_core.job import TrainingJob
 
 from .complaints import complaint
 

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from trainer_core.cli import main
 from trainer_core.commands.terminal import printable
 from trainer_core.config import SampleConfig, load_job
-from trainer_core.training.queue import DeviceQueue
-from trainer_core.training.run_folder import RunFolder
+from trainer_core.runs.queue import DeviceQueue
+from trainer_core.runs.run_folder import RunFolder
 
 from .complaints import complaint
 
@@ -64,7 +64,7 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         progress(0, len(prompts))
         return [Image.new("RGB", (8, 8)) for _ in prompts]
 
-    monkeypatch.setattr("trainer_core.sampling.preview", preview)
+    monkeypatch.setattr("trainer_core.sampling.preview.preview", preview)
     return asked
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from trainer_core.cli import main
-from trainer_core.training.queue import DeviceQueue
-from trainer_core.training.run_folder import RunFolder
-from trainer_core.training.run_lock import RunLock
+from trainer_core.runs.queue import DeviceQueue
+from trainer_core.runs.run_folder import RunFolder
+from trainer_core.runs.run_lock import RunLock
 
 Make = Callable[..., Path]
 

@@ -17,9 +17,9 @@ from trainer_core.cli import main
 from trainer_core.commands.training import changed
 from trainer_core.config import load_job
 from trainer_core.errors import ConfigError
-from trainer_core.training.queue import DeviceQueue
-from trainer_core.training.run_folder import RunFolder
-from trainer_core.training.run_lock import RunLock
+from trainer_core.runs.queue import DeviceQueue
+from trainer_core.runs.run_folder import RunFolder
+from trainer_core.runs.run_lock import RunLock
 
 from .complaints import complaint
 
@@ -56,7 +56,7 @@ def test_runs_tells_states_and_places(
 ) -> None:
     moments = iter([1000.0, 2000.0, 3000.0, 4000.0, 5000.0, 6000.0])
     with monkeypatch.context() as patch:
-        patch.setattr("trainer_core.training.run_folder.time.time", lambda: next(moments))
+        patch.setattr("trainer_core.runs.run_folder.time.time", lambda: next(moments))
         run_of("done", "finished", 4)
         dead = run_of("dead", "running", 2)
         waits = run_of("waits")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from trainer_core.commands.following import stop_on_signal
-from trainer_core.training.queue import DeviceQueue
+from trainer_core.runs.queue import DeviceQueue
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a signal to a process ends it there")
 

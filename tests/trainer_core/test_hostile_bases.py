@@ -18,7 +18,7 @@ from trainer_core.config import ModelConfig
 from trainer_core.data.lint.tokens import find_tokenizers
 from trainer_core.errors import BaseModelError
 from trainer_core.families.registry import open_base
-from trainer_core.families.sources import EMBEDDED, is_repository_id
+from trainer_core.families.sources.source import EMBEDDED, is_repository_id
 
 WEIGHTS = {
     "text_encoder": ("model.safetensors", "pytorch_model.bin", "load_text_encoders"),

@@ -20,7 +20,7 @@ from PIL import Image
 
 from trainer_core.cli import main
 from trainer_core.config import DatasetConfig, JobConfig
-from trainer_core.training.job import TrainingJob
+from trainer_core.job import TrainingJob
 
 JOBS = 1000
 SECTIONS = ("model", "adapter", "train", "regularization", "validation", "save", "sample", "cache")

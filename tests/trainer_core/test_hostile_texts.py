@@ -16,8 +16,8 @@ from trainer_core.config import JobConfig, dump_job, load_job, validated
 from trainer_core.config.yaml_text import LIMIT, dump_yaml, read_yaml
 from trainer_core.errors import ConfigError
 from trainer_core.reading import parse_json, read_json, read_regular
+from trainer_core.runs.run_folder import RunFolder
 from trainer_core.secrets import HIDDEN, looks_like_token, redacted
-from trainer_core.training.run_folder import RunFolder
 
 TOKEN = "hf_" + "AbCdEfGhIjKlMnOpQrStUvWxYz01234567"
 LAUGHS = "a: &a [x, x]\n" + "".join(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer_core.commands.terminal import Progress, duration, print_table, size
-from trainer_core.training import events
+from trainer_core.runs import events
 
 
 class Terminal(io.StringIO):

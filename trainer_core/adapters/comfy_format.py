@@ -21,7 +21,8 @@ from .changes import Change, Hadamard, Kronecker, LowRank, changed_norms, mapped
 from .key_names import OTHER_KINDS, PARTS, names_of, split_key, split_text
 
 if TYPE_CHECKING:
-    from ..families.base import Base, ComfyModule, LoraNames
+    from ..families.base import Base, LoraNames
+    from ..families.names import Place
 
 Changes = dict[str, Change]
 """By a layer's name: our module path, or its name in a file."""
@@ -34,18 +35,18 @@ def to_comfy(changes: Mapping[str, Change], base: Base, dtype: torch.dtype) -> d
 
     Args:
         changes: module path → its change; a text encoder's begins with the encoder's name, `text_encoder.`.
-        base: whose `comfy_module` and `spec.lora` name the layers.
+        base: whose `lora_place` and `spec.lora` name the layers.
         dtype: of the file; alpha and DoRA's scale stay fp32, since the scale multiplies the whole weight.
     """
-    return in_original_names(changes, base.spec.lora, base.comfy_module, dtype)
+    return in_original_names(changes, base.spec.lora, base.lora_place, dtype)
 
 
 def in_original_names(
-    changes: Mapping[str, Change], names: LoraNames, place_of: Callable[[str], ComfyModule], dtype: torch.dtype
+    changes: Mapping[str, Change], names: LoraNames, place_of: Callable[[str], Place], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The same in other names: `place_of` says where the denoiser's layers lie, `names` how keys begin and end."""
     tensors: dict[str, Tensor] = {}
-    groups: dict[str, list[tuple[ComfyModule, LowRank]]] = {}
+    groups: dict[str, list[tuple[Place, LowRank]]] = {}
     for path, change in changes.items():
         root = next((root for root in names.text_encoders if path.startswith(f"{root}.")), "")
         if root:
@@ -53,19 +54,19 @@ def in_original_names(
             continue
         place = place_of(path)
         if isinstance(change, LowRank) and change.dora_scale is None:
-            groups.setdefault(place.path, []).append((place, change))
+            groups.setdefault(place.name, []).append((place, change))
         elif place.total > 1 or (place.swap_halves and isinstance(change, Kronecker)):
             tensors |= _written(PARTS + path, change, names.kohya, dtype)
         else:
             whole = _swapped(change) if place.swap_halves else change
-            tensors |= _written(names.key(place.path), whole, names.kohya, dtype)
+            tensors |= _written(names.key(place.name), whole, names.kohya, dtype)
     for path, parts in groups.items():
         fused = _fused(sorted(parts, key=lambda part: part[0].start))
         tensors |= _written(names.key(path), fused, names.kohya, dtype)
     return tensors
 
 
-def _fused(parts: list[tuple[ComfyModule, LowRank]]) -> LowRank:
+def _fused(parts: list[tuple[Place, LowRank]]) -> LowRank:
     place, change = parts[0]
     if place.total == 1:
         whole = _swapped(change) if place.swap_halves else change
@@ -253,7 +254,7 @@ def for_roots(changes: Mapping[str, Change], roots: Mapping[str, nn.Module], bas
     return ours
 
 
-def _for_module(name: str, change: Change, place: ComfyModule, module: nn.Linear | nn.Conv2d) -> Change:
+def _for_module(name: str, change: Change, place: Place, module: nn.Linear | nn.Conv2d) -> Change:
     """A named layer's change → that of our module, in the shapes that its weight asks for."""
     part = _rows(name, _swapped(change, name) if place.swap_halves else change, place)
     out, into, *kernel = module.weight.shape
@@ -300,7 +301,7 @@ def _size(change: Change) -> tuple[int, int]:
     return change.w1.shape[0] * left.shape[0], change.w1.shape[1] * right[0].numel()
 
 
-def _rows(name: str, change: Change, place: ComfyModule) -> Change:
+def _rows(name: str, change: Change, place: Place) -> Change:
     """The rows of a fused layer that a place is."""
     if place.total == 1:
         return change

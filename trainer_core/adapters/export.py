@@ -43,7 +43,7 @@ def export_lora(source: Path, folder: Path, name: str, metadata: dict[str, str] 
         stem = plain_name(name.removesuffix(".safetensors"))
     except ValueError as error:
         raise ConfigError(f"name: {error}") from None
-    from .safetensors_file import read_header, read_tensors, serialize
+    from ..safetensors_file import read_header, read_tensors, serialize
 
     tensors, header = read_tensors(source), read_header(source)
     data = serialize(tensors, header.get("__metadata__", {}) | metadata) if metadata else source.read_bytes()
@@ -56,7 +56,7 @@ def read_lora_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         AdapterError: if it is no whole safetensors file.
     """
-    from .safetensors_file import read_tensors
+    from ..safetensors_file import read_tensors
 
     return read_tensors(path)
 
@@ -67,7 +67,7 @@ def describe_lora(path: Path) -> dict[str, Any]:
     Raises:
         AdapterError: if it is no whole safetensors file, or holds no LoRA.
     """
-    from .safetensors_file import read_header, read_tensors
+    from ..safetensors_file import read_header, read_tensors
 
     header = read_header(path)
     tensors = read_tensors(path)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig
 from ..errors import AdapterError, SaveError
-from ..families.sources import is_repository_id
+from ..families.sources.source import is_repository_id
 from ..files import save_error, write_durably, write_fresh
 from .key_names import split_key, split_text
 from .peft_format import kind_of, to_peft
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ..families.base import Base, ComfyModule
+    from ..families.base import Base
+    from ..families.names import Place
     from .changes import Change
 
 FORMS = ("diffusers", "peft", "kohya")
@@ -51,7 +52,7 @@ def export_as(form: str, lora: Path, model: ModelConfig, name: str, out: Path | 
         AdapterError: if the file is no LoRA for the base, or cannot be expressed in this form.
         SaveError: if it cannot be written, or `out` is there.
     """
-    from .safetensors_file import read_header, read_tensors
+    from ..safetensors_file import read_header, read_tensors
 
     folder, stem, exact = _place(form, out, f"{name}_{form}")
     tensors = read_tensors(lora)
@@ -68,7 +69,7 @@ def export_as(form: str, lora: Path, model: ModelConfig, name: str, out: Path | 
         made, config = to_diffusers(changes, models, base)
         made = _exactly(made, dtype)
         metadata[_CONFIG_OF_DIFFUSERS] = json.dumps(config, sort_keys=True)
-    from .safetensors_file import serialize
+    from ..safetensors_file import serialize
 
     return write_fresh(folder, stem, _SUFFIX, serialize(made, metadata))
 
@@ -188,7 +189,8 @@ def to_kohya(changes: Mapping[str, Change], models: Mapping[str, nn.Module], bas
     """
     import torch
 
-    from ..families.base import ComfyModule, LoraNames
+    from ..families.base import LoraNames
+    from ..families.names import Place
     from .changes import LowRank
     from .comfy_format import in_original_names
 
@@ -197,14 +199,14 @@ def to_kohya(changes: Mapping[str, Change], models: Mapping[str, nn.Module], bas
     if names.original and "" in models:
         originals = base.original_modules({key: tuple(value.shape) for key, value in models[""].state_dict().items()})
 
-    def place_of(path: str) -> ComfyModule:
+    def place_of(path: str) -> Place:
         if not names.original:
-            return ComfyModule(path)
-        place = ComfyModule(originals[path]) if path in originals else base.comfy_module(path)
+            return Place(path)
+        place = Place(originals[path]) if path in originals else base.lora_place(path)
         change = changes[path]
         if (place.total > 1 or place.swap_halves) and not (isinstance(change, LowRank) and change.dora_scale is None):
             raise AdapterError(
-                f"{path} is a {kind_of(change)}; sd-scripts has this layer as a part of {place.path}, for which such a "
+                f"{path} is a {kind_of(change)}; sd-scripts has this layer as a part of {place.name}, for which such a "
                 "change cannot be written. Use the file for ComfyUI as it is, or --to peft"
             )
         return place
@@ -221,7 +223,7 @@ def _peft_files(
     dtype: torch.dtype,
 ) -> dict[Path, bytes]:
     """An adapter's folder for the denoiser; those of text encoders are in it, in folders of their names."""
-    from .safetensors_file import serialize
+    from ..safetensors_file import serialize
 
     files = {}
     for root, own in _by_root(changes, models).items():

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import AdapterError
 
 if TYPE_CHECKING:
-    from ..families.base import Base, ComfyModule
+    from ..families.base import Base
+    from ..families.names import Place
 
 _Value = TypeVar("_Value")
 
@@ -82,7 +83,7 @@ def style(name: str) -> str:
     return "diffusers"
 
 
-def names_of(path: str, base: Base, root: str, original: str | None) -> Iterator[tuple[str, ComfyModule]]:
+def names_of(path: str, base: Base, root: str, original: str | None) -> Iterator[tuple[str, Place]]:
     """All names of one layer in files, each with the rows of the named layer that ours is.
 
     Args:
@@ -90,21 +91,22 @@ def names_of(path: str, base: Base, root: str, original: str | None) -> Iterator
         root: the text encoder that it is in; empty for the denoiser.
         original: its name in the original implementation, where `Base.original_modules` has one.
     """
-    from ..families.base import ComfyModule
 
-    whole = ComfyModule(path)
+    from ..families.names import Place
+
+    whole = Place(path)
     if root:
         yield from ((name, whole) for name in _text_names(path, base, root))
         return
-    places = [ComfyModule(original)] if original else []
+    places = [Place(original)] if original else []
     try:
-        places.append(base.comfy_module(path))
-        yield base.spec.lora.key(places[-1].path), places[-1]
+        places.append(base.lora_place(path))
+        yield base.spec.lora.key(places[-1].name), places[-1]
     except AdapterError:
         pass  # a layer that our adapters leave alone; those of others may not
     for place in places:
-        yield f"diffusion_model.{place.path}", place
-        yield "lora_unet_" + place.path.replace(".", "_"), place
+        yield f"diffusion_model.{place.name}", place
+        yield "lora_unet_" + place.name.replace(".", "_"), place
     for prefix in ("", "transformer.", "unet.", "base_model.model.", "unet.base_model.model."):
         yield prefix + path, whole
         # diffusers' attention processors had the layers themselves, before they became PEFT's

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import DatasetConfig, load_job, validated
 from ..data.cache import CACHE_FOLDER
 from ..errors import ConfigError
-from ..training.events import Phase
+from ..runs.events import Phase
 from . import FAILED, OK
 from .terminal import Progress, print_json, say, size
 

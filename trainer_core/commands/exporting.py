@@ -8,8 +8,8 @@ from pathlib import Path
 from ..config import ModelConfig
 from ..config.model import MODEL_FILES
 from ..errors import ConfigError, RunError
-from ..training.checkpoints import Checkpoint
-from ..training.run_folder import RunFolder
+from ..runs.checkpoints import Checkpoint
+from ..runs.run_folder import RunFolder
 from . import OK
 from .pictures import family_of_file, given, job_of_file
 from .runs import find_lora

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from ..training.events import Event, StepDone
-from ..training.job import TrainingJob
+from ..job import TrainingJob
+from ..runs.events import Event, StepDone
 from . import INTERRUPTED, OK
 from .runs import command_for
 from .terminal import Progress, quiet_libraries

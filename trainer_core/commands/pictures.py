@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..config import JobConfig, ModelConfig, SampleConfig, validated
 from ..config.model import MODEL_FILES
 from ..errors import ConfigError, DatasetError, RunError, SaveError
-from ..families.sources import is_repository_id
+from ..families.sources.source import is_repository_id
 from ..reading import parse_json
 from . import OK
 from .runs import find_lora
@@ -22,7 +22,7 @@ from .terminal import Progress, print_json, quiet_libraries, say
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..preview_controls import PromptControls
+    from ..sampling.controls import PromptControls
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -37,8 +37,8 @@ def demo(args: argparse.Namespace) -> int:
 def sample(args: argparse.Namespace) -> int:
     """Draws one picture for each prompt, into files that were not there before."""
     from ..data.captions import prompt_with_trigger
-    from ..sampling import preview
-    from ..training import events
+    from ..runs import events
+    from ..sampling.preview import preview
 
     name, lora, model, settings, trigger, job = _subject(args)
     prompts = [prompt_with_trigger(prompt, trigger) for prompt in args.prompt or settings.prompts]
@@ -81,7 +81,7 @@ def _controls(
         ConfigError: if they are not there, or do not fit the family or the prompts.
     """
     from ..families.registry import family_spec
-    from ..preview_controls import check_controls_of, of_job, of_settings
+    from ..sampling.controls import check_controls_of, of_job, of_settings
 
     spec = family_spec(model.family)
     if args.control:

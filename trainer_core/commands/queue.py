@@ -12,12 +12,12 @@ from typing import Any
 
 from ..config import load_job
 from ..errors import FoundryError, RunError, RunHeld, SaveError
+from ..job import TrainingJob
+from ..runs.queue import DeviceQueue, Waiting, device_key, queues
+from ..runs.requests import STOP, ask
+from ..runs.run_folder import RunFolder
+from ..runs.status import run_state
 from ..secrets import redacted
-from ..training.control import STOP, ask
-from ..training.job import TrainingJob
-from ..training.queue import DeviceQueue, Waiting, device_key, queues
-from ..training.run_folder import RunFolder
-from ..training.run_state import run_state
 from . import INTERRUPTED, OK
 from .following import follow
 from .runs import as_dict, moment, run_paths

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..errors import RunError, RunHeld, SaveError
 from ..reading import is_file
+from ..runs.run_folder import RunFolder
+from ..runs.status import RunState, run_state
 from ..secrets import redacted
-from ..training.run_folder import RunFolder
-from ..training.run_state import RunState, run_state
 from . import OK
 from .terminal import print_json, print_table, say
 
@@ -45,7 +45,7 @@ def runs(args: argparse.Namespace) -> int:
 
 def tell(args: argparse.Namespace) -> int:
     """Asks something of the process that works on a run."""
-    from ..training.control import ask
+    from ..runs.requests import ask
 
     run = find_run(args.run, args.runs)
     state = run_state(run)
@@ -160,7 +160,7 @@ def moment(seconds: float) -> str:
 
 def _places() -> dict[Path, int]:
     """The places of all runs in their devices' queues, counted from 1."""
-    from ..training.queue import queues
+    from ..runs.queue import queues
 
     places = {}
     for queue in queues():

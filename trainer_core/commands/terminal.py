@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from ..training import events
+from ..runs import events
 
 _QUIET_SECONDS = 60.0
 """Without a terminal, a line is due after this long even if little happened."""

@@ -10,9 +10,9 @@ from typing import Any
 from ..config import JobConfig, load_job, resolved, validated
 from ..config.yaml_text import read_yaml
 from ..errors import ConfigError
-from ..training.job import TrainingJob
-from ..training.run_folder import RunFolder
-from ..training.run_state import run_state
+from ..job import TrainingJob
+from ..runs.run_folder import RunFolder
+from ..runs.status import run_state
 from . import OK
 from .following import follow
 from .runs import check_free, find_run

@@ -81,8 +81,8 @@ class Painter:
 
     def __init__(self, lora: Path | None = None) -> None:
         from ..adapters.comfy_format import for_modules, parse
-        from ..adapters.safetensors_file import read_tensors
         from ..families.registry import open_base
+        from ..safetensors_file import read_tensors
 
         self.base: Base = open_base(ModelConfig(source="embedded"))
         self.base.load_text_encoders()
@@ -95,7 +95,7 @@ class Painter:
         import torch
 
         from ..adapters.comfy_format import applied
-        from ..sampling import SamplerSettings, draw
+        from ..sampling.sampler import SamplerSettings, draw
 
         settings = SamplerSettings.of(SampleConfig(), self.base)
         pictures = []

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..config import AdapterConfig, ModelConfig
 from ..errors import BaseModelError, ConfigError
 from .device import pick_device, pick_dtype
-from .sources import Source
+from .names import Place
+from .sources.source import Source
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from ..objective.schedule import Schedule
-    from .single_file.layout import Layout, Shapes
+    from .names import Shapes
+    from .sources.layout import Layout
 
 TextEmbedding = dict[str, "Tensor"]
 """What a family's text encoders give for one prompt, by name, without batch dimension, on the CPU."""
@@ -56,7 +58,7 @@ class LoraNames:
         """What precedes `.alpha` and the like for one layer.
 
         Args:
-            path: of the denoiser's layer as `Base.comfy_module` gives it; of a text encoder's, its own module path.
+            path: of the denoiser's layer as `Base.lora_place` gives it; of a text encoder's, its own module path.
             root: the text encoder's name; empty for the denoiser.
         """
         if root and not path.startswith("text_model."):  # transformers has it in some of its CLIP classes only
@@ -110,22 +112,6 @@ class FamilySpec:
             raise ConfigError(f"adapter.conv_rank: {self.title} has no convolutions to adapt. Leave it empty")
         if adapter.text_encoders and not self.lora.text_encoders:
             raise ConfigError(f"adapter.text_encoders: LoRAs for {self.title} adapt the denoiser alone. Switch it off")
-
-
-@dataclass(frozen=True)
-class ComfyModule:
-    """Where a layer of the denoiser lives in ComfyUI's model, or what ComfyUI calls it in a LoRA.
-
-    ComfyUI fuses some layers: then ours is the rows [start, stop) of `total`, counted in units of the smallest part (of
-    a fused q, k, v each is one unit of three). `swap_halves` is set where ComfyUI keeps (shift, scale) and we (scale,
-    shift).
-    """
-
-    path: str
-    start: int = 0
-    stop: int = 1
-    total: int = 1
-    swap_halves: bool = False
 
 
 class Base(ABC):
@@ -203,7 +189,7 @@ class Base(ABC):
         """Number of image tokens for latents of a height and width; it is what shifts of the schedule depend on."""
 
     @abstractmethod
-    def comfy_module(self, path: str) -> ComfyModule:
+    def lora_place(self, path: str) -> Place:
         """Where a module of the denoiser lives in ComfyUI's model, or what ComfyUI calls it in a LoRA.
 
         Raises:

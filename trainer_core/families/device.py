@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, first_line
@@ -79,3 +80,10 @@ def peak_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullcontext[None]:
+    """Runs fp32 LoRA layers in a model's precision; nothing to do where that is fp32."""
+    import torch
+
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)

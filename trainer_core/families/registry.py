@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING
 
 from ..config import ModelConfig
 from ..errors import BaseModelError, ConfigError
-from .sources import EMBEDDED, open_source
+from .sources.source import EMBEDDED, open_source
 
 if TYPE_CHECKING:
     from .base import Base, FamilySpec
-    from .single_file.layout import Layout
+    from .sources.layout import Layout
 
 _FAMILIES: dict[str, type[Base]] = {}
-_BUILT_IN = {"flux1": "flux", "flux1_kontext": "flux_kontext", "sd15": "sd", "sdxl": "sdxl"}
+_BUILT_IN = {
+    "flux1": "flux1.model",
+    "flux1_kontext": "flux1.kontext",
+    "sd15": "stable_diffusion.sd15",
+    "sdxl": "stable_diffusion.sdxl",
+}
 """Family name → module in this folder, imported when it is first asked for."""
 
 

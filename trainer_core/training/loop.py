@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, cast
 from ..adapters.adapter import Adapter
 from ..data.batches import BatchOrder
 from ..data.prepare import PreparedData
-from ..errors import FoundryError, SaveError, TrainingError, first_line
+from ..errors import FoundryError, Interrupted, SaveError, TrainingError, first_line
 from ..families.device import is_out_of_memory, peak_memory, release_memory
-from ..sampling import Interrupted
+from ..runs.events import CheckpointSaved, Listener, Skipped, StepDone, ValidationDone, Warning
+from ..runs.requests import SAMPLE, SAVE, Control
+from ..runs.run_folder import RunFolder
 from .advice import advice
-from .control import SAMPLE, SAVE, Control
 from .determinism import Findings
-from .events import CheckpointSaved, Listener, Skipped, StepDone, ValidationDone, Warning
 from .optimizers import effective_rate
 from .previews import draw_samples, preview_controls
 from .resume_rules import digests
-from .run_folder import RunFolder
 from .state import lora_file, restore, state_file
 from .step import Objective
 from .update import Batches, Made, NotFinite, Updater

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..data.captions import prompt_with_trigger
 from ..data.images import png_bytes, to_image
+from ..errors import Interrupted
 from ..files import write_atomically
-from ..preview_controls import PromptControls, check_controls_of, controlled_set, encoded, of_items, of_settings
-from ..sampling import Interrupted, SamplerSettings, draw
-from .events import SampleReady
+from ..runs.events import SampleReady
+from ..sampling.controls import PromptControls, check_controls_of, controlled_set, encoded, of_items, of_settings
+from ..sampling.sampler import SamplerSettings, draw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from ..config import JobConfig
     from ..data.prepare import PreparedData
     from ..families.base import Base
+    from ..runs.run_folder import RunFolder
     from .loop import Trainer
-    from .run_folder import RunFolder
 
 
 def preview_texts(job: JobConfig) -> list[str]:

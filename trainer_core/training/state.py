@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..adapters.comfy_format import Changes, for_roots, parse, to_comfy
 from ..adapters.metadata import lora_metadata
-from ..adapters.safetensors_file import read_header, read_tensors, serialize
 from ..errors import AdapterError, RunError
-from .events import Warning
+from ..runs.events import Warning
+from ..safetensors_file import read_header, read_tensors, serialize
 from .optimizers import load_optimizer, optimizer_tensors
 from .previews import forget_samples
 from .resume_rules import check_resume, facts, sampled_hashes

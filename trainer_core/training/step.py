@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ..data.captions import choose, with_class
 from ..data.variants import choose_variant
 from ..families.base import stack_text
+from ..families.device import autocast
 from ..objective.guidance import contrastive_scale, contrastive_target, differential_target
 from ..objective.losses import elementwise, sample_means
 from ..objective.timesteps import NoiseStages, TimestepSampler
 from ..randomness import normal_like, uniform
-from ..sampling import autocast
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
@@ -206,7 +206,7 @@ class Objective:
     def predict(self, draws: Draws, noisy: Tensor, prompts: list[str]) -> Tensor:
         """The denoiser's prediction for prompts that the job may need, fp32."""
         text = self.texts(prompts)
-        with autocast(self.base):
+        with autocast(self.base.device, self.base.dtype):
             return self.base.predict(
                 self.denoiser,
                 noisy,
@@ -224,7 +224,7 @@ class Objective:
         """
         if not self.job.adapter.text_encoders:
             return stack_text([self.data.text(prompt) for prompt in prompts], self.base.device)
-        with autocast(self.base, self.base.text_encoder_dtype):
+        with autocast(self.base.device, self.base.text_encoder_dtype):
             return self.base.embed(prompts)
 
     def text(self, prompt: str) -> TextEmbedding:

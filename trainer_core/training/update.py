@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError, first_line
 from ..families.device import is_out_of_memory, release_memory
+from ..runs.events import Listener, Warning
 from .advice import out_of_memory
 from .ema import EMA
-from .events import Listener, Warning
 from .lr_schedules import learning_rate
 from .optimizers import make_optimizer
 from .step import MAIN, Objective

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.variants import Variant
+from ..errors import Interrupted
 from ..objective.losses import elementwise, sample_means
 from ..randomness import normal_like
-from ..sampling import Interrupted
 from .step import Draws, Objective
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from trainer_core.families.base import Base
-from trainer_core.families.sdxl import StableDiffusionXL
+from trainer_core.families.stable_diffusion.sdxl import StableDiffusionXL
 
 CLIP: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
 CLIP |= {"vocab_size": 50, "max_position_embeddings": 8, "projection_dim": 32, "eos_token_id": 2, "bos_token_id": 1}

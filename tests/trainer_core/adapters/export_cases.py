@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from trainer_core.adapters.adapter import Adapter
 from trainer_core.adapters.comfy_format import to_comfy
 from trainer_core.adapters.export_as import export_as
-from trainer_core.adapters.safetensors_file import serialize
 from trainer_core.config import AdapterConfig, ModelConfig
 from trainer_core.families.base import Base
 from trainer_core.families.registry import open_base
+from trainer_core.safetensors_file import serialize
 
 METADATA = {"modelspec.title": "tiny", "modelspec.trigger_phrase": "zorble", "lora_foundry.weights": "raw"}
 Loaded = Callable[[Mapping[str, nn.Module]], None]

@@ -147,7 +147,7 @@ def all_places() -> list[str]:
 
 
 def place(path: str, base: Base) -> str:
-    return base.comfy_module(path).path
+    return base.lora_place(path).name
 
 
 def test_round_trip_of_the_swapped_halves(base: Base, denoiser: nn.Module) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from trainer_core import files
 from trainer_core.adapters.export import describe_lora, export_lora, read_lora_tensors
-from trainer_core.adapters.safetensors_file import read_header, read_tensors, serialize
 from trainer_core.errors import AdapterError, ConfigError, SaveError
+from trainer_core.safetensors_file import read_header, read_tensors, serialize
 
 OURS = {
     "diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight": torch.ones(4, 8),

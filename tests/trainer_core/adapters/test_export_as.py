@@ -22,9 +22,9 @@ from transformers import CLIPTextModel
 
 from trainer_core.adapters.comfy_format import for_roots, parse
 from trainer_core.adapters.export_as import export_as
-from trainer_core.adapters.safetensors_file import read_header, serialize
 from trainer_core.config import AdapterConfig, ModelConfig
 from trainer_core.errors import AdapterError, FoundryError, SaveError
+from trainer_core.safetensors_file import read_header, serialize
 
 from ..families.small_models import SMALL
 from .export_cases import CONFIGS, METADATA, Case, case_of, outputs

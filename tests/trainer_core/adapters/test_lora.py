@@ -16,7 +16,7 @@ from trainer_core.adapters.comfy_format import applied
 from trainer_core.adapters.layers import SeededDropout
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
-from trainer_core.families.flux import SPEC
+from trainer_core.families.flux1.model import SPEC
 
 
 class Small(nn.Module):

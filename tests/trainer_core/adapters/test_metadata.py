@@ -12,11 +12,11 @@ import pytest
 
 from trainer_core.adapters.export import describe_lora
 from trainer_core.adapters.metadata import _images, without_paths
-from trainer_core.adapters.safetensors_file import read_header
 from trainer_core.config import JobConfig, ModelConfig
-from trainer_core.families import sources
 from trainer_core.families.registry import open_base
-from trainer_core.training.job import TrainingJob
+from trainer_core.families.sources import source as sources
+from trainer_core.job import TrainingJob
+from trainer_core.safetensors_file import read_header
 
 Jobs = Callable[..., JobConfig]
 Train = Callable[..., TrainingJob]

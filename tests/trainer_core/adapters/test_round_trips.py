@@ -16,7 +16,7 @@ from trainer_core.adapters.key_names import split_text
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
 from trainer_core.families.base import Base
-from trainer_core.families.sdxl import StableDiffusionXL
+from trainer_core.families.stable_diffusion.sdxl import StableDiffusionXL
 
 from .small_sdxl import CONV, TO_Q, adapted, dense, outputs
 

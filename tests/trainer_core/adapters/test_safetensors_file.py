@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from trainer_core.adapters.safetensors_file import read_header, read_tensors, serialize
 from trainer_core.errors import AdapterError
+from trainer_core.safetensors_file import read_header, read_tensors, serialize
 
 ROOT = Path(__file__).parents[3]
 TENSORS = {

@@ -273,7 +273,7 @@ def test_a_repository_that_was_downloaded_before_is_read(tmp_path: Path, monkeyp
     """Hugging Face's cache: refs/main names a commit, snapshots/<commit> has the files."""
     import huggingface_hub.constants as constants
 
-    from trainer_core.families.sources import EMBEDDED
+    from trainer_core.families.sources.source import EMBEDDED
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--someone--something"

@@ -17,9 +17,9 @@ from trainer_core.data.cache import TensorCache
 from trainer_core.data.images import load_image, to_bucket
 from trainer_core.data.prepare import PreparedData
 from trainer_core.data.variants import Variant
+from trainer_core.errors import Interrupted
 from trainer_core.families.base import Base
 from trainer_core.families.registry import open_base
-from trainer_core.sampling import Interrupted
 
 
 class Counter:

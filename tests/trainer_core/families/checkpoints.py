@@ -13,8 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer_core.families.single_file import clip, flux, unet, vae
-from trainer_core.families.single_file.layout import Layout, Naming, Origin
+from trainer_core.families.flux1 import single_file as flux
+from trainer_core.families.names import Naming, Place
+from trainer_core.families.parts import clip
+from trainer_core.families.parts import kl_names as vae
+from trainer_core.families.sources.layout import Layout
+from trainer_core.families.stable_diffusion import unet
 
 Weights = dict[str, Tensor]
 
@@ -55,7 +59,7 @@ def original(layout: str, part: str, weights: Weights) -> Weights:
 
 def gathered(weights: Weights, naming: Naming) -> Weights:
     """Weights under their original names: fused ones put together, transposed ones turned."""
-    pieces: dict[str, list[tuple[Origin, Tensor]]] = {}
+    pieces: dict[str, list[tuple[Place, Tensor]]] = {}
     for name, tensor in weights.items():
         origin = naming(name)
         pieces.setdefault(origin.name, []).append((origin, tensor))
@@ -83,8 +87,8 @@ def _naming(layout: str, part: str, weights: Weights) -> Naming:
     if (layout, part) == ("sdxl", "text_encoder_2"):
         return clip.openclip_names({"text_projection": ()})
     if part == "text_encoder":
-        return lambda name: Origin("text_model." + name.removeprefix("text_model."))
-    return Origin
+        return lambda name: Place("text_model." + name.removeprefix("text_model."))
+    return Place
 
 
 def conv_attention(weights: Weights) -> Weights:

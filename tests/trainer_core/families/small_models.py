@@ -23,7 +23,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from trainer_core.families.single_file.layout import shipped_config
+from trainer_core.families.flux1.single_file import FLUX1
 
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -104,13 +104,13 @@ def small_flux(folder: Path) -> Path:
 
     The embedded base is no such one: its VAE's groups and CLIP's heads are of sizes that single files do not tell.
     """
-    clip = {**shipped_config("flux1", "text_encoder"), "hidden_size": 64, "intermediate_size": 96, "vocab_size": 600}
+    clip = {**FLUX1.config("text_encoder"), "hidden_size": 64, "intermediate_size": 96, "vocab_size": 600}
     clip |= {"num_hidden_layers": 2, "num_attention_heads": 1}
-    t5 = {**shipped_config("flux1", "text_encoder_2"), "d_model": 32, "d_kv": 16, "d_ff": 48, "num_heads": 2}
+    t5 = {**FLUX1.config("text_encoder_2"), "d_model": 32, "d_kv": 16, "d_ff": 48, "num_heads": 2}
     t5 |= {"num_layers": 2, "vocab_size": 600}
-    transformer = {**shipped_config("flux1", "transformer"), "num_attention_heads": 1, "joint_attention_dim": 32}
+    transformer = {**FLUX1.config("transformer"), "num_attention_heads": 1, "joint_attention_dim": 32}
     transformer |= {"num_layers": 1, "num_single_layers": 2, "pooled_projection_dim": 64}
-    vae = {**shipped_config("flux1", "vae"), "block_out_channels": [32, 32, 32, 32], "layers_per_block": 1}
+    vae = {**FLUX1.config("vae"), "block_out_channels": [32, 32, 32, 32], "layers_per_block": 1}
     parts: dict[str, Callable[[], nn.Module]] = {
         "transformer": lambda: FluxTransformer2DModel.from_config(transformer),
         "vae": lambda: AutoencoderKL.from_config(vae),
@@ -120,7 +120,7 @@ def small_flux(folder: Path) -> Path:
     for k, (part, make) in enumerate(parts.items()):
         seeded(make, k).save_pretrained(folder / part)  # type: ignore[operator]
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(shipped_config("flux1", "scheduler")))
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(FLUX1.config("scheduler")))
     for tokenizer in ("tokenizer", "tokenizer_2"):
         clip_tokenizer(folder / tokenizer)
     (folder / "model_index.json").write_text("{}", encoding="utf-8")

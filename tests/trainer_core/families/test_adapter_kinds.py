@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from trainer_core.adapters.export import describe_lora
-from trainer_core.adapters.safetensors_file import read_tensors
 from trainer_core.config import JobConfig
-from trainer_core.training.events import StepDone
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.run_folder import RunFolder
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import StepDone
+from trainer_core.runs.run_folder import RunFolder
+from trainer_core.safetensors_file import read_tensors
 
 from .small_models import SMALL
 

@@ -16,10 +16,10 @@ from trainer_core.config import JobConfig, ModelConfig, SampleConfig
 from trainer_core.errors import ConfigError
 from trainer_core.families.base import stack_text
 from trainer_core.families.registry import family_spec, open_base
-from trainer_core.sampling import preview
-from trainer_core.training.events import StepDone
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.run_folder import RunFolder
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import StepDone
+from trainer_core.runs.run_folder import RunFolder
+from trainer_core.sampling.preview import preview
 
 from .checkpoints import write_checkpoint
 from .small_models import SMALL

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from trainer_core.config import DatasetConfig, JobConfig, ModelConfig
 from trainer_core.errors import BaseModelError, ConfigError, DatasetError, FoundryError
 from trainer_core.families.registry import open_base
-from trainer_core.families.sources import EMBEDDED
-from trainer_core.training.job import TrainingJob
+from trainer_core.families.sources.source import EMBEDDED
+from trainer_core.job import TrainingJob
 
 PARTS = {
     "text_encoder": ("model.safetensors", "load_text_encoders"),

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from trainer_core.errors import BaseModelError
-from trainer_core.families import diffusers_folder, hub
-from trainer_core.families.diffusers_folder import FolderPart
+from trainer_core.families.sources import diffusers_folder, hub
+from trainer_core.families.sources.diffusers_folder import FolderPart
 
 from .small_models import small_sd
 

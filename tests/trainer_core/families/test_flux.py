@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from trainer_core.config import ModelConfig
 from trainer_core.errors import AdapterError, BaseModelError
-from trainer_core.families import sources
 from trainer_core.families.base import Base, stack_text
-from trainer_core.families.flux import Flux, pack, position_ids, unpack
+from trainer_core.families.flux1.model import Flux, pack, position_ids, unpack
 from trainer_core.families.registry import open_base
-from trainer_core.families.sources import Source
+from trainer_core.families.sources import source as sources
+from trainer_core.families.sources.source import Source
 
 SHAPES = [(2, 16, 8, 8), (1, 16, 4, 12), (3, 4, 6, 2)]
 
@@ -250,7 +250,7 @@ def test_fingerprints_follow_precision() -> None:
 def test_unknown_layers_are_named(base: Base) -> None:
     for path in ("transformer_blocks.0.attn.to_q.base_layer", "nothing", "", "transformer_blocks.x.attn.to_q"):
         with pytest.raises(AdapterError):
-            base.comfy_module(path)
+            base.lora_place(path)
 
 
 def test_what_comfyui_loads_is_one_file(base: Base) -> None:

@@ -65,8 +65,8 @@ def linears(flux: nn.Module) -> dict[str, nn.Linear]:
 def test_every_linear_layer_has_a_place_of_its_own(linears: dict[str, nn.Linear], base: Base) -> None:
     rows: dict[str, list[tuple[int, int, int]]] = {}
     for path in linears:
-        place = base.comfy_module(path)
-        rows.setdefault(place.path, []).append((place.start, place.stop, place.total))
+        place = base.lora_place(path)
+        rows.setdefault(place.name, []).append((place.start, place.stop, place.total))
     assert len(linears) == 504
     for path, parts in rows.items():
         covered = [unit for start, stop, _ in sorted(parts) for unit in range(start, stop)]
@@ -126,13 +126,13 @@ def test_every_key_and_shape_is_in_comfyuis_model(
 
 
 def test_all_of_comfyuis_linear_layers_can_be_reached(linears: dict[str, nn.Linear], base: Base, host: dict) -> None:
-    ours = {f"diffusion_model.{base.comfy_module(path).path}.weight" for path in linears}
+    ours = {f"diffusion_model.{base.lora_place(path).name}.weight" for path in linears}
     theirs = {key for key, shape in host["shapes"].items() if key.endswith(".weight") and len(shape) == 2}
     assert ours == {key for key in theirs if key.startswith("diffusion_model.")}
 
 
 def test_paths_of_another_depth_are_still_only_paths(base: Base) -> None:
     """The table does not know how deep a model is; only layers with other names are refused."""
-    assert base.comfy_module("transformer_blocks.18.attn.to_q").path == "double_blocks.18.img_attn.qkv"
+    assert base.lora_place("transformer_blocks.18.attn.to_q").name == "double_blocks.18.img_attn.qkv"
     with pytest.raises(AdapterError):
-        base.comfy_module("transformer_blocks.18.attn.to_x")
+        base.lora_place("transformer_blocks.18.attn.to_x")

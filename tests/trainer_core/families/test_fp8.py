@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from trainer_core.errors import BaseModelError
-from trainer_core.families.single_file.layouts import FLUX1
-from trainer_core.families.sources import Source, open_source
+from trainer_core.families.flux1.single_file import FLUX1
+from trainer_core.families.sources.source import Source, open_source
 
 from .checkpoints import Weights, weights_of, write_parts
 from .small_models import small_flux

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
-from trainer_core.families.diffusers_folder import FolderPart
+from trainer_core.families.sources.diffusers_folder import FolderPart
 
 from .small_models import seeded
 

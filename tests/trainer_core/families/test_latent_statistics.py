@@ -12,9 +12,9 @@ import torch
 
 from trainer_core.config import ModelConfig
 from trainer_core.errors import BaseModelError
-from trainer_core.families import sources
 from trainer_core.families.base import Base
 from trainer_core.families.registry import open_base
+from trainer_core.families.sources import source as sources
 
 MEANS = [0.1 * k - 0.7 for k in range(16)]
 SPREADS = [0.5 + 0.25 * k for k in range(16)]

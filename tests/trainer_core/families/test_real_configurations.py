@@ -21,8 +21,8 @@ from trainer_core.data.prepare import PreparedData
 from trainer_core.data.scan import Item, Sample
 from trainer_core.families import registry
 from trainer_core.families.base import Base
-from trainer_core.families.single_file.layout import shipped_config
-from trainer_core.families.sources import Source
+from trainer_core.families.sources.layout import Layout
+from trainer_core.families.sources.source import Source
 from trainer_core.training.optimizers import make_optimizer
 from trainer_core.training.step import Objective
 
@@ -34,7 +34,7 @@ REAL = {"flux1": 11_901_408_320, "sd15": 859_520_964, "sdxl": 2_567_463_684}
 class Described:
     """A source that knows what the real model's parts are like, and has no weights."""
 
-    layout: str
+    layout: Layout
     name: str = "described"
     folder: Path = Path()
 
@@ -43,7 +43,7 @@ class Described:
         return {}
 
     def config(self, part: str) -> dict[str, Any]:
-        return shipped_config(self.layout, part)
+        return self.layout.config(part)
 
     def load(self, part: str, kind: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
         with torch.device("meta"):
@@ -54,7 +54,7 @@ class Described:
         return model.to(dtype).eval().requires_grad_(False)
 
     def tokenizer(self, part: str) -> Any:
-        limit = 512 if (self.layout, part) == ("flux1", "tokenizer_2") else 77
+        limit = 512 if (self.layout.name, part) == ("flux1", "tokenizer_2") else 77
 
         class Tokenizer:
             model_max_length = limit
@@ -94,7 +94,7 @@ def base(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     model = ModelConfig(
         family=request.param, device="meta", dtype="bfloat16", text_encoder_dtype="bfloat16", vae_dtype="bfloat16"
     )
-    base = family(cast(Source, Described(family.layout.name)), model)
+    base = family(cast(Source, Described(family.layout)), model)
     base.load_text_encoders()
     return base
 

@@ -21,7 +21,7 @@ from trainer_core.config import AdapterConfig, ModelConfig, SampleConfig
 from trainer_core.errors import AdapterError, BaseModelError, ConfigError
 from trainer_core.families.base import Base, stack_text
 from trainer_core.families.registry import family_spec, open_base
-from trainer_core.sampling import SamplerSettings, draw
+from trainer_core.sampling.sampler import SamplerSettings, draw
 
 from .small_models import SMALL
 
@@ -272,10 +272,10 @@ def test_targets_cover_attention_feed_forward_and_convolutions(name: str, bases:
     outside |= {"add_embedding.linear_1", "add_embedding.linear_2"} if name == "sdxl" else set()
     assert set(modules) - convolutions - everything == outside
     for path in convolutions | everything:
-        assert base.comfy_module(path).path == path
+        assert base.lora_place(path).name == path
     for path in (*outside, "mid_block", "nothing", ""):
         with pytest.raises(AdapterError):
-            base.comfy_module(path)
+            base.lora_place(path)
     for encoder in base.text_encoders().values():
         layers = {path for path, module in encoder.named_modules() if isinstance(module, nn.Linear)}
         found = {path for path in layers if any(re.fullmatch(pattern, path) for pattern in spec.text_targets)}

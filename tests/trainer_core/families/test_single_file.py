@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer_core.errors import BaseModelError
-from trainer_core.families.single_file.layout import Layout
-from trainer_core.families.single_file.layouts import FLUX1, SD1, SDXL
-from trainer_core.families.sources import Source, open_source
+from trainer_core.families.flux1.single_file import FLUX1
+from trainer_core.families.sources.layout import Layout
+from trainer_core.families.sources.source import Source, open_source
+from trainer_core.families.stable_diffusion.layouts import SD1, SDXL
 
 from .checkpoints import write_checkpoint, write_parts
 from .small_models import SCHEDULER, small_flux, small_sd, small_sdxl

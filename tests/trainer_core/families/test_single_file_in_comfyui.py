@@ -15,11 +15,12 @@ from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer_core.families.flux import pack, position_ids, unpack
-from trainer_core.families.single_file.layout import Layout, shipped_config
-from trainer_core.families.single_file.layouts import FLUX1, SD1, SDXL
-from trainer_core.families.single_file.part import FilePart, _find
-from trainer_core.families.single_file.tensors import TensorFile
+from trainer_core.families.flux1.model import pack, position_ids, unpack
+from trainer_core.families.flux1.single_file import FLUX1
+from trainer_core.families.sources.layout import Layout
+from trainer_core.families.sources.single_file import FilePart, _find
+from trainer_core.families.sources.tensors import TensorFile
+from trainer_core.families.stable_diffusion.layouts import SD1, SDXL
 
 from .checkpoints import Weights, original
 from .small_models import seeded
@@ -45,21 +46,21 @@ CPU = torch.device("cpu")
 
 
 def small_flux() -> Any:
-    config = {**shipped_config("flux1", "transformer"), "num_attention_heads": 1, "joint_attention_dim": 32}
+    config = {**FLUX1.config("transformer"), "num_attention_heads": 1, "joint_attention_dim": 32}
     config |= {"num_layers": 1, "num_single_layers": 1, "pooled_projection_dim": 16}
     return FluxTransformer2DModel.from_config(config)
 
 
 def small_sd() -> Any:
     """The smallest that ComfyUI knows as SD 1.5."""
-    config = {**shipped_config("sd1", "unet"), "block_out_channels": [320], "layers_per_block": 1}
+    config = {**SD1.config("unet"), "block_out_channels": [320], "layers_per_block": 1}
     config |= {"down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"]}
     return UNet2DConditionModel.from_config({**config, "mid_block_type": None})
 
 
 def small_sdxl() -> Any:
     """KOALA 700M's pattern with the channels of its first level, which ComfyUI knows as an SDXL."""
-    config = {**shipped_config("sdxl", "unet"), "block_out_channels": [320, 320, 320], "layers_per_block": 1}
+    config = {**SDXL.config("unet"), "block_out_channels": [320, 320, 320], "layers_per_block": 1}
     config |= {"attention_head_dim": [5, 5, 5], "transformer_layers_per_block": [1, 2, 5], "mid_block_type": None}
     config["up_block_types"] = ["UpBlock2D"] * 3
     return UNet2DConditionModel.from_config(config)

@@ -14,10 +14,10 @@ from diffusers.loaders import single_file_utils as converters
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
-from trainer_core.families.loading import empty_model
-from trainer_core.families.single_file.layout import shipped_config
-from trainer_core.families.single_file.layouts import FLUX1, SD1, SDXL
-from trainer_core.families.single_file.unet import original_modules
+from trainer_core.families.flux1.single_file import FLUX1
+from trainer_core.families.sources.loading import empty_model
+from trainer_core.families.stable_diffusion.layouts import SD1, SDXL
+from trainer_core.families.stable_diffusion.unet import original_modules
 
 from .checkpoints import PREFIXES, conv_attention, original
 
@@ -33,7 +33,7 @@ PARTS = [(name, part) for name, layout in LAYOUTS.items() for part in layout.par
 
 
 def model(layout: str, part: str, config: dict[str, Any] | None = None) -> torch.nn.Module:
-    return empty_model(KINDS.get(part) or SECOND[layout], config or shipped_config(layout, part))
+    return empty_model(KINDS.get(part) or SECOND[layout], config or LAYOUTS[layout].config(part))
 
 
 def shapes_of(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -42,7 +42,7 @@ def shapes_of(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize(("layout", "part"), PARTS)
 def test_sizes_are_read_from_shapes_in_either_naming(layout: str, part: str) -> None:
-    config = shipped_config(layout, part)
+    config = LAYOUTS[layout].config(part)
     weights = model(layout, part).state_dict()
     for named in (weights, original(layout, part, weights)):
         found = LAYOUTS[layout].parts[part].describe(config, shapes_of(named))
@@ -71,11 +71,11 @@ def as_diffusers_reads_it(layout: str, part: str, weights: dict[str, Tensor]) ->
     prefix = PREFIXES[layout][part]
     whole = {prefix + name: tensor for name, tensor in weights.items()}
     if part == "unet":
-        return converters.convert_ldm_unet_checkpoint(whole, shipped_config(layout, part))
+        return converters.convert_ldm_unet_checkpoint(whole, LAYOUTS[layout].config(part))
     if part == "vae":
         # the converter knows checkpoints of SD by this prefix
         whole = {"first_stage_model." + name: tensor for name, tensor in conv_attention(weights).items()}
-        return converters.convert_ldm_vae_checkpoint(whole, shipped_config(layout, part))
+        return converters.convert_ldm_vae_checkpoint(whole, LAYOUTS[layout].config(part))
     if part == "transformer":
         return converters.convert_flux_transformer_checkpoint_to_diffusers(whole)
     if part == "text_encoder_2":
@@ -144,10 +144,10 @@ SMALLER = {
 @pytest.mark.parametrize("change", SMALLER.values(), ids=SMALLER.keys())
 def test_other_builds_of_sdxl(change: dict[str, Any]) -> None:
     """What distillers made of SDXL opens as it is: built from the shapes, it has the same weights."""
-    given = {**shipped_config("sdxl", "unet"), "block_out_channels": [64, 64, 128], "attention_head_dim": [1, 1, 2]}
+    given = {**SDXL.config("unet"), "block_out_channels": [64, 64, 128], "attention_head_dim": [1, 1, 2]}
     weights = model("sdxl", "unet", {**given, **change}).state_dict()
     for named in (weights, original("sdxl", "unet", weights)):
-        found = SDXL.parts["unet"].describe(shipped_config("sdxl", "unet"), shapes_of(named))
+        found = SDXL.parts["unet"].describe(SDXL.config("unet"), shapes_of(named))
         assert found is not None
         built = model("sdxl", "unet", found[0]).state_dict()
         assert shapes_of(built) == shapes_of(weights)

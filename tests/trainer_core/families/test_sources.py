@@ -10,9 +10,10 @@ import pytest
 
 from trainer_core.config import ModelConfig
 from trainer_core.errors import BaseModelError, ConfigError, FoundryError
-from trainer_core.families import diffusers_folder, sources
 from trainer_core.families.registry import family_names, family_spec, open_base, register_family
-from trainer_core.families.sources import open_source
+from trainer_core.families.sources import diffusers_folder
+from trainer_core.families.sources import source as sources
+from trainer_core.families.sources.source import open_source
 
 REPO = "black-forest-labs/FLUX.1-dev"
 
@@ -214,7 +215,7 @@ def test_a_host_may_add_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
     from trainer_core.families import registry
-    from trainer_core.families.flux import Flux
+    from trainer_core.families.flux1.model import Flux
 
     monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
 

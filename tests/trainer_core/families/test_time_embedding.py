@@ -16,8 +16,8 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from trainer_core.config import ModelConfig
+from trainer_core.families.device import autocast
 from trainer_core.families.registry import open_base
-from trainer_core.sampling import autocast
 
 from .small_models import seeded, small_sd, small_sdxl
 
@@ -88,7 +88,7 @@ def embedded(model: nn.Module, dtype: str, times: list[float] = TIMES) -> tuple[
         given_to(embedders.timestep_embedder) as of_time,
         given_to(embedders.guidance_embedder) as of_guidance,
         torch.no_grad(),
-        autocast(base),
+        autocast(base.device, base.dtype),
     ):
         base.predict(model, torch.zeros(count, 16, 4, 4), torch.tensor(times), text, GUIDANCE)
     assert of_time[0].dtype == base.dtype
@@ -159,7 +159,7 @@ def test_unets_embed_the_step_itself_in_any_precision(
     steps = torch.tensor([500, 501, 998])
     base.load_text_encoders()
     text = {name: value.expand(3, *value.shape[1:]) for name, value in base.embed(["a"]).items()}
-    with given_to(unet.time_embedding) as seen, torch.no_grad(), autocast(base):
+    with given_to(unet.time_embedding) as seen, torch.no_grad(), autocast(base.device, base.dtype):
         base.predict(unet, torch.zeros(3, 4, 8, 8), (steps + 0.5) / 1000, text)
     width = seen[0].shape[1] // 2
     angles = steps.double()[:, None] * 10000.0 ** (-torch.arange(width).double() / width)

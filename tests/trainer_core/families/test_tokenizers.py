@@ -12,11 +12,12 @@ import pytest
 from trainer_core.config import ModelConfig
 from trainer_core.data.lint import find_tokenizers
 from trainer_core.errors import BaseModelError
-from trainer_core.families import tokenizers
+from trainer_core.families.flux1.single_file import FLUX1
 from trainer_core.families.registry import open_base
-from trainer_core.families.single_file.layouts import FLUX1, SD1
-from trainer_core.families.sources import Source, open_source
-from trainer_core.families.tokenizers import load_tokenizer, register_tokenizers, tokenizer_folder
+from trainer_core.families.sources import tokenizers
+from trainer_core.families.sources.source import Source, open_source
+from trainer_core.families.sources.tokenizers import load_tokenizer, register_tokenizers, tokenizer_folder
+from trainer_core.families.stable_diffusion.layouts import SD1
 
 from .checkpoints import write_checkpoint
 from .small_models import clip_tokenizer, small_flux, small_sd

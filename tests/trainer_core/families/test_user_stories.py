@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from trainer_core.cli import main
 from trainer_core.config import JobConfig
 from trainer_core.errors import FoundryError
-from trainer_core.families.single_file.layouts import FLUX1, SD1, SDXL
-from trainer_core.training.events import Event, StepDone
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.run_folder import RunFolder
+from trainer_core.families.flux1.single_file import FLUX1
+from trainer_core.families.stable_diffusion.layouts import SD1, SDXL
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event, StepDone
+from trainer_core.runs.run_folder import RunFolder
 
 from .checkpoints import write_checkpoint, write_parts
 from .small_models import SMALL

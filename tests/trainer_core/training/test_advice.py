@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from trainer_core.config import JobConfig
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event, Warning
 from trainer_core.training.advice import advice
-from trainer_core.training.events import Event, Warning
-from trainer_core.training.job import TrainingJob
 
 BLANK = {"blank_preservation": True}
 

@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer_core.adapters.comfy_format import parse
-from trainer_core.adapters.safetensors_file import read_tensors, serialize
 from trainer_core.config import JobConfig, load_job
 from trainer_core.data.cache import TensorCache
 from trainer_core.errors import AdapterError, ConfigError
-from trainer_core.training.events import Event, StepDone, Warning
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.run_folder import STATES, RunFolder
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event, StepDone, Warning
+from trainer_core.runs.run_folder import STATES, RunFolder
+from trainer_core.safetensors_file import read_tensors, serialize
 
 Jobs = Callable[..., JobConfig]
 

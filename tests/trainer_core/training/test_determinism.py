@@ -18,12 +18,12 @@ from safetensors.torch import load
 
 from trainer_core.config import JobConfig, dump_job
 from trainer_core.errors import TrainingError
-from trainer_core.families import sources
-from trainer_core.families.flux import Flux
-from trainer_core.sampling import preview
-from trainer_core.training.events import Event, SampleReady, StepDone
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.run_folder import RunFolder
+from trainer_core.families.flux1.model import Flux
+from trainer_core.families.sources import source as sources
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event, SampleReady, StepDone
+from trainer_core.runs.run_folder import RunFolder
+from trainer_core.sampling.preview import preview
 
 Jobs = Callable[..., JobConfig]
 Train = Callable[..., TrainingJob]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
-from trainer_core.adapters.safetensors_file import read_tensors, serialize
 from trainer_core.errors import RunError
+from trainer_core.safetensors_file import read_tensors, serialize
 from trainer_core.training.ema import EMA
 
 

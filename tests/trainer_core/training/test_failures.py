@@ -15,12 +15,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from trainer_core.config import JobConfig
 from trainer_core.data.scan import Sample
 from trainer_core.errors import DatasetError, TrainingError
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event, Skipped, StepDone
+from trainer_core.runs.run_folder import RunFolder
 from trainer_core.training import loop
 from trainer_core.training.ema import EMA
-from trainer_core.training.events import Event, Skipped, StepDone
-from trainer_core.training.job import TrainingJob
 from trainer_core.training.loop import Trainer
-from trainer_core.training.run_folder import RunFolder
 from trainer_core.training.step import Term
 from trainer_core.training.update import NotFinite
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer_core.adapters.safetensors_file import read_header
 from trainer_core.config import JobConfig
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event, StepDone, Warning
+from trainer_core.runs.run_folder import RunFolder
+from trainer_core.safetensors_file import read_header
 from trainer_core.training import update
-from trainer_core.training.events import Event, StepDone, Warning
-from trainer_core.training.job import TrainingJob
 from trainer_core.training.loop import Trainer
-from trainer_core.training.run_folder import RunFolder
 from trainer_core.training.update import NotFinite
 
 Jobs = Callable[..., JobConfig]

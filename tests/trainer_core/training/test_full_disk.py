@@ -17,10 +17,11 @@ import torch
 from trainer_core.config import JobConfig
 from trainer_core.data.cache import TensorCache
 from trainer_core.errors import FoundryError, SaveError
-from trainer_core.training import checkpoints, previews
-from trainer_core.training.events import Event, StateChanged, StepDone
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.run_folder import RunFolder
+from trainer_core.job import TrainingJob
+from trainer_core.runs import checkpoints
+from trainer_core.runs.events import Event, StateChanged, StepDone
+from trainer_core.runs.run_folder import RunFolder
+from trainer_core.training import previews
 
 Jobs = Callable[..., JobConfig]
 

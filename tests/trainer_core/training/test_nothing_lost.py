@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from trainer_core.config import JobConfig
-from trainer_core.training.events import Event, StateChanged, StepDone
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.run_folder import RunFolder
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event, StateChanged, StepDone
+from trainer_core.runs.run_folder import RunFolder
 from trainer_core.training.step import Objective
 
 Jobs = Callable[..., JobConfig]

@@ -12,11 +12,11 @@ import pytest
 
 from trainer_core.config import JobConfig
 from trainer_core.errors import FoundryError, ResumeRefused, SaveError
-from trainer_core.training.events import Event, Phase, StateChanged, StepDone, Warning
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.queue import DeviceQueue
-from trainer_core.training.run_folder import RunFolder
-from trainer_core.training.run_state import run_state
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event, Phase, StateChanged, StepDone, Warning
+from trainer_core.runs.queue import DeviceQueue
+from trainer_core.runs.run_folder import RunFolder
+from trainer_core.runs.status import run_state
 from trainer_core.training.update import NotFinite, Updater
 
 Jobs = Callable[..., JobConfig]

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer_core.config import load_job
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.run_folder import RunFolder
+from trainer_core.job import TrainingJob
+from trainer_core.runs.run_folder import RunFolder
 
 ROUNDS = 2
 CODE = """

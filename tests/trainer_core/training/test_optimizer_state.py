@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from trainer_core.adapters.safetensors_file import read_header, read_tensors, serialize
 from trainer_core.config import TrainConfig
 from trainer_core.errors import RunError
+from trainer_core.safetensors_file import read_header, read_tensors, serialize
 from trainer_core.training.lr_schedules import learning_rate
 from trainer_core.training.optimizers import load_optimizer, make_optimizer, optimizer_tensors
 

@@ -12,11 +12,11 @@ import torch
 from trainer_core.config import JobConfig
 from trainer_core.data.scan import Sample
 from trainer_core.errors import TrainingError
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event, StepDone, Warning
+from trainer_core.runs.run_folder import RunFolder
 from trainer_core.training import loop
-from trainer_core.training.events import Event, StepDone, Warning
-from trainer_core.training.job import TrainingJob
 from trainer_core.training.loop import Trainer
-from trainer_core.training.run_folder import RunFolder
 from trainer_core.training.step import Term
 
 from .terms import on_terms

@@ -14,9 +14,9 @@ import pytest
 
 from trainer_core.config import JobConfig
 from trainer_core.errors import FoundryError
-from trainer_core.training.events import CheckpointSaved, Event, StepDone, Warning
-from trainer_core.training.job import TrainingJob
-from trainer_core.training.run_folder import RunFolder
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import CheckpointSaved, Event, StepDone, Warning
+from trainer_core.runs.run_folder import RunFolder
 
 Jobs = Callable[..., JobConfig]
 Train = Callable[..., TrainingJob]
@@ -192,7 +192,7 @@ def test_killed_by_the_system_and_resumed(job: JobConfig, train: Train, tmp_path
     )
     import sys
 
-    from trainer_core.families import sources
+    from trainer_core.families.sources import source as sources
 
     done = subprocess.run(
         [sys.executable, "-c", code, str(run.path), str(sources.EMBEDDED)],

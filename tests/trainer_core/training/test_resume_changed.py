@@ -13,17 +13,18 @@ import torch
 from safetensors.torch import load
 
 from trainer_core import content
-from trainer_core.adapters.safetensors_file import read_header, read_tensors, serialize
 from trainer_core.config import JobConfig
 from trainer_core.data.cache import CACHE_FOLDER, TensorCache
 from trainer_core.errors import ResumeRefused
-from trainer_core.families import diffusers_folder, sources
 from trainer_core.families.registry import open_base
-from trainer_core.training import work
-from trainer_core.training.events import Event, StepDone, Warning
-from trainer_core.training.job import TrainingJob
+from trainer_core.families.sources import diffusers_folder
+from trainer_core.families.sources import source as sources
+from trainer_core.job import TrainingJob
+from trainer_core.runs.events import Event, StepDone, Warning
+from trainer_core.runs.run_folder import RunFolder
+from trainer_core.safetensors_file import read_header, read_tensors, serialize
+from trainer_core.training import session
 from trainer_core.training.resume_rules import DATA, sampled_hashes
-from trainer_core.training.run_folder import RunFolder
 
 Jobs = Callable[..., JobConfig]
 Train = Callable[..., TrainingJob]
@@ -120,7 +121,7 @@ def deterministic(run: RunFolder) -> str:
 
 
 def encoding_as(patch: pytest.MonkeyPatch, who: str) -> None:
-    patch.setattr(work, "environment", lambda _: {"torch": who})
+    patch.setattr(session, "environment", lambda _: {"torch": who})
 
 
 def test_pictures_that_are_encoded_again_elsewhere_are_told(

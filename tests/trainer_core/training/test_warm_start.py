@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from trainer_core.adapters.comfy_format import applied, for_modules, parse
-from trainer_core.adapters.safetensors_file import read_tensors, serialize
 from trainer_core.config import JobConfig
 from trainer_core.errors import AdapterError, FoundryError
 from trainer_core.families.base import Base, stack_text
-from trainer_core.training.job import TrainingJob
+from trainer_core.job import TrainingJob
+from trainer_core.safetensors_file import read_tensors, serialize
 from trainer_core.training.loop import Trainer
 
 Jobs = Callable[..., JobConfig]

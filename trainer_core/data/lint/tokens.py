@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from ...errors import BaseModelError, FoundryError
 from ...families.registry import family_layout, family_spec
-from ...families.sources import is_repository_id, load_tokenizer, open_source
-from ...families.tokenizers import tokenizer_folder
+from ...families.sources.source import is_repository_id, load_tokenizer, open_source
+from ...families.sources.tokenizers import tokenizer_folder
 from ...reading import is_file, is_folder
 
 _NO_LIMIT = 1_000_000

@@ -1,0 +1,31 @@
+"""The one record of names: where a layer or a weight of ours lies in another program's model or file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a layer, or one weight of it, lies in the original implementation (whose names ComfyUI keeps) or in a file.
+
+    It may be fused with others there: then it is the rows [start, stop) of `total`, counted in units of the smallest
+    part (of a fused q, k, v each is one unit of three).
+    """
+
+    name: str
+    start: int = 0
+    stop: int = 1
+    total: int = 1
+    swap_halves: bool = False
+    """It is kept as (shift, scale) there, and as (scale, shift) here."""
+    transposed: bool = False
+    """Weights only."""
+
+
+Naming = Callable[[str], Place]
+"""Name of a weight in diffusers' or transformers' model → where the file keeps it."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a tensor → its shape."""

@@ -1,0 +1,1 @@
+"""Text encoders and VAEs that several families share: their names in files, and how they are run."""

@@ -1,1 +1,0 @@
-"""Models in single safetensors files, as ComfyUI's users have them: read, recognised, and given diffusers' names."""

@@ -1,0 +1,153 @@
+"""A model of diffusers or transformers from single tensors: built without weights, then filled one after the other.
+
+What is in memory at a time is the part of the model that is filled, one portion of the file, and one tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...errors import BaseModelError
+from ..names import Naming, Place
+from .tensors import FLOAT8, FLOATS, TensorFile
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+def fill(
+    model: nn.Module,
+    files: Sequence[TensorFile],
+    prefix: str,
+    naming: Naming,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> nn.Module:
+    """Gives an empty model its weights, which come to lie in memory of their own.
+
+    A mapped tensor begins where the file's header ends, and matrix products of the same numbers round otherwise at
+    another alignment: only copies are the same model, bit for bit, whatever file they come from.
+
+    Args:
+        model: from `empty_model`.
+        files: which together hold all weights.
+        prefix: of the part's tensors in the files.
+        naming: name of a weight in the model → where the files keep it, after the prefix.
+
+    Raises:
+        BaseModelError: if a weight is missing, of another shape or of an unknown type.
+    """
+    import torch
+
+    targets = model.state_dict(keep_vars=True)
+    by_key: dict[str, dict[Place, list[str]]] = {}
+    for name in targets:
+        place = naming(name)
+        by_key.setdefault(prefix + place.name, {}).setdefault(place, []).append(name)
+    _check(files, targets, by_key)
+    precise = _precise_modules(model, dtype)
+    for file in files:
+        for key, stored in file.tensors(by_key.keys() & file.shapes.keys()):
+            scale = file.scale(key) if file.dtypes[key] in FLOAT8 else None
+            for place, names in by_key[key].items():
+                own = torch.float32 if precise & set(names[0].split(".")) else dtype
+                _put(model, names, _converted(_rows(stored, place), targets[names[0]], own, device, scale))
+            del stored  # a view of the file: while it is held, the file's pages count as ours
+    return model.to(device)
+
+
+def empty_model(kind: Any, config: dict[str, Any]) -> nn.Module:
+    """A model without weights (they are on the meta device); its buffers are real."""
+    from accelerate import init_empty_weights
+    from diffusers import ModelMixin
+
+    with init_empty_weights(include_buffers=False):
+        diffusers_model = issubclass(kind, ModelMixin)
+        return kind.from_config(config) if diffusers_model else kind(kind.config_class.from_dict(config))
+
+
+def _check(files: Sequence[TensorFile], targets: dict[str, Tensor], by_key: dict[str, dict[Place, list[str]]]) -> None:
+    where = {key: file for file in files for key in file.shapes}
+    if missing := sorted(by_key.keys() - where.keys()):
+        more = f" and {len(missing) - 1} more weights are missing" if len(missing) > 1 else " is missing"
+        raise BaseModelError(f"{files[0].path}: is incomplete: {missing[0]}{more}")
+    for key, origins in by_key.items():
+        file = where[key]
+        if file.dtypes[key] not in FLOATS | FLOAT8:
+            raise BaseModelError(
+                f"{file.path}: {key} is stored as {file.dtypes[key]}: it is quantized in a way that LoRA Foundry "
+                "cannot read. Use the fp16, bf16 or fp8 version"
+            )
+        for place, names in origins.items():
+            shape, expected = _shape(file.shapes[key], place), tuple(targets[names[0]].shape)
+            if _without_ones(shape) != _without_ones(expected):
+                raise BaseModelError(f"{file.path}: {key} has the shape {shape} where {expected} is expected")
+
+
+def _shape(shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
+    if place.transposed:
+        return shape[::-1]
+    if not shape:
+        return shape
+    return (shape[0] // place.total * (place.stop - place.start), *shape[1:])
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A 1x1 convolution is the same as a linear layer, and files keep either."""
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _rows(stored: Tensor, place: Place) -> Tensor:
+    """The part of a stored tensor that is one weight; a view."""
+    import torch
+
+    if place.total > 1:
+        unit = stored.shape[0] // place.total
+        stored = stored[place.start * unit : place.stop * unit]
+    if place.swap_halves:
+        stored = torch.cat(stored.chunk(2)[::-1])
+    return stored.t() if place.transposed else stored
+
+
+def _converted(stored: Tensor, target: Tensor, dtype: torch.dtype, device: torch.device, scale: float | None) -> Tensor:
+    """A copy in the model's shape, precision and place. fp8 with a scale is multiplied in fp32 before rounding."""
+    import torch
+
+    stored = stored.reshape(target.shape)
+    if stored.element_size() == 1:
+        # only CUDA and the CPU know fp8, and CUDA turns it back faster
+        stored = (stored.to(device) if device.type == "cuda" else stored).to(torch.float32)
+        stored = stored if scale is None else stored * scale
+    return torch.empty(target.shape, dtype=dtype, device=device).copy_(stored)
+
+
+def _put(model: nn.Module, names: list[str], value: Tensor) -> None:
+    """Sets a weight under all its names, so that tied weights stay one."""
+    from torch import nn
+
+    parameter = nn.Parameter(value, requires_grad=False)
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        setattr(module, leaf, parameter if isinstance(getattr(module, leaf), nn.Parameter) else value)
+
+
+def _precise_modules(model: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Modules that stay fp32 at a lower precision, as `from_pretrained` of the model's own library keeps them.
+
+    diffusers keeps `_keep_in_fp32_modules` at any. transformers keeps them in fp16 alone, which overflows in T5's `wo`
+    where bf16 does not (ComfyUI has T5 all in bf16, too), and `_keep_in_fp32_modules_strict` at any.
+    """
+    import torch
+    from diffusers import ModelMixin
+
+    if dtype == torch.float32:
+        return set()
+    kept = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if isinstance(model, ModelMixin) or dtype == torch.float16:
+        kept |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return kept

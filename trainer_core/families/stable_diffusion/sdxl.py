@@ -1,0 +1,77 @@
+"""Stable Diffusion XL (Podell et al. 2023): two CLIPs, and a UNet that is told sizes and crops of its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..base import LoraNames, SamplingDefaults, check_width
+from ..registry import register_family
+from ..sources.layout import Layout
+from .layouts import SDXL
+from .sd15 import SPEC as SD
+from .sd15 import StableDiffusion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPEC = replace(
+    SD,
+    name="sdxl",
+    title="SDXL",
+    default_repo="stabilityai/stable-diffusion-xl-base-1.0",
+    vram_gb="12 GB, 16 GB to be comfortable",
+    sampling=SamplingDefaults(width=1024, height=1024, steps=25, guidance=5.0),
+    lora=LoraNames("lora_unet_", {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}, kohya=True),
+    architecture="stable-diffusion-xl-v1-base",
+    base_model_version="sdxl_base_v1-0",
+)
+
+CLIP_G_PADDING = "!"
+"""What follows the end in CLIP-G's texts: token 0. Other CLIPs repeat the end."""
+
+
+class StableDiffusionXL(StableDiffusion):
+    """One opened SDXL."""
+
+    spec = SPEC
+    layout: ClassVar[Layout | None] = SDXL
+    encoder_kinds: ClassVar[dict[str, str]] = {
+        "text_encoder": "CLIPTextModel",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+    }
+    conditioned_on: ClassVar[str | None] = "text_time"
+
+    def check_parts(self) -> None:
+        super().check_parts()
+        unet = self.source.config("unet")
+        sizes = 6 * unet.get("addition_time_embed_dim", 0)
+        pooled = self.source.config("text_encoder_2").get("projection_dim")
+        check_width(self.source, "text_encoder_2", pooled, unet.get("projection_class_embeddings_input_dim", 0) - sizes)
+
+    def embed(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Both CLIPs' last hidden states but one, side by side (N, 77, D), and CLIP-G's projected output (N, P)."""
+        import torch
+
+        small, large = (self._encode(part, prompts, output_hidden_states=True) for part in self.encoder_kinds)
+        text = torch.cat([small.hidden_states[-2], large.hidden_states[-2]], dim=-1)
+        return {"text": text, "pooled": large.text_embeds}
+
+    def _tokenizer(self, part: str) -> Any:
+        tokenizer = super()._tokenizer(part)
+        if part == "text_encoder_2":
+            tokenizer.pad_token = CLIP_G_PADDING
+        return tokenizer
+
+    def _conditions(self, noisy: Tensor, text: dict[str, Tensor], sizes: Tensor | None) -> dict[str, Tensor]:
+        import torch
+
+        if sizes is None:
+            height, width = (edge * self.spec.vae_factor for edge in noisy.shape[2:])
+            whole = torch.tensor([height, width, 0, 0, height, width], device=noisy.device)
+            sizes = whole.expand(len(noisy), -1)
+        # sizes stay fp32 until they are sines and cosines: bfloat16 has no number between 1024 and 1032
+        return {"text_embeds": text["pooled"].to(self.dtype), "time_ids": sizes.float()}
+
+
+register_family(StableDiffusionXL)

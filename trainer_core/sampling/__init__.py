@@ -1,0 +1,1 @@
+"""Drawing pictures: previews of a run, and of any LoRA."""

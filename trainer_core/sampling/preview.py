@@ -1,0 +1,75 @@
+"""Pictures of a base, with or without a LoRA, from files to images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import ModelConfig, SampleConfig
+from .sampler import SamplerSettings, draw
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+
+def preview(
+    model: ModelConfig,
+    prompts: Sequence[str],
+    *,
+    lora: Path | dict[str, Tensor] | None = None,
+    strength: float = 1.0,
+    sample: SampleConfig | None = None,
+    controls: Sequence[Sequence[Image.Image]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Image.Image]:
+    """Draws one picture per prompt with a base and, if given, a LoRA (a file, or tensors in ComfyUI's names).
+
+    Args:
+        controls: control images of each prompt; if not told, those that `sample` names.
+
+    Raises:
+        FoundryError: if base or LoRA cannot be loaded or do not fit each other, or control images do not fit the base.
+        Interrupted: when `should_stop` says so.
+    """
+    import torch
+
+    from ..adapters.comfy_format import applied, applied_text, for_modules, parse
+    from ..adapters.key_names import split_text
+    from ..data.images import to_image
+    from ..families.registry import open_base
+    from ..safetensors_file import read_tensors
+    from .controls import check_count, encoded, of_settings
+
+    sample = sample or SampleConfig()
+    with torch.inference_mode(False):
+        base = open_base(model)
+        settings = SamplerSettings.of(sample, base)
+        if controls is None:
+            controls = [one.pictures() for one in of_settings(sample, len(prompts))]
+        check_count(controls, base.spec, "control images")
+        tensors = read_tensors(lora) if isinstance(lora, Path) else lora
+        own, of_text = split_text(parse(tensors)) if tensors is not None else ({}, {})
+        base.load_text_encoders()
+        with applied_text(base, of_text, strength):
+            texts = base.encode_prompts([*prompts, sample.negative_prompt])
+        base.free_text_encoders()
+        seen = encoded(base, controls, settings)
+        denoiser = base.load_denoiser()
+        changes = for_modules(own, denoiser, base)
+        latents = []
+        with applied(denoiser, changes, strength):
+            for k in range(len(prompts)):
+                if progress:
+                    progress(k, len(prompts))
+                seed = sample.seed + k * sample.walk_seed
+                latents.append(draw(base, denoiser, [texts[k]], [seed], settings, texts[-1], should_stop, seen[k]))
+        del denoiser
+        base.load_vae()
+        images = [to_image(base.decode_latents(x)[0]) for x in latents]
+        base.free_vae()
+    if progress:
+        progress(len(prompts), len(prompts))
+    return images

@@ -1,0 +1,76 @@
+"""The work of a job while it has the device: from its data to the last step, or to a stop or pause on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from ..config import JobConfig
+from ..data.cache import CACHE_FOLDER, TensorCache
+from ..data.prepare import PreparedData
+from ..errors import Interrupted
+from ..families.registry import open_base
+from ..runs.events import Listener, Phase, StateChanged, Warning
+from ..runs.requests import PAUSE, STOP, Control
+from ..runs.run_folder import RunFolder
+from ..sampling.sampler import SamplerSettings
+from .determinism import deterministic
+from .environment import environment
+from .loop import Trainer
+from .previews import negative_text, preview_texts
+
+
+def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accept: Collection[str]) -> str:
+    """Prepares the data, loads the base, trains; when it returns, nothing of it is in memory.
+
+    Args:
+        accept: what may differ from the checkpoint by the user's explicit wish (`resume_rules`).
+
+    Returns:
+        `finished`, `stopped` or `paused`.
+
+    Raises:
+        FoundryError: whatever keeps the run from going on.
+    """
+
+    def progress(what: str, done: int, total: int) -> None:
+        if control.interrupts:
+            raise Interrupted
+        emit(Phase(what, done, total))
+
+    for note in run.repair():
+        emit(Warning(note))
+    latest = run.latest()
+    for damaged, problem in run.examine_checkpoints():
+        if problem:
+            emit(Warning(f"checkpoint {damaged.path.name} is damaged and not used: {problem}"))
+    step = latest.step if latest else 0
+    run.write_status("running", step, job.train.steps)
+    emit(StateChanged("running", step, job.train.steps))
+    finished = False
+    try:
+        base = open_base(job.model)
+        base.check_parts()
+        SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
+        with deterministic(base.device, job.train.deterministic) as findings:
+            progress("scanning the data", 0, 1)
+            cache = TensorCache(run.path.parent / CACHE_FOLDER)
+            # on another device, or on more threads, encoders give other last bits
+            data = PreparedData(job, base, cache, json.dumps(environment(base.device)))
+            progress("checking the base", 0, 1)
+            base.encoders_fingerprint()
+            base.denoiser_fingerprint()
+            prompts = preview_texts(job)
+            data.encode_texts([*prompts, negative_text(job)] if prompts else [], progress)
+            data.encode_images(progress)
+            if data.encoded_elsewhere():
+                findings.add("pictures or captions came from the cache, encoded in another or an unknown environment")
+            cache.prune(int(job.cache.limit_gb * 1e9))
+            progress("loading the base", 0, 1)
+            trainer = Trainer(run, job, base, data, emit, control, findings)
+            trainer.restore(accept)
+            run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
+            finished = trainer.train()
+    except Interrupted:
+        pass
+    return "finished" if finished else ("paused" if control.asked(PAUSE) and not control.asked(STOP) else "stopped")
