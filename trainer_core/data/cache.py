@@ -165,6 +165,10 @@ class TensorCache:
         return self.root / key[:2] / f"{key}.safetensors"
 
 
+class CacheMiss(Exception):
+    """An entry that was there is gone or damaged: another run may have cleared the cache. Encode again."""
+
+
 class RecentEntries:
     """A cache whose recently used entries are kept in memory as well."""
 
@@ -182,6 +186,17 @@ class RecentEntries:
         if entry is not None:
             self._remember(key, entry)
         return entry
+
+    def entry(self, key: str) -> dict[str, Tensor]:
+        """The entry.
+
+        Raises:
+            CacheMiss: if it is gone or damaged.
+        """
+        found = self.get(key)
+        if found is None:
+            raise CacheMiss(key)
+        return found
 
     def put(self, key: str, entry: dict[str, Tensor], made_by: str = "") -> None:
         """As `TensorCache.put`.

@@ -12,19 +12,21 @@ from PIL import ImageColor
 
 from ..config import DatasetConfig
 from ..errors import BaseModelError, DatasetError
+from ..families.conditioning import MAIN
 from .cache import RecentEntries, key_of
 from .masks import loss_weights
 from .scan import Sample
 from .text import composed
 from .variants import Variant, box_of
-from .views import Sizes, View, batches_of, loaded
+from .views import View, batches_of, loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from ..families.base import Base, TextEmbedding
+    from ..families.base import Base
+    from ..families.conditioning import Streams, TextEmbedding, TimeIds
 
     Progress = Callable[[str, int, int], None]
     """(what, done, total); raises to stop the work."""
@@ -41,37 +43,47 @@ _T = TypeVar("_T")
 class Latents:
     """What one variant of a sample is to the denoiser."""
 
-    mean: Tensor
-    """Mean of the picture's normalised latents (C, H, W), fp32."""
-    spread: Tensor
-    """Their standard deviation (C, H, W), fp32."""
-    sizes: Sizes
+    mean: Streams
+    """Mean of the normalised latents, main (C, H, W), fp32."""
+    std: Streams
+    """Their standard deviation, of the same shapes, fp32."""
+    time_ids: TimeIds
     mask: Tensor | None = None
-    """Weights of the loss (1, H, W), fp32, of mean 1; None where the data set has no masks."""
+    """Weights of the main stream's loss (1, H, W), fp32, of mean 1; None where the data set has no masks."""
     controls: tuple[Tensor, ...] = ()
     """Means of the control images' normalised latents (C, H, W), fp32, cropped and flipped as the picture."""
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A text to embed, with the control images that the text encoders look at, where they do."""
+
+    text: str
+    views: tuple[View, ...] = ()
+
+
 class EncodedTexts:
-    """Embeddings of texts."""
+    """Embeddings of prompts."""
 
     def __init__(self, base: Base, entries: RecentEntries, made_by: str = "", only_by: str = "") -> None:
         """`made_by` is written on new entries; with `only_by` = `made_by`, no others are taken."""
         self._base, self._entries, self._made_by, self._only_by = base, entries, made_by, only_by
 
-    def encode(self, texts: Iterable[str], progress: Progress) -> None:
-        """Embeds texts; loads the text encoders only if some are missing.
+    def encode(self, prompts: Iterable[Prompt], progress: Progress) -> None:
+        """Embeds prompts; loads the text encoders only if some are missing.
 
-        The last batch is filled up with its last text: libraries compute differently for another number of texts, and
-        an entry of the cache must not depend on what else was missing.
+        The last batch is filled up with its last prompt: libraries compute differently for another number of texts,
+        and an entry of the cache must not depend on what else was missing.
 
         Raises:
             BaseModelError: if the encoders cannot be loaded.
+            DatasetError: if a control image that they look at is no good.
             SaveError: if the cache cannot be written.
         """
         self._mark = self._base.text_fingerprint() + self._only_by
-        wanted = sorted({composed(text) for text in texts})
-        missing = [text for text in _told(wanted, progress) if self._entries.get(self._key(text)) is None]
+        wanted = {self._key(prompt): prompt for prompt in prompts}
+        ordered = sorted(wanted, key=lambda key: (composed(wanted[key].text), key))
+        missing = [wanted[key] for key in _told(ordered, progress) if self._entries.get(key) is None]
         if not missing:
             return
         progress("loading the text encoders", 0, len(missing))
@@ -79,22 +91,29 @@ class EncodedTexts:
         for start in range(0, len(missing), _TEXTS_AT_ONCE):
             progress("encoding captions", start, len(missing))
             some = missing[start : start + _TEXTS_AT_ONCE]
-            embeddings = self._base.encode_prompts([*some, *some[-1:] * (_TEXTS_AT_ONCE - len(some))])
-            for text, embedding in zip(some, embeddings, strict=False):  # what fills up is left out
-                self._entries.put(self._key(text), embedding, self._made_by)
+            filled = [*some, *some[-1:] * (_TEXTS_AT_ONCE - len(some))]
+            texts, pictures = [composed(one.text) for one in filled], [_pixels_of(one) for one in filled]
+            embeddings = self._base.encode_prompts(texts, pictures)
+            for prompt, embedding in zip(some, embeddings, strict=False):  # what fills up is left out
+                self._entries.put(self._key(prompt), embedding, self._made_by)
         self._base.free_text_encoders()
         progress("encoding captions", len(missing), len(missing))
 
-    def of(self, text: str) -> TextEmbedding:
-        """The embedding of a text that was encoded; made again if its cache entry is gone or damaged."""
-        return _kept(self._entries, self._key(text), lambda: self.encode([text], _silent))
+    def of(self, prompt: Prompt) -> TextEmbedding:
+        """The embedding of a prompt that was encoded.
 
-    def keys(self, texts: Iterable[str]) -> set[str]:
-        """The cache's keys for texts that were encoded."""
-        return {self._key(text) for text in texts}
+        Raises:
+            CacheMiss: if its cache entry is gone or damaged.
+        """
+        return self._entries.entry(self._key(prompt))
 
-    def _key(self, text: str) -> str:
-        return key_of("text", self._base.spec.name, self._mark, composed(text))
+    def keys(self, prompts: Iterable[Prompt]) -> set[str]:
+        """The cache's keys for prompts that were encoded."""
+        return {self._key(prompt) for prompt in prompts}
+
+    def _key(self, prompt: Prompt) -> str:
+        seen = [part for view in prompt.views for part in (*view.parts, *view.background)]
+        return key_of("text", self._base.spec.name, self._mark, composed(prompt.text), *seen)
 
 
 class EncodedPictures:
@@ -142,33 +161,39 @@ class EncodedPictures:
         with closing(loaded(batches_of(missing))) as batches:
             for keys, pixels in batches:
                 progress("encoding images", done, len(missing))
-                mean, spread = self._base.encode_pixels(pixels)
+                mean, std = self._base.encode_pixels(pixels)
                 for k, key in enumerate(keys):
-                    self._keep(missing[key], key, mean[k], spread[k])
+                    self._keep(missing[key], key, *({n: one[n][k] for n in one} for one in (mean, std)))
                 done += len(keys)
         self._base.free_vae()
         progress("encoding images", len(missing), len(missing))
 
     def of(self, sample: Sample, variant: Variant) -> Latents:
-        """The latents of a variant of a sample that was encoded; made again if a cache entry is gone or damaged.
+        """The latents of a variant of a sample that was encoded.
 
         Raises:
-            DatasetError: if then the file is gone as well, or another one.
+            CacheMiss: if a cache entry is gone or damaged.
         """
-        target, *controls = (
-            _kept(self._entries, self._key(view), lambda: self.encode([(sample, variant)], _silent))
-            for view in self._pictures(sample, variant)
-        )
-        mask, sizes = self._mask(sample, variant), self._view(sample, variant, sample.item.path).sizes
-        return Latents(target["mean"], target["spread"], sizes, mask, tuple(control["mean"] for control in controls))
+        target, *controls = (self._entries.entry(self._key(view)) for view in self._pictures(sample, variant))
+        names = [stream.name for stream in self._base.spec.streams]
+        mean, std = ({name: target[_stored(name, what)] for name in names} for what in ("mean", "spread"))
+        time_ids = self._view(sample, variant, sample.item.path).sizes
+        return Latents(mean, std, time_ids, self._mask(sample, variant), tuple(one["mean"] for one in controls))
 
-    def _keep(self, view: View, key: str, mean: Tensor, spread: Tensor) -> None:
-        if not (mean.isfinite().all() and spread.isfinite().all()):
+    def seen(self, sample: Sample, variant: Variant) -> tuple[View, ...]:
+        """A sample's control images as its picture is cropped and flipped."""
+        return tuple(self._view(sample, variant, path) for path in sample.item.controls)
+
+    def _keep(self, view: View, key: str, mean: Streams, std: Streams) -> None:
+        if not all(value.isfinite().all() for value in (*mean.values(), *std.values())):
             precision = self._base.vae_dtype
             raise BaseModelError(
                 f"{view.path}: its latents are not finite in {precision}. Set model.vae_dtype to float32"
             )
-        self._entries.put(key, {"mean": mean.clone(), "spread": spread.clone()}, self._made_by)
+        entry = {
+            _stored(name, what): one[name].clone() for what, one in (("mean", mean), ("spread", std)) for name in one
+        }
+        self._entries.put(key, entry, self._made_by)
 
     def _encode_mask(self, sample: Sample, variant: Variant) -> None:
         """Masks need no encoder; one that leaves nothing to train on is told now and not when it is drawn."""
@@ -178,7 +203,7 @@ class EncodedPictures:
         key = self._mask_key(sample, view)
         self.keys.add(key)
         if self._entries.get(key) is None:
-            mask = view.mask(self._base.spec.vae_factor, self._datasets[sample.dataset].alpha_mask)
+            mask = view.mask(self._base.spec.main.factor, self._datasets[sample.dataset].alpha_mask)
             self._entries.put(key, {"mask": mask}, self._made_by)
         self._mask(sample, variant)
 
@@ -186,7 +211,7 @@ class EncodedPictures:
         view, dataset = self._mask_view(sample, variant), self._datasets[sample.dataset]
         if view is None:
             return None
-        entry = _kept(self._entries, self._mask_key(sample, view), lambda: self.encode([(sample, variant)], _silent))
+        entry = self._entries.entry(self._mask_key(sample, view))
         try:
             return loss_weights(entry["mask"], dataset.invert_mask, dataset.mask_minimum)
         except ValueError as error:
@@ -215,22 +240,17 @@ class EncodedPictures:
     def _mask_key(self, sample: Sample, view: View) -> str:
         kind = "alpha" if self._datasets[sample.dataset].alpha_mask else "mask"
         whose = [self._only_by] if self._only_by else []
-        return key_of(kind, _TRANSFORM_VERSION, self._base.spec.vae_factor, *view.parts, *whose)
+        return key_of(kind, _TRANSFORM_VERSION, self._base.spec.main.factor, *view.parts, *whose)
 
 
-def _kept(entries: RecentEntries, key: str, make: Callable[[], None]) -> dict[str, Tensor]:
-    """An entry, which is made again if it is gone or damaged: another run may have cleared the cache meanwhile."""
-    entry = entries.get(key)
-    if entry is None:
-        make()
-        entry = entries.get(key)
-    if entry is None:
-        raise DatasetError("what is written to the cache vanishes at once: is something clearing it?")
-    return entry
+def _stored(stream: str, what: str) -> str:
+    """The name in a cache entry; the main stream's are from before there were others."""
+    return what if stream == MAIN else f"{stream}.{what}"
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    """Progress of work that nobody waits for."""
+def _pixels_of(prompt: Prompt) -> list[Tensor]:
+    """The control images (3, H, W) in [-1, 1] that the text encoders look at."""
+    return [view.pixels() for view in prompt.views]
 
 
 def _told(wanted: list[_T], progress: Progress) -> Iterator[_T]:

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 
 from ..config import DatasetConfig, JobConfig
 from ..errors import ConfigError, DatasetError
+from ..families.conditioning import Conditioning
 from ..files import sha256_of
 from .cache import RecentEntries, TensorCache, key_of
 from .captions import encoder_text, variants, with_class
-from .encoded import EncodedPictures, EncodedTexts, Latents
+from .encoded import EncodedPictures, EncodedTexts, Latents, Prompt
 from .holdout import held_out
 from .scan import Item, Sample, scan, sizes_of
 from .variants import Variant, variants_of
+from .views import View
 
 if TYPE_CHECKING:
-    from ..families.base import Base, FamilySpec, TextEmbedding
+    from ..families.base import Base, FamilySpec
+    from ..families.conditioning import TextEmbedding
 
 __all__ = ["Latents", "PreparedData", "Progress", "check_controls", "samples_of"]
 
@@ -43,7 +46,7 @@ class PreparedData:
         Raises:
             DatasetError: if a data set cannot be trained on.
         """
-        self.datasets, self._job = job.datasets, job
+        self.datasets, self._job, self._spec = job.datasets, job, base.spec
         found = [samples_of(dataset, base.spec.bucket_divisor, k) for k, dataset in enumerate(job.datasets)]
         self._digests = _digests({path: None for group in found for s in group for path in _files_of(s.item)})
         self.samples: list[list[Sample]] = [[] for _ in found]
@@ -57,7 +60,8 @@ class PreparedData:
             EncodedTexts(base, self._entries, made_by, only_by),
             EncodedPictures(base, self._entries, job.datasets, self._digests, made_by, only_by),
         )
-        self._trained_texts: set[str] = set()
+        self._trained_texts: set[Prompt] = set()
+        self._extra: list[Prompt] = []
         self._texts_of: dict[tuple[int, str], list[str]] = {}
 
     def digest(self) -> str:
@@ -91,8 +95,17 @@ class PreparedData:
         """
         if self._job.adapter.text_encoders:
             return
-        self._trained_texts = self._wanted_texts()
-        self._texts.encode([*self._trained_texts, *extra], progress)
+        self._trained_texts, self._extra = self._wanted_texts(), [Prompt(text) for text in extra]
+        self._texts.encode([*self._trained_texts, *self._extra], progress)
+
+    def encode_again(self) -> None:
+        """Encodes what the cache has lost, which another run may have cleared.
+
+        Raises:
+            DatasetError: for a file that is gone as well, or another one.
+        """
+        self.encode_texts([one.text for one in self._extra], _silent)
+        self.encode_images(_silent)
 
     def encoded_by(self) -> str:
         """Digest of the environments that everything trained on was encoded in; call it when all is encoded.
@@ -109,8 +122,34 @@ class PreparedData:
         return any(self._entries.made_by(key) != self._made_by for key in self._trained_keys())
 
     def text(self, text: str) -> TextEmbedding:
-        """The embedding of a text that `encode_texts` has seen."""
-        return self._texts.of(text)
+        """The embedding of an extra text that `encode_texts` has seen.
+
+        Raises:
+            CacheMiss: if it is not in the cache any more.
+        """
+        return self._texts.of(Prompt(text))
+
+    def conditioning(self, sample: Sample, variant: Variant, latents: Latents, *texts: str) -> list[Conditioning]:
+        """What a variant of a sample is conditioned on, with each of some texts.
+
+        Args:
+            latents: of that variant.
+            texts: that `encode_texts` has seen; not looked up where the job adapts the text encoders.
+
+        Raises:
+            CacheMiss: if one is not in the cache any more.
+        """
+        views = self._seen(sample, variant)
+        live = self._job.adapter.text_encoders
+        return [
+            Conditioning(
+                prompt=text,
+                text=None if live else self._texts.of(Prompt(text, views)),
+                controls=latents.controls,
+                time_ids=latents.time_ids,
+            )
+            for text in texts
+        ]
 
     def encode_images(self, progress: Progress) -> None:
         """Encodes every picture, mask and control image in every form that may be drawn; loads the VAE only if needed.
@@ -129,6 +168,9 @@ class PreparedData:
         """The latents of a sample that `encode_images` has seen, in one of its `variants_of`.
 
         What only validates is there as `Variant()` alone.
+
+        Raises:
+            CacheMiss: if they are not in the cache any more.
         """
         return self._pictures.of(sample, variant)
 
@@ -153,17 +195,23 @@ class PreparedData:
             elif content not in held:
                 self.samples[sample.dataset].append(sample)
 
-    def _wanted_texts(self) -> set[str]:
+    def _seen(self, sample: Sample, variant: Variant) -> tuple[View, ...]:
+        """The control images that the text encoders look at."""
+        return self._pictures.seen(sample, variant) if self._spec.text_sees_controls else ()
+
+    def _wanted_texts(self) -> set[Prompt]:
         """Captions; as the job needs them, also with the class word in the trigger's place, and the blank prompt."""
         settings = self._job.regularization
-        wanted = {self.validation_text(sample) for sample in self.validation}
-        if settings.blank_preservation or settings.contrastive_guidance:
-            wanted.add("")
+        blank = {""} if settings.blank_preservation or settings.contrastive_guidance else set()
+        wanted = {Prompt(self.validation_text(one), self._seen(one, Variant())) for one in self.validation}
         for dataset, group in zip(self.datasets, self.samples, strict=True):
-            texts = {text for sample in group for text in self.texts_of(sample)}
-            wanted |= texts
-            if settings.output_preservation and dataset.trigger:
-                wanted |= {with_class(text, dataset.trigger, word) for text in texts for word in settings.classes}
+            words = settings.classes if settings.output_preservation and dataset.trigger else ()
+            forms = variants_of(dataset) if self._spec.text_sees_controls else [Variant()]
+            for sample in group:
+                texts = {*self.texts_of(sample), *blank}
+                if dataset.trigger:
+                    texts |= {with_class(text, dataset.trigger, word) for text in texts for word in words}
+                wanted |= {Prompt(text, self._seen(sample, form)) for form in forms for text in texts}
         return wanted
 
 
@@ -190,6 +238,10 @@ def check_controls(job: JobConfig, spec: FamilySpec) -> None:
                 f"datasets.{number}.control_folders: {count} given, but {spec.title} takes {most} control images. "
                 "Choose a family that takes more (`lora-foundry families`), or remove some"
             )
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress of work that nobody waits for."""
 
 
 def _files_of(item: Item) -> list[Path]:

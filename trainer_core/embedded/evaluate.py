@@ -95,6 +95,7 @@ class Painter:
         import torch
 
         from ..adapters.comfy_format import applied
+        from ..families.conditioning import Conditioning
         from ..sampling.sampler import SamplerSettings, draw
 
         settings = SamplerSettings.of(SampleConfig(), self.base)
@@ -104,7 +105,8 @@ class Painter:
                 part = prompts[start : start + _BATCH]
                 *texts, blank = self.base.encode_prompts([*(prompt.text for prompt in part), ""])
                 seeds = [prompt.seed for prompt in part]
-                latents = draw(self.base, self.denoiser, texts, seeds, settings, blank)
+                shown, negative = [Conditioning("", text) for text in texts], Conditioning("", blank)
+                latents = draw(self.base, lambda _: self.denoiser, shown, seeds, settings, negative)
                 pictures.append(self.base.decode_latents(latents))
                 if progress:
                     progress(len(part))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import AdapterConfig, ModelConfig
 from ..errors import BaseModelError, ConfigError
+from .conditioning import Collated, Conditioning, Stream, Streams, TextEmbedding
 from .device import pick_device, pick_dtype
 from .names import Place
 from .sources.source import Source
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from ..objective.schedule import Schedule
     from .names import Shapes
     from .sources.layout import Layout
-
-TextEmbedding = dict[str, "Tensor"]
-"""What a family's text encoders give for one prompt, by name, without batch dimension, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,16 @@ class LoraNames:
 
 
 @dataclass(frozen=True)
+class Expert:
+    """A denoiser for the times between two limits."""
+
+    name: str = ""
+    """Such as `high_noise`: it ends the LoRA file's name. Empty where there is only one."""
+    low: float = 0.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True)
 class FamilySpec:
     """A family as data."""
 
@@ -79,9 +87,8 @@ class FamilySpec:
     gated: bool
     vram_gb: str
     """Guidance in words, for the user."""
-    latent_channels: int
-    vae_factor: int
-    """Pixels per latent, along an edge."""
+    streams: tuple[Stream, ...]
+    """Of its latents, `main` first."""
     bucket_divisor: int
     """Widths and heights are multiples of this, in pixels."""
     default_timestep_type: str
@@ -95,12 +102,21 @@ class FamilySpec:
     lora: LoraNames = LoraNames()
     denoiser_part: str = "transformer"
     """The denoiser's folder in diffusers layout: transformer or unet."""
+    experts: tuple[Expert, ...] = (Expert(),)
+    """Denoisers for parts of the noise levels, the noisiest first; mostly one for all."""
     architecture: str = ""
     """The family in a LoRA's metadata, as modelspec writes it; the name if empty."""
     base_model_version: str = ""
     """The same as kohya's scripts write it, which is what some tools tell families apart by."""
     max_controls: int = 0
     """How many control images the denoiser takes beside the noisy one; 0 for models that only draw."""
+    text_sees_controls: bool = False
+    """Whether the text encoders look at the control images too, so that a prompt's embedding depends on them."""
+
+    @property
+    def main(self) -> Stream:
+        """The picture's stream, or the video's."""
+        return self.streams[0]
 
     def check_adapter(self, adapter: AdapterConfig) -> None:
         """Whether the family has what an adapter's settings ask for.
@@ -185,8 +201,12 @@ class Base(ABC):
         return " ".join(mark.partition(":")[0] for mark in (self.text_fingerprint(), self.pixel_fingerprint()))
 
     @abstractmethod
-    def image_tokens(self, height: int, width: int) -> int:
-        """Number of image tokens for latents of a height and width; it is what shifts of the schedule depend on."""
+    def tokens(self, shape: Sequence[int]) -> int:
+        """Number of tokens of a main stream (C, …, H, W); it is what shifts of the schedule depend on."""
+
+    def latent_shapes(self, width: int, height: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of all streams of a picture, by its size in pixels."""
+        return {one.name: (one.channels, height // one.factor, width // one.factor) for one in self.spec.streams}
 
     @abstractmethod
     def lora_place(self, path: str) -> Place:
@@ -216,14 +236,22 @@ class Base(ABC):
         """Loads tokenizers and text encoders to the device."""
 
     @abstractmethod
-    def embed(self, prompts: list[str]) -> dict[str, Tensor]:
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """A batch of prompts as the model's own pipeline embeds them, on the device; `load_text_encoders` first.
 
         Keeps the graph where gradients are on, so that text encoders can be trained.
         """
 
-    def encode_prompts(self, prompts: list[str]) -> list[TextEmbedding]:
-        """The same without graph, for each prompt by itself, on the CPU."""
+    def encode_prompts(
+        self,
+        prompts: Sequence[str],
+        pictures: Sequence[Sequence[Tensor]] = (),  # noqa: ARG002
+    ) -> list[TextEmbedding]:
+        """The embedding of each prompt by itself, without graph and padding, on the CPU; `load_text_encoders` first.
+
+        Args:
+            pictures: where `spec.text_sees_controls`, each prompt's control images (3, H, W) in [-1, 1].
+        """
         import torch
 
         with torch.no_grad():
@@ -249,11 +277,11 @@ class Base(ABC):
         """Loads the VAE to the device."""
 
     @abstractmethod
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
         """Pixels (N, 3, H, W) in [-1, 1] → mean and standard deviation of the normalised latents, on the CPU, fp32."""
 
     @abstractmethod
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Streams) -> Tensor:
         """Normalised latents → pixels (N, 3, H, W) in [-1, 1], on the CPU, fp32."""
 
     @abstractmethod
@@ -267,33 +295,46 @@ class Base(ABC):
     # the denoiser
 
     @abstractmethod
-    def load_denoiser(self) -> nn.Module:
-        """The frozen denoiser on the device, in `self.dtype`; each call gives a fresh one, which the caller owns."""
-
-    @abstractmethod
-    def predict(
-        self,
-        denoiser: nn.Module,
-        noisy: Tensor,
-        t: Tensor,
-        text: dict[str, Tensor],
-        guidance: float | Tensor | None = None,
-        controls: Sequence[Tensor] = (),
-        sizes: Tensor | None = None,
-    ) -> Tensor:
-        """The denoiser's prediction, in fp32 and in the layout of the latents.
+    def load_denoiser(self, expert: str = "") -> nn.Module:
+        """The frozen denoiser on the device, in `self.dtype`; each call gives a fresh one, which the caller owns.
 
         Args:
-            noisy: normalised latents (N, C, H, W).
-            t: times (N,) in [0, 1], 1 being noise.
-            text: embeddings with a batch dimension, on the device.
+            expert: the name of one of `spec.experts`.
+        """
+
+    def collate(self, samples: Sequence[Conditioning], guidance: Tensor | float | None = None) -> Any:
+        """The conditioning of a batch, on the device, as `predict` takes it; the result is that of each sample alone.
+
+        Prompts without an embedding are embedded here, with their graph: `load_text_encoders` first.
+
+        Args:
             guidance: value for guidance-distilled models, one number or one for each sample (N,); None is what training
                 uses.
-            controls: normalised latents (N, C, H', W') of the control images, at most `spec.max_controls`; they may be
-                of another size than `noisy`.
-            sizes: of each picture (N, 6), in pixels: the original's height and width, from where down and across it was
-                cropped after scaling, height and width of what is shown. None: whole pictures of the size of `noisy`.
-                Families that are not conditioned on it do not look at it.
+
+        Raises:
+            BaseModelError: for embeddings of different lengths, in families that know no way to batch them.
+        """
+        import torch
+
+        texts = [one.text for one in samples if one.text is not None]
+        time_ids = [one.time_ids for one in samples if one.time_ids is not None]
+        return Collated(
+            text=stack_text(texts, self.device) if texts else self.embed([one.prompt for one in samples]),
+            controls=tuple(
+                torch.stack(group).to(self.device) for group in zip(*(one.controls for one in samples), strict=True)
+            ),
+            time_ids=torch.tensor(time_ids, dtype=torch.float32).to(self.device) if time_ids else None,
+            guidance=guidance,
+        )
+
+    @abstractmethod
+    def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: Any) -> Streams:
+        """The denoiser's prediction for each stream, in fp32 and in the layout of the latents.
+
+        Args:
+            noisy: normalised latents by stream, with a batch dimension: main is (N, C, H, W).
+            t: times (N,) in [0, 1], 1 being noise.
+            conditioning: of the batch, as `collate` gives it.
         """
 
     @property
@@ -329,9 +370,9 @@ def stack_text(embeddings: list[TextEmbedding], device: torch.device) -> dict[st
         raise BaseModelError(f"text embeddings of different lengths cannot be batched: {error}") from error
 
 
-def token_ids(tokenizer: Any, prompts: list[str], limit: int, device: torch.device) -> Tensor:
+def token_ids(tokenizer: Any, prompts: Sequence[str], limit: int, device: torch.device) -> Tensor:
     """Tokens (N, L) of prompts, padded and cut to the tokenizer's own limit and at most `limit`."""
     length = min(limit, tokenizer.model_max_length)
-    encoded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    encoded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids: Tensor = encoded.input_ids.to(device)
     return ids

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..config import DatasetConfig, JobConfig, SampleConfig
 from ..errors import ConfigError
+from ..families.conditioning import MAIN
 from ..reading import is_file
 
 if TYPE_CHECKING:
@@ -115,20 +116,22 @@ def of_job(job: JobConfig, spec: FamilySpec, count: int) -> list[PromptControls]
     return of_items(scan(job.datasets[number]), job.datasets[number], count)
 
 
-def encoded(
-    base: Base, pictures: Sequence[Sequence[Image.Image]], settings: SamplerSettings
-) -> list[tuple[Tensor, ...]]:
-    """Normalised latents (1, C, h, w) of control images, on the CPU; loads the VAE, if there are any, and frees it.
+def pixels_of(pictures: Sequence[Sequence[Image.Image]], settings: SamplerSettings) -> list[list[Tensor]]:
+    """Control images of each prompt as (3, H, W) in [-1, 1].
 
     As in training they have the size of the picture that is drawn, and show their centre where their aspect is another.
     """
     from ..data.images import to_bucket
 
-    if not any(pictures):
-        return [() for _ in pictures]
+    return [[to_bucket(image, (settings.width, settings.height)) for image in group] for group in pictures]
+
+
+def encoded(base: Base, pixels: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, ...]]:
+    """Normalised latents (C, h, w) of control images, on the CPU; loads the VAE, if there are any, and frees it."""
+    if not any(pixels):
+        return [() for _ in pixels]
     base.load_vae()
     try:
-        size = (settings.width, settings.height)
-        return [tuple(base.encode_pixels(to_bucket(image, size)[None])[0] for image in group) for group in pictures]
+        return [tuple(base.encode_pixels(one[None])[0][MAIN][0] for one in group) for group in pixels]
     finally:
         base.free_vae()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import ModelConfig, SampleConfig
+from ..families.conditioning import Conditioning
 from .sampler import SamplerSettings, draw
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def preview(
     from ..data.images import to_image
     from ..families.registry import open_base
     from ..safetensors_file import read_tensors
-    from .controls import check_count, encoded, of_settings
+    from .controls import check_count, encoded, of_settings, pixels_of
 
     sample = sample or SampleConfig()
     with torch.inference_mode(False):
@@ -52,11 +53,13 @@ def preview(
         check_count(controls, base.spec, "control images")
         tensors = read_tensors(lora) if isinstance(lora, Path) else lora
         own, of_text = split_text(parse(tensors)) if tensors is not None else ({}, {})
+        pixels = pixels_of(controls, settings)
         base.load_text_encoders()
         with applied_text(base, of_text, strength):
-            texts = base.encode_prompts([*prompts, sample.negative_prompt])
+            texts = base.encode_prompts(prompts, pixels)
+            negatives = base.encode_prompts([sample.negative_prompt] * len(prompts), pixels)
         base.free_text_encoders()
-        seen = encoded(base, controls, settings)
+        seen = encoded(base, pixels)
         denoiser = base.load_denoiser()
         changes = for_modules(own, denoiser, base)
         latents = []
@@ -65,7 +68,11 @@ def preview(
                 if progress:
                     progress(k, len(prompts))
                 seed = sample.seed + k * sample.walk_seed
-                latents.append(draw(base, denoiser, [texts[k]], [seed], settings, texts[-1], should_stop, seen[k]))
+                shown, negative = (
+                    Conditioning(text, embeddings[k], seen[k])
+                    for text, embeddings in ((prompts[k], texts), (sample.negative_prompt, negatives))
+                )
+                latents.append(draw(base, lambda _: denoiser, [shown], [seed], settings, negative, should_stop))
         del denoiser
         base.load_vae()
         images = [to_image(base.decode_latents(x)[0]) for x in latents]

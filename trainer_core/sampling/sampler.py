@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from ..config import SampleConfig
 from ..errors import ConfigError, Interrupted
+from ..families.conditioning import MAIN, each
 from ..families.device import autocast
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from ..families.base import Base, TextEmbedding
+    from ..families.base import Base
+    from ..families.conditioning import Conditioning, Streams
 
 
 @dataclass(frozen=True)
@@ -45,55 +47,54 @@ class SamplerSettings:
                 raise ConfigError(f"sample.{name}: must be a multiple of {divisor} for {base.spec.title}")
         return settings
 
-    def needs_blank(self, base: Base) -> bool:
+    def needs_negative(self, base: Base) -> bool:
         """Whether guidance takes a second pass, with the negative prompt."""
         return not base.guidance_distilled and self.guidance != 1.0
 
 
 def draw(
     base: Base,
-    denoiser: nn.Module,
-    texts: Sequence[TextEmbedding],
+    denoiser_at: Callable[[float], nn.Module],
+    prompts: Sequence[Conditioning],
     seeds: Sequence[int],
     settings: SamplerSettings,
-    blank: TextEmbedding | None = None,
+    negative: Conditioning | None = None,
     should_stop: Callable[[], bool] | None = None,
-    controls: Sequence[Tensor] = (),
-) -> Tensor:
-    """Draws one picture per text, as one batch; gives normalised latents (N, C, H, W), fp32, on the base's device.
+) -> Streams:
+    """Draws one picture per prompt, as one batch; gives normalised latents, main (N, C, H, W), fp32, on the device.
 
     The noise of a seed is what `torch.manual_seed(seed); torch.randn(1, C, H, W)` gives on a CPU, as in ComfyUI.
-    `blank`, the embedding of the negative prompt (mostly the empty one), is needed where `settings.needs_blank`.
-    `controls` are normalised latents (1, C, h, w) of control images, the same for all pictures.
+
+    Args:
+        denoiser_at: the denoiser for a time.
+        negative: what guidance keeps away from, of all pictures; needed where `settings.needs_negative`.
 
     Raises:
         Interrupted: when `should_stop` says so, between two steps.
     """
     import torch
 
-    from ..families.base import stack_text
-
-    shape = (
-        1,
-        base.spec.latent_channels,
-        settings.height // base.spec.vae_factor,
-        settings.width // base.spec.vae_factor,
-    )
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    x = torch.cat(noise).to(base.device)
-    text = stack_text(list(texts), base.device)
-    empty = stack_text([blank] * len(texts), base.device) if blank is not None else None
-    seen = [control.to(base.device).expand(len(x), -1, -1, -1) for control in controls]
+    shapes = base.latent_shapes(settings.width, settings.height)
+    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+    x = {
+        name: torch.cat([torch.randn((1, *shape), generator=source) for source in sources]).to(base.device)
+        for name, shape in shapes.items()
+    }
     schedule = base.schedule
-    times = schedule.sampling_times(settings.steps, base.image_tokens(*shape[2:])).to(base.device)
+    times = schedule.sampling_times(settings.steps, base.tokens(shapes[MAIN]))
+    guided = negative is not None and settings.needs_negative(base)
+    with torch.no_grad(), autocast(base.device, base.text_encoder_dtype):
+        shown = base.collate(prompts, settings.guidance)
+        without = base.collate([negative] * len(prompts), settings.guidance) if negative and guided else None
     with torch.no_grad(), autocast(base.device, base.dtype):
         for here, there in pairwise(times):
             if should_stop and should_stop():
                 raise Interrupted
-            t = here.expand(len(x))
-            prediction = base.predict(denoiser, x, t, text, guidance=settings.guidance, controls=seen)
-            if empty is not None and settings.needs_blank(base):
-                without = base.predict(denoiser, x, t, empty, guidance=settings.guidance, controls=seen)
-                prediction = without + settings.guidance * (prediction - without)
-            x = schedule.step(x, prediction, here, there)
+            denoiser, now, then = denoiser_at(here.item()), here.to(base.device), there.to(base.device)
+            t = now.expand(len(prompts))
+            prediction = base.predict(denoiser, x, t, shown)
+            if without is not None:
+                plain = base.predict(denoiser, x, t, without)
+                prediction = each(lambda own, other: other + settings.guidance * (own - other), prediction, plain)
+            x = each(lambda own, towards: schedule.step(own, towards, now, then), x, prediction)  # noqa: B023
     return x

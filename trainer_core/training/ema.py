@@ -21,7 +21,7 @@ class EMA:
     min(decay, (1 + n) / (10 + n)), so that the first weights, which know nothing, are soon forgotten.
 
     Args:
-        parameters: What is averaged; their order names them in `state`.
+        parameters: What is averaged; their order names them in `state_dict`.
         decay: Between 0 and 1; about 1 / (1 - decay) updates are averaged over.
         warmup: Whether the average follows faster at first.
     """
@@ -50,13 +50,13 @@ class EMA:
             average.copy_(parameter)
         self.count = 0
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Copies of the averages on the CPU by index, `0`, `1`, …, and `count`, the number of updates."""
         averages = {str(index): average.to("cpu", copy=True) for index, average in enumerate(self.averages)}
         return averages | {_COUNT: torch.tensor(self.count)}
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`, bit for bit; decay and warm-up stay the job's.
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state_dict`, bit for bit; decay and warm-up stay the job's.
 
         Raises:
             RunError: if the state is not that of these parameters; nothing is changed then.

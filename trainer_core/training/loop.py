@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..adapters.adapter import Adapter
-from ..data.batches import BatchOrder
-from ..data.prepare import PreparedData
-from ..errors import FoundryError, Interrupted, SaveError, TrainingError, first_line
+from ..adapters.metadata import lora_metadata
+from ..data.cache import CacheMiss
+from ..errors import DatasetError, FoundryError, Interrupted, SaveError, TrainingError, first_line
 from ..families.device import is_out_of_memory, peak_memory, release_memory
 from ..runs.events import CheckpointSaved, Listener, Skipped, StepDone, ValidationDone, Warning
 from ..runs.requests import SAMPLE, SAVE, Control
-from ..runs.run_folder import RunFolder
 from .advice import advice
+from .batch_source import BatchSource, Prefetched
 from .determinism import Findings
+from .experts import Experts
 from .optimizers import effective_rate
-from .previews import draw_samples, preview_controls
-from .resume_rules import digests
-from .state import lora_file, restore, state_file
-from .step import Objective
-from .update import Batches, Made, NotFinite, Updater
+from .previews import Previews
+from .resume_rules import check_resume, digests, facts, sampled_hashes
+from .state import Progress, load_state, lora_files, read_facts, state_file, warm_start
+from .step import timesteps_of
+from .update import Made, NotFinite
 from .validation import validation_loss
 
 if TYPE_CHECKING:
     from ..config import JobConfig
+    from ..data.prepare import PreparedData
     from ..families.base import Base
+    from ..runs.run_folder import RunFolder
+    from .update import Batches
+
+_T = TypeVar("_T")
 
 
 class Trainer:
-    """One run in memory: the denoiser with its adapter, the optimizer, and the number of updates made."""
+    """One run in memory: the experts that it trains, and how far they have come."""
 
     def __init__(
         self,
@@ -46,27 +51,19 @@ class Trainer:
     ) -> None:
         self.run, self.job, self.base, self.data = run, job, base, data
         self.emit, self.control, self.findings = emit, control, findings or Findings()
-        self.preview_controls = preview_controls(job, base, data)  # by the VAE, before the denoiser takes the memory
-        self.denoiser = base.load_denoiser().train()
+        self.previews = Previews(run, job, base, data, emit)  # by the VAE, before the denoiser takes the memory
         if job.adapter.text_encoders:
             base.load_text_encoders()  # stay loaded: captions are encoded anew in each step
-        self.adapter = Adapter.of(job, base, self.denoiser)
-        if job.train.gradient_checkpointing:
-            cast(Any, self.denoiser).enable_gradient_checkpointing()  # every diffusers model has it
-        train = job.train
-        self.order = BatchOrder(data.samples, job.datasets, train.batch_size, train.seed, job.regularization.ratio)
-        self.objective = Objective(job, base, data, self.denoiser, self.adapter)
-        self.updater = Updater(job, self.objective, self.adapter, emit)
-        self.optimizer, self.ema = self.updater.optimizer, self.updater.ema
-        self.digests = digests(data, base)
-        self.step = self.saved = 0
-        self.skipped = 0
-        """Batches passed over so far. The next batch and all its draws are number `step + skipped` of the run."""
-        for hint in advice(job):
-            emit(Warning(hint))
-        self.losses: deque[float] = deque(maxlen=50)
+        self.experts = Experts(job, base, emit)
+        self.batches = BatchSource(job, base, data, timesteps_of(job, base), self.experts.stages)
+        self.progress = Progress()
+        self.saved = 0
+        """Updates in the newest checkpoint."""
+        self._digests = digests(data, base)
         self._times: deque[float] = deque(maxlen=20)
         self._left_out: set[tuple[str, int]] = set()
+        for hint in advice(job):
+            emit(Warning(hint))
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -86,25 +83,33 @@ class Trainer:
         return self.step == self.job.train.steps and not self._lacks_validation() and not self._lacks_samples()
 
     def _loop(self) -> None:
-        job = self.job
+        job, batches = self.job, Prefetched(self.batches, self.base.device)
         if self._lacks_validation():
             self.validate()
         if self._lacks_samples():
             self.draw_samples()
-        while self.step < job.train.steps and not self.control.interrupts:
-            started = time.perf_counter()
-            with self.findings.probing():
-                made = self.update()
-            self.step += 1
-            self.report(made, time.perf_counter() - started)
-            if self._is_due(job.validation.every):
-                self.validate()
-            if self.control.take(SAVE) | self._is_due(job.save.every):
-                self.save()
-            if self.control.take(SAMPLE) | self._is_due(job.sample.every):
-                self.draw_samples()
+        try:
+            while self.step < job.train.steps and not self.control.interrupts:
+                started = time.perf_counter()
+                with self.findings.probing():
+                    made = self.update(batches.get)
+                self.progress.step += 1
+                self.report(made, time.perf_counter() - started)
+                if self._is_due(job.validation.every):
+                    self.validate()
+                if self.control.take(SAVE) | self._is_due(job.save.every):
+                    self.save()
+                if self.control.take(SAMPLE) | self._is_due(job.sample.every):
+                    self.draw_samples()
+        finally:
+            batches.close()
         if self.step and self.step != self.saved:
             self.save()
+
+    @property
+    def step(self) -> int:
+        """Updates made."""
+        return self.progress.step
 
     def _is_due(self, every: int) -> bool:
         """Whether something that happens every so many steps, and at the end, happens now; 0 is never."""
@@ -121,69 +126,86 @@ class Trainer:
     def _lacks_samples(self) -> bool:
         config = self.job.sample
         wanted = config.before_training if self.step == 0 else self._is_due(config.every)
-        if not wanted or ("previews", self.step) in self._left_out:
-            return False
-        return len(self.run.sample_paths(self.step)) < len(config.prompts)
+        return wanted and ("previews", self.step) not in self._left_out and self.previews.lacks(self.step)
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
-    def update(self) -> Made:
+    def update(self, batches: Callable[[int], Batches] | None = None) -> Made:
         """The next update; batches whose loss or gradient is not finite are passed over, `skip_limit` in a row.
+
+        Args:
+            batches: gives the micro-batches of an update by its number.
 
         Raises:
             NotFinite: for one more than that.
         """
-        known = self.skipped
+        known = self.progress.skipped
         try:
-            return self._first_finite_update()
+            return self._first_finite_update(batches or self.batches.get)
         except Exception:
-            self.skipped = known  # the step was not made: whoever goes on passes its batches over again, and says so
+            # the step was not made: whoever goes on passes its batches over again, and says so
+            self.progress.skipped = known
             raise
 
-    def _first_finite_update(self) -> Made:
-        count = self.job.train.gradient_accumulation
+    def _first_finite_update(self, batches: Callable[[int], Batches]) -> Made:
         for left in reversed(range(self.job.train.skip_limit + 1)):
-            first = (self.step + self.skipped) * count
             try:
-                return self.update_with([self.order.micro_batch(first + k) for k in range(count)])
+                return self.update_with(self._from_cache(lambda: batches(self.progress.number)))
             except NotFinite as error:
                 if not left:
                     raise
-                self.skipped += 1
+                self.progress.skipped += 1
                 self.run.append_metrics({"step": self.step + 1, "skipped": error.images, "not_finite": error.what})
                 self.emit(Skipped(self.step + 1, error.what, tuple(error.images)))
         raise AssertionError("unreachable")
 
     def update_with(self, batches: Batches) -> Made:
         """One update on given micro-batches: the mean of the objective over all their samples."""
-        made = self.updater.update(batches, self.step, self.step + self.skipped)
-        if self.updater.pieces > 1:
+        updater = self.experts.of_update(batches[0].number).updater
+        made = updater.update(batches, self.step)
+        if updater.pieces > 1:
             self.findings.add("batches were cut because memory was not enough")
         return made
+
+    def _from_cache(self, action: Callable[[], _T]) -> _T:
+        """What an action gives; where the cache has lost what it needs, that is encoded again and the action repeated.
+
+        Raises:
+            DatasetError: if a file is gone as well, or another one, or the cache loses what it is given.
+        """
+        with suppress(CacheMiss):
+            return action()
+        self.data.encode_again()
+        try:
+            return action()
+        except CacheMiss:
+            raise DatasetError("what is written to the cache vanishes at once: is something clearing it?") from None
 
     # --- what it tells and keeps -------------------------------------------------------------------------------------
 
     def report(self, made: Made, seconds: float) -> None:
         """Writes the metrics line and tells the listeners."""
-        self.losses.append(made.loss)
+        self.progress.losses.append(made.loss)
         self._times.append(seconds)
         mean = sum(self._times) / len(self._times)
-        steps, rate = self.job.train.steps, effective_rate(self.optimizer)
+        steps, rate = self.job.train.steps, effective_rate(self.experts.active.updater.optimizer)
         memory = peak_memory(self.base.device)
         if self.step % self.job.train.log_every == 0 or self.step == steps:
             line: dict[str, Any] = {"step": self.step, "loss": made.loss, **made.parts, "lr": rate}
             line["grad_norm"] = made.norm
-            if self.job.train.stage_boundaries:
-                line["stage"] = self.objective.stages.stage(self.step + self.skipped - 1)
+            if self.experts.stages.boundaries:
+                line["stage"] = self.experts.stages.stage(self.progress.number - 1)
             self.run.append_metrics({**line, "seconds_per_step": round(seconds, 4), "peak_memory": memory})
         self.emit(StepDone(self.step, steps, made.loss, rate, mean, mean * (steps - self.step), memory, made.parts))
 
     def validate(self) -> None:
         """Measures the loss on held-out pictures, with the weights that the LoRA file would hold."""
-        settings = self.job.validation
-        with self._if_it_fits("validation"), suppress(Interrupted), self.weights(self.job.save.weights):
-            loss = validation_loss(
-                self.objective, settings.draws, self.job.train.batch_size, lambda: self.control.interrupts
+        job = self.job
+        with self._if_it_fits("validation"), suppress(Interrupted), self.experts.evaluating(job.save.weights):
+            loss = self._from_cache(
+                lambda: validation_loss(
+                    self.experts, self.data, job.validation.draws, job.train.batch_size, lambda: self.control.interrupts
+                )
             )
             self.run.append_metrics({"step": self.step, "validation_loss": loss})
             self.emit(ValidationDone(self.step, loss))
@@ -191,7 +213,7 @@ class Trainer:
     def draw_samples(self) -> None:
         """Draws the job's previews."""
         with self._if_it_fits("previews"):
-            draw_samples(self)
+            self._from_cache(lambda: self.previews.draw(self.step, self.experts, lambda: self.control.interrupts))
 
     @contextmanager
     def _if_it_fits(self, what: str) -> Iterator[None]:
@@ -214,13 +236,16 @@ class Trainer:
             TrainingError: if a weight is not finite: what is on the disk is worth more.
             SaveError: if it cannot be written.
         """
-        if not all(parameter.isfinite().all() for parameter in self.adapter.parameters()):
+        if not all(parameter.isfinite().all() for one in self.experts for parameter in one.adapter.parameters()):
             raise TrainingError(
                 f"step {self.step}: the LoRA's weights are not finite any more and are not saved. Lower "
                 "train.learning_rate and resume from the last checkpoint, which is intact"
             )
-        files = {"lora.safetensors": lora_file(self), "state.safetensors": state_file(self)}
-        checkpoint = self.run.save_checkpoint(self.step, files)
+        files = lora_files(self.experts, self.base, self.job, self._metadata())
+        known = {**self._facts(), "findings": self.findings.dumps()}
+        checkpoint = self.run.save_checkpoint(
+            self.step, {**files, "state.safetensors": state_file(self.experts, self.progress, known)}
+        )
         self.saved = self.step
         self.run.prune_checkpoints(self.job.save.keep, self.job.save.keep_best)
         self.run.write_status("running", self.step, self.job.train.steps)
@@ -228,25 +253,50 @@ class Trainer:
 
     def _rescue(self) -> None:
         """Saves what a failure would lose, if it can be saved; the failure itself is what the user must hear of."""
-        if self.updater.whole and self.step != self.saved:
+        if all(one.updater.whole for one in self.experts) and self.step != self.saved:
             with suppress(FoundryError, OSError, RuntimeError):
                 self.save()
 
     def restore(self, accept: Collection[str] = ()) -> None:
-        """Goes on from the newest intact checkpoint, if there is one; `accept` as in `state.restore`."""
-        restore(self, accept)
+        """Goes on from the newest intact checkpoint, if there is one; else from `adapter.warm_start`, if given.
 
-    # --- raw or averaged weights -------------------------------------------------------------------------------------
+        Args:
+            accept: what may differ from the checkpoint by the user's explicit wish (`resume_rules`).
 
-    def which(self, choice: str) -> str:
-        """The weights that `auto`, `raw` or `ema` stands for."""
-        return ("raw" if self.ema is None else "ema") if choice == "auto" else choice
+        Raises:
+            ConfigError: if the job, its data or its base are not those of the checkpoint.
+        """
+        checkpoint = self.run.latest()
+        if checkpoint is None:
+            warm_start(self.job, self.base, self.experts)
+            self._forget_after(-1)  # the baseline at step 0 is measured again
+            return
+        metadata = read_facts(checkpoint)
+        self.findings.loads(metadata.get("findings", ""))
+        for note in check_resume({**self._facts(), **sampled_hashes(self.base)}, metadata, accept):
+            self.emit(Warning(note))
+            # the note itself names the machine and its folders, which is nothing for a LoRA's metadata
+            self.findings.add(f"settings, data or environment changed after step {checkpoint.step}")
+        load_state(checkpoint, metadata, self.experts, self.progress)
+        self.saved = self.step
+        self._forget_after(self.step)
 
-    @contextmanager
-    def weights(self, choice: str) -> Iterator[None]:
-        """Puts the chosen weights into the adapter for a while."""
-        if self.which(choice) == "ema" and self.ema is not None:
-            with self.ema.applied():
-                yield
-        else:
-            yield
+    def _forget_after(self, step: int) -> None:
+        self.run.truncate_metrics(step)
+        self.previews.forget(step)
+
+    def _facts(self) -> dict[str, str]:
+        return facts(self.job, self.data, self.base, self._digests)
+
+    def _metadata(self) -> dict[str, str]:
+        return lora_metadata(
+            self.job,
+            self.base,
+            step=self.step,
+            loss=self.progress.mean_loss,
+            weights=self.experts.which(self.job.save.weights),
+            images=[len({sample.item.key for sample in group}) for group in self.data.samples],
+            dataset_digest=self._digests["dataset_digest"],
+            base_hash=self._digests["base_hash"],
+            deterministic=self.findings.summary(),
+        )

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..data.captions import prompt_with_trigger
 from ..data.images import png_bytes, to_image
 from ..errors import Interrupted
+from ..families.conditioning import Conditioning
 from ..files import write_atomically
 from ..runs.events import SampleReady
-from ..sampling.controls import PromptControls, check_controls_of, controlled_set, encoded, of_items, of_settings
+from ..sampling.controls import check_controls_of, controlled_set, encoded, of_items, of_settings, pixels_of
 from ..sampling.sampler import SamplerSettings, draw
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from ..config import JobConfig
     from ..data.prepare import PreparedData
     from ..families.base import Base
+    from ..families.conditioning import TextEmbedding
+    from ..runs.events import Listener
     from ..runs.run_folder import RunFolder
-    from .loop import Trainer
+    from ..sampling.controls import PromptControls
+    from .experts import Experts
 
 
 def preview_texts(job: JobConfig) -> list[str]:
@@ -34,73 +39,92 @@ def negative_text(job: JobConfig) -> str:
     return prompt_with_trigger(job.sample.negative_prompt, job.preview_trigger)
 
 
-@dataclass(frozen=True)
-class PreviewControls:
-    """The control images of a run's previews: for each of its prompts, which they are and their latents."""
+class Previews:
+    """The previews of a run: what each is drawn from, and where it goes."""
 
-    shown: list[PromptControls]
-    latents: list[tuple[Tensor, ...]]
+    def __init__(self, run: RunFolder, job: JobConfig, base: Base, data: PreparedData, emit: Listener) -> None:
+        """Reads and encodes control images, so that no preview fails for want of a file after an hour.
 
+        They are those that the job names, or else those of the first training images. Loads and frees the VAE, and the
+        text encoders where these look at control images.
 
-def preview_controls(job: JobConfig, base: Base, data: PreparedData) -> PreviewControls:
-    """Reads and encodes them, so that no preview fails for want of a file after an hour; loads and frees the VAE.
+        Raises:
+            ConfigError: if the job names some that are not there, or more than the family takes.
+            DatasetError: if one cannot be read.
+        """
+        self._run, self._job, self._base, self._data, self._emit = run, job, base, data, emit
+        check_controls_of(job.sample, base.spec)
+        self._settings = SamplerSettings.of(job.sample, base)
+        self._shown = self._controls()
+        pixels = pixels_of([one.pictures() for one in self._shown], self._settings)
+        self._latents = encoded(base, pixels)
+        self._texts = self._embedded(pixels) if base.spec.text_sees_controls else None
 
-    They are those that the job names, or else those of the first training images.
+    def draw(self, step: int, experts: Experts, should_stop: Callable[[], bool]) -> None:
+        """Draws one picture for each of the job's prompts into the run's folder. A request to stop ends it early.
 
-    Raises:
-        ConfigError: if the job names some that are not there, or more than the family takes.
-        DatasetError: if one cannot be read.
-    """
-    check_controls_of(job.sample, base.spec)
-    count, number = len(job.sample.prompts), controlled_set(job)
-    if job.sample.controls or number is None or not base.spec.max_controls:
-        shown = of_settings(job.sample, count)
-    else:
-        shown = of_items((sample.item for sample in data.samples[number]), job.datasets[number], count)
-    settings = SamplerSettings.of(job.sample, base)
-    return PreviewControls(shown, encoded(base, [one.pictures() for one in shown], settings))
+        Raises:
+            CacheMiss: if a prompt's embedding is not in the cache any more.
+        """
+        config, base = self._job.sample, self._base
+        if not config.prompts:
+            return
+        try:
+            base.load_vae()
+            with experts.evaluating(config.weights):
+                for index, prompt in enumerate(preview_texts(self._job)):
+                    seed = config.seed + index * config.walk_seed
+                    shown, without = (
+                        Conditioning(text, self._text(text, index), self._latents[index])
+                        for text in (prompt, negative_text(self._job))
+                    )
+                    latents = draw(
+                        base, lambda t: experts.at(t).denoiser, [shown], [seed], self._settings, without, should_stop
+                    )
+                    facts = {"prompt": prompt, "seed": str(seed), "weights": experts.which(config.weights)}
+                    if names := self._shown[index].names:
+                        facts["controls"] = names
+                    path = self._run.sample_folder(step) / f"{index:02d}.png"
+                    picture = png_bytes(to_image(base.decode_latents(latents)[0]), facts)
+                    write_atomically(path, picture, inside=self._run.path)
+                    self._emit(SampleReady(step, path, config.prompts[index], index))
+        except Interrupted:
+            return  # the loop sees the same request to stop
+        finally:
+            base.free_vae()
 
+    def lacks(self, step: int) -> bool:
+        """Whether pictures of a step are not there."""
+        return len(self._run.sample_paths(step)) < len(self._job.sample.prompts)
 
-def forget_samples(run: RunFolder, step: int) -> None:
-    """Deletes the previews of steps after `step`, which the run has not made (any more) and will draw again."""
-    for folder in (run.path / "samples").glob("step_*"):
-        if folder.name[5:].isdecimal() and int(folder.name[5:]) > step:
-            shutil.rmtree(folder, ignore_errors=True)
+    def forget(self, step: int) -> None:
+        """Deletes those of steps after `step`, which the run has not made (any more) and will draw again."""
+        for folder in (self._run.path / "samples").glob("step_*"):
+            if folder.name[5:].isdecimal() and int(folder.name[5:]) > step:
+                shutil.rmtree(folder, ignore_errors=True)
 
+    def _text(self, text: str, index: int) -> TextEmbedding | None:
+        """An embedding; none where the text encoders are adapted, which embed the prompt as they are now."""
+        if self._job.adapter.text_encoders:
+            return None
+        return self._data.text(text) if self._texts is None else self._texts[text, index]
 
-def draw_samples(trainer: Trainer) -> None:
-    """Draws one picture for each of the job's prompts into the run's folder. A request to stop ends it early."""
-    config, base = trainer.job.sample, trainer.base
-    if not config.prompts:
-        return
-    settings = SamplerSettings.of(config, base)
-    controls = trainer.preview_controls
+    def _embedded(self, pixels: list[list[Tensor]]) -> dict[tuple[str, int], TextEmbedding]:
+        """Each picture's texts as text encoders embed them that look at its control images."""
+        prompts, negative = preview_texts(self._job), negative_text(self._job)
+        self._base.load_text_encoders()
+        found: dict[tuple[str, int], TextEmbedding] = {}
+        for index, prompt in enumerate(prompts):
+            texts = dict.fromkeys((prompt, negative))
+            for text, embedding in zip(
+                texts, self._base.encode_prompts([*texts], [pixels[index]] * len(texts)), strict=True
+            ):
+                found[text, index] = embedding
+        self._base.free_text_encoders()
+        return found
 
-    def stopped() -> bool:
-        return trainer.control.interrupts
-
-    trainer.denoiser.eval()
-    trainer.adapter.set_strength(1.0)
-    trainer.adapter.seed_dropout()  # none
-    try:
-        base.load_vae()
-        with trainer.weights(config.weights):
-            negative = trainer.objective.text(negative_text(trainer.job))
-            for index, prompt in enumerate(preview_texts(trainer.job)):
-                seed = config.seed + index * config.walk_seed
-                texts = [trainer.objective.text(prompt)]
-                latents = draw(
-                    base, trainer.denoiser, texts, [seed], settings, negative, stopped, controls.latents[index]
-                )
-                path = trainer.run.sample_folder(trainer.step) / f"{index:02d}.png"
-                facts = {"prompt": prompt, "seed": str(seed), "weights": trainer.which(config.weights)}
-                if names := controls.shown[index].names:
-                    facts["controls"] = names
-                picture = png_bytes(to_image(base.decode_latents(latents)[0]), facts)
-                write_atomically(path, picture, inside=trainer.run.path)
-                trainer.emit(SampleReady(trainer.step, path, config.prompts[index], index))
-    except Interrupted:
-        return  # the loop sees the same request to stop
-    finally:
-        base.free_vae()
-        trainer.denoiser.train()
+    def _controls(self) -> list[PromptControls]:
+        job, count, number = self._job, len(self._job.sample.prompts), controlled_set(self._job)
+        if job.sample.controls or number is None or not self._base.spec.max_controls:
+            return of_settings(job.sample, count)
+        return of_items((sample.item for sample in self._data.samples[number]), job.datasets[number], count)

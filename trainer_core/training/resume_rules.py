@@ -19,7 +19,6 @@ from .environment import environment
 if TYPE_CHECKING:
     from ..data.prepare import PreparedData
     from ..families.base import Base
-    from .loop import Trainer
 
 DATA = "data"
 """Stands for the contents of the data sets, which are no setting."""
@@ -64,13 +63,17 @@ _PLACES = {"datasets.folder", "datasets.mask_folder", "datasets.control_folders"
 """Folders. Another one may be named, but not one where there was none."""
 
 
-def facts(trainer: Trainer) -> dict[str, str]:
-    """What a checkpoint says of itself, and resuming compares: the job, digests of data and base, who computes."""
+def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, str]) -> dict[str, str]:
+    """What a checkpoint says of itself, and resuming compares: the job, digests of data and base, who computes.
+
+    Args:
+        known: the `digests`, which take a while.
+    """
     return {
-        "config": settings_text(trainer.job),
-        **trainer.digests,
-        "environment": json.dumps(environment(trainer.base.device, trainer.job.train.optimizer)),
-        "encoded_by": trainer.data.encoded_by(),
+        "config": settings_text(job),
+        **known,
+        "environment": json.dumps(environment(base.device, job.train.optimizer)),
+        "encoded_by": data.encoded_by(),
     }
 
 

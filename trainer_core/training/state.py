@@ -1,9 +1,11 @@
-"""What a checkpoint holds of a trainer, and how it gets back in."""
+"""What a checkpoint holds: the LoRA for ComfyUI, and all that training goes on from."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,97 +13,96 @@ import torch
 from torch import Tensor
 
 from ..adapters.comfy_format import Changes, for_roots, parse, to_comfy
-from ..adapters.metadata import lora_metadata
 from ..errors import AdapterError, RunError
-from ..runs.events import Warning
 from ..safetensors_file import read_header, read_tensors, serialize
-from .optimizers import load_optimizer, optimizer_tensors
-from .previews import forget_samples
-from .resume_rules import check_resume, facts, sampled_hashes
 
 if TYPE_CHECKING:
     from ..config import JobConfig
-    from .loop import Trainer
+    from ..families.base import Base
+    from ..runs.checkpoints import Checkpoint
+    from .experts import Expert, Experts
 
 
-def lora_file(trainer: Trainer) -> bytes:
-    """The LoRA for ComfyUI, of the weights that `save.weights` asks for."""
-    job = trainer.job
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    """Updates made."""
+    skipped: int = 0
+    """Batches passed over so far. The next batch and all its draws are number `step + skipped` of the run."""
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=50))
+    """Of the last steps, for their mean."""
+
+    @property
+    def number(self) -> int:
+        """Of the next update, in the run's draws."""
+        return self.step + self.skipped
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Over the last steps."""
+        return sum(self.losses) / len(self.losses) if self.losses else None
+
+    def state_dict(self) -> dict[str, str]:
+        """As a checkpoint's metadata have it."""
+        return {"step": str(self.step), "skipped": str(self.skipped), "losses": json.dumps(list(self.losses))}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """The inverse of `state_dict`."""
+        self.step, self.skipped = int(state["step"]), int(state.get("skipped", 0))
+        self.losses.clear()
+        self.losses.extend(json.loads(state["losses"]))
+
+
+def lora_files(experts: Experts, base: Base, job: JobConfig, metadata: dict[str, str]) -> dict[str, bytes]:
+    """Name → LoRA file for ComfyUI of each expert, with the weights that `save.weights` asks for."""
     dtype: torch.dtype = getattr(torch, job.save.dtype)
-    losses = trainer.losses
-    metadata = lora_metadata(
-        job,
-        trainer.base,
-        step=trainer.step,
-        loss=sum(losses) / len(losses) if losses else None,
-        weights=trainer.which(job.save.weights),
-        images=[len({sample.item.key for sample in group}) for group in trainer.data.samples],
-        dataset_digest=trainer.digests["dataset_digest"],
-        base_hash=trainer.digests["base_hash"],
-        deterministic=trainer.findings.summary(),
-    )
-    with trainer.weights(job.save.weights):
-        changes = trainer.adapter.changes()
-    return serialize(to_comfy(changes, trainer.base, dtype), metadata)
+    with experts.weights(job.save.weights):
+        return {one.lora_file: serialize(to_comfy(one.adapter.changes(), base, dtype), metadata) for one in experts}
 
 
-def state_file(trainer: Trainer) -> bytes:
-    """All that training needs to go on: fp32 weights, optimizer, moving average, the losses of the running mean."""
-    tensors, values = optimizer_tensors(trainer.optimizer)
-    state = {f"adapter.{name}": value for name, value in trainer.adapter.state().items()}
-    state |= {f"optimizer.{name}": value for name, value in tensors.items()}
-    if trainer.ema is not None:
-        state |= {f"ema.{name}": value for name, value in trainer.ema.state().items()}
-    metadata = {
-        "step": str(trainer.step),
-        "skipped": str(trainer.skipped),
-        "pieces": str(trainer.updater.pieces),
-        **({} if trainer.updater.scale is None else {"loss_scale": str(trainer.updater.scale)}),
-        "optimizer": values,
-        "losses": json.dumps(list(trainer.losses)),
-        "findings": trainer.findings.dumps(),
-        **facts(trainer),
-    }
-    return serialize(state, metadata)
+def state_file(experts: Experts, progress: Progress, facts: Mapping[str, str]) -> bytes:
+    """All that training needs to go on: fp32 weights, optimizers, moving averages, and what resuming compares."""
+    tensors: dict[str, Tensor] = {}
+    metadata = {**progress.state_dict(), **facts}
+    for one in experts:
+        own, values = one.updater.state_dict()
+        tensors |= {_of(one, name): value for name, value in own.items()}
+        metadata |= {_of(one, name): value for name, value in values.items()}
+    return serialize(tensors, metadata)
 
 
-def restore(trainer: Trainer, accept: Collection[str] = ()) -> None:
-    """Goes on from the newest intact checkpoint, if there is one; else from `adapter.warm_start`, if given.
-
-    Args:
-        accept: what may differ from the checkpoint by the user's explicit wish (`resume_rules`).
+def read_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    """The metadata of a checkpoint's state.
 
     Raises:
-        ConfigError: if the job, its data or its base are not those of the checkpoint.
+        RunError: if it is another step's.
     """
-    run = trainer.run
-    checkpoint = run.latest()
-    if checkpoint is None:
-        _warm_start(trainer)
-        run.truncate_metrics(-1)  # the baseline at step 0 is measured again
-        forget_samples(run, -1)
-        return
-    state, metadata = read_tensors(checkpoint.state), read_header(checkpoint.state)["__metadata__"]
+    metadata: dict[str, str] = read_header(checkpoint.state)["__metadata__"]
     if int(metadata["step"]) != checkpoint.step:
         raise RunError(f"{checkpoint.state}: is of step {metadata['step']}, its folder of {checkpoint.step}")
-    trainer.findings.loads(metadata.get("findings", ""))
-    now = {**facts(trainer), **sampled_hashes(trainer.base)}
-    for note in check_resume(now, metadata, accept):
-        trainer.emit(Warning(note))
-        # the note itself names the machine and its folders, which is nothing for a LoRA's metadata
-        trainer.findings.add(f"settings, data or environment changed after step {checkpoint.step}")
-    trainer.adapter.load(_below("adapter.", state))
-    load_optimizer(trainer.optimizer, _below("optimizer.", state), metadata["optimizer"])
-    if trainer.ema is not None:
-        trainer.ema.load(_below("ema.", state))
-    trainer.losses.extend(json.loads(metadata["losses"]))
-    trainer.step = trainer.saved = checkpoint.step
-    trainer.skipped = int(metadata.get("skipped", 0))
-    trainer.updater.pieces = int(metadata.get("pieces", 1))
-    if trainer.updater.scale is not None:
-        trainer.updater.scale = int(metadata.get("loss_scale", trainer.updater.scale))
-    run.truncate_metrics(trainer.step)
-    forget_samples(run, trainer.step)
+    return metadata
+
+
+def load_state(checkpoint: Checkpoint, metadata: Mapping[str, str], experts: Experts, progress: Progress) -> None:
+    """The inverse of `state_file`, bit for bit.
+
+    Raises:
+        AdapterError, RunError: if it is that of other layers, parameters or another optimizer.
+    """
+    tensors = read_tensors(checkpoint.state)
+    for one in experts:
+        prefix = _of(one, "")
+        one.updater.load_state_dict(
+            {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)},
+            {name.removeprefix(prefix): value for name, value in metadata.items() if name.startswith(prefix)},
+        )
+    progress.load_state_dict(metadata)
+
+
+def _of(expert: Expert, name: str) -> str:
+    return f"{expert.name}.{name}" if expert.name else name
 
 
 def read_warm_start(job: JobConfig) -> Changes | None:
@@ -119,21 +120,24 @@ def read_warm_start(job: JobConfig) -> Changes | None:
         raise AdapterError(_of_warm_start(file, error)) from None
 
 
-def _warm_start(trainer: Trainer) -> None:
-    changes, file = read_warm_start(trainer.job), trainer.job.adapter.warm_start
+def warm_start(job: JobConfig, base: Base, experts: Experts) -> None:
+    """Starts from `adapter.warm_start`, if it is given.
+
+    Raises:
+        AdapterError: if the file does not fit.
+    """
+    changes, file = read_warm_start(job), job.adapter.warm_start
     if changes is None or file is None:
         return
     try:
-        trainer.adapter.start_from(for_roots(changes, trainer.adapter.roots, trainer.base))
+        for one in experts:
+            one.adapter.start_from(for_roots(changes, one.adapter.roots, base))
     except AdapterError as error:
         raise AdapterError(_of_warm_start(file, error)) from None
-    if trainer.ema is not None:
-        trainer.ema.restart()
+    for one in experts:
+        if one.updater.ema is not None:
+            one.updater.ema.restart()
 
 
 def _of_warm_start(file: str, error: AdapterError) -> str:
     return f"adapter.warm_start: {file}: {str(error).removeprefix(f'{file}: ')}"
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -7,7 +7,7 @@ micro-batch that does not fit into memory is run in pieces.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,22 +17,22 @@ from ..errors import TrainingError, first_line
 from ..families.device import is_out_of_memory, release_memory
 from ..runs.events import Listener, Warning
 from .advice import out_of_memory
+from .batch_source import TrainBatch
 from .ema import EMA
 from .lr_schedules import learning_rate
-from .optimizers import make_optimizer
+from .optimizers import load_optimizer, make_optimizer, optimizer_tensors
 from .step import MAIN, Objective
 
 if TYPE_CHECKING:
     from ..adapters.adapter import Adapter
     from ..config import JobConfig
-    from ..data.scan import Sample
 
 HIGHEST_SCALE = 16
 """Exponent of 2, as of torch's GradScaler at its start."""
 _SCALE_GROWS_EVERY = 200
 """Steps"""
 
-Batches = Sequence[list["Sample"]]
+Batches = Sequence[TrainBatch]
 
 
 class Made(NamedTuple):
@@ -51,7 +51,7 @@ class NotFinite(TrainingError):
     def __init__(self, step: int, what: str, batches: Batches) -> None:
         self.what = what
         """loss or gradient"""
-        self.images = [sample.item.key for batch in batches for sample in batch]
+        self.images = [sample.item.key for batch in batches for sample in batch.samples]
         super().__init__(
             f"step {step}: the {what} is not finite (images: {', '.join(self.images)}). Lower train.learning_rate; "
             "what was saved before is intact"
@@ -74,17 +74,14 @@ class Updater:
         self.whole = True
         """False while weights, optimizer and moving average are being changed and do not belong together."""
 
-    def update(self, batches: Batches, step: int, draw: int) -> Made:
+    def update(self, batches: Batches, step: int) -> Made:
         """The update that follows `step` others: the mean of the objective over all samples of the micro-batches.
-
-        Args:
-            draw: the place of all random draws; differs from `step` once batches were passed over.
 
         Raises:
             NotFinite: if loss or gradient is not; nothing was changed.
             TrainingError: if there is not memory enough for a single sample; nothing was changed.
         """
-        shown = self._gradients_that_fit(batches, draw) if self.scale is None else self._scaled(batches, step, draw)
+        shown = self._gradients_that_fit(batches) if self.scale is None else self._scaled(batches, step)
         norm = nn.utils.clip_grad_norm_(self.adapter.parameters(), self.job.train.max_grad_norm or math.inf)
         # one wait for the device per step: all numbers come over together
         values = dict(zip(shown, torch.stack([*shown.values()]).tolist(), strict=True))
@@ -102,7 +99,35 @@ class Updater:
         self.whole = True
         return Made(loss, total, values)
 
-    def _scaled(self, batches: Batches, step: int, draw: int) -> dict[str, Tensor]:
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """What the next update depends on: tensors (weights in fp32, optimizer, moving average), and other values."""
+        tensors, values = optimizer_tensors(self.optimizer)
+        state = {f"adapter.{name}": value for name, value in self.adapter.state().items()}
+        state |= {f"optimizer.{name}": value for name, value in tensors.items()}
+        if self.ema is not None:
+            state |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
+        scale = {} if self.scale is None else {"loss_scale": str(self.scale)}
+        return state, {"pieces": str(self.pieces), **scale, "optimizer": values}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, str]) -> None:
+        """The inverse of `state_dict`, bit for bit.
+
+        Raises:
+            AdapterError, RunError: if it is that of other layers, parameters or another optimizer.
+        """
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        self.adapter.load(below("adapter."))
+        load_optimizer(self.optimizer, below("optimizer."), values["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(below("ema."))
+        self.pieces = int(values.get("pieces", 1))
+        if self.scale is not None:
+            self.scale = int(values.get("loss_scale", self.scale))
+
+    def _scaled(self, batches: Batches, step: int) -> dict[str, Tensor]:
         """The gradients, computed at a scale at which float16 neither loses small ones nor overflows.
 
         Micikevicius et al. 2018, §3.2. Powers of two change no bit of what is in range. When a gradient overflows, the
@@ -112,7 +137,7 @@ class Updater:
         assert self.scale is not None
         scale = min(self.scale + (step % _SCALE_GROWS_EVERY == 0), HIGHEST_SCALE)
         while True:
-            shown = self._gradients_that_fit(batches, draw, 2.0**scale)
+            shown = self._gradients_that_fit(batches, 2.0**scale)
             gradients = [one.grad for one in self.adapter.parameters() if one.grad is not None]
             for gradient in gradients:
                 gradient.mul_(0.5**scale)
@@ -124,11 +149,11 @@ class Updater:
             scale -= 1
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _gradients_that_fit(self, batches: Batches, draw: int, scale: float = 1.0) -> dict[str, Tensor]:
+    def _gradients_that_fit(self, batches: Batches, scale: float = 1.0) -> dict[str, Tensor]:
         """The gradients times `scale`, in as many passes as memory asks for."""
         while True:
             try:
-                return self._gradients(batches, draw, scale)
+                return self._gradients(batches, scale)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -149,20 +174,19 @@ class Updater:
                 )
             )
 
-    def _gradients(self, batches: Batches, draw: int, scale: float) -> dict[str, Tensor]:
+    def _gradients(self, batches: Batches, scale: float) -> dict[str, Tensor]:
         """Adds up the gradients, times `scale`; gives the terms of the objective by name."""
         count = sum(len(batch) for batch in batches)
-        seen: dict[str, int] = {}
         shown: dict[str, Tensor] = {}
         for number, batch in self._cut(batches):
-            for term in self.objective.terms(batch, draw, number, seen):
+            for term in self.objective.terms(batch, number):
                 (term.minimised.sum() / count * scale).backward()
                 shown[term.name] = shown.get(term.name, 0.0) + term.shown.sum() / count
         return shown
 
-    def _cut(self, batches: Batches) -> Iterator[tuple[int, list[Sample]]]:
+    def _cut(self, batches: Batches) -> Iterator[tuple[int, TrainBatch]]:
         """All passes, each with a number of its own; without cuts it is that of the micro-batch."""
         for number, batch in enumerate(batches):
             size = math.ceil(len(batch) / self.pieces)
             for piece, start in enumerate(range(0, len(batch), size)):
-                yield number + piece * len(batches), batch[start : start + size]
+                yield number + piece * len(batches), batch.part(start, start + size)

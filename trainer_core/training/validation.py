@@ -13,12 +13,18 @@ import torch
 
 from ..data.variants import Variant
 from ..errors import Interrupted
-from ..objective.losses import elementwise, sample_means
+from ..families.conditioning import each
 from ..randomness import normal_like
-from .step import Draws, Objective
+from .batch_source import named, stacked
 
 if TYPE_CHECKING:
+    from ..data.prepare import PreparedData
     from ..data.scan import Sample
+    from .experts import Experts
+    from .step import Objective
+
+    Pair = tuple[Sample, float]
+    """A sample and a time."""
 
 
 def validation_times(draws: int) -> list[float]:
@@ -26,36 +32,41 @@ def validation_times(draws: int) -> list[float]:
     return [(k + 0.5) / draws for k in range(draws)]
 
 
-def validation_loss(objective: Objective, draws: int, batch_size: int, should_stop: Callable[[], bool]) -> float:
-    """Mean squared error over all validation samples and `draws` times each, with the adapter as it is, at strength 1.
+def validation_loss(
+    experts: Experts, data: PreparedData, draws: int, batch_size: int, should_stop: Callable[[], bool]
+) -> float:
+    """Mean squared error over all validation samples and `draws` times each, with the adapters as they are.
 
     Each sample is seen unflipped, in its centre crop, with its first caption and the mean of its latents.
 
     Raises:
+        CacheMiss: if something is not in the cache any more.
         Interrupted: when `should_stop` says so, between two batches.
     """
-    pairs = [
-        (sample, k) for sample in sorted(objective.data.validation, key=lambda one: one.size) for k in range(draws)
-    ]
     times = validation_times(draws)
-    objective.adapter.set_strength(1.0)
-    objective.adapter.seed_dropout()  # none
-    objective.denoiser.eval()
+    ordered = sorted(data.validation, key=lambda one: one.size)
+    groups = _by_expert([(sample, t) for sample in ordered for t in times], experts)
     total = 0.0
-    try:
-        with torch.no_grad():
+    with torch.no_grad():
+        for pairs in groups:
             for batch in _batches(pairs, batch_size):
                 if should_stop():
                     raise Interrupted
-                total += _losses(objective, batch, times).sum().item()
-    finally:
-        objective.denoiser.train()
-    return total / len(pairs)
+                total += _losses(experts.at(batch[0][1]).objective, data, batch, times).sum().item()
+    return total / (len(ordered) * draws)
 
 
-def _batches(pairs: list[tuple[Sample, int]], batch_size: int) -> list[list[tuple[Sample, int]]]:
+def _by_expert(pairs: list[Pair], experts: Experts) -> list[list[Pair]]:
+    """Those of each expert together, so that each comes to the device once."""
+    groups: dict[str, list[Pair]] = {one.name: [] for one in experts}
+    for pair in pairs:
+        groups[experts.name_at(pair[1])].append(pair)
+    return list(groups.values())
+
+
+def _batches(pairs: list[Pair], batch_size: int) -> list[list[Pair]]:
     """Runs of one size, cut into batches."""
-    batches: list[list[tuple[Sample, int]]] = []
+    batches: list[list[Pair]] = []
     for pair in pairs:
         if batches and len(batches[-1]) < batch_size and batches[-1][0][0].size == pair[0].size:
             batches[-1].append(pair)
@@ -64,24 +75,28 @@ def _batches(pairs: list[tuple[Sample, int]], batch_size: int) -> list[list[tupl
     return batches
 
 
-def _losses(objective: Objective, batch: list[tuple[Sample, int]], times: list[float]) -> torch.Tensor:
+def _losses(objective: Objective, data: PreparedData, batch: list[Pair], times: list[float]) -> torch.Tensor:
     """(N,)"""
     device, schedule = objective.base.device, objective.base.schedule
-    latents = [objective.data.latents(sample, Variant()) for sample, _ in batch]
-    noise = [
-        normal_like(one.mean.shape, "validation", sample.item.key, k)
-        for one, (sample, k) in zip(latents, batch, strict=True)
-    ]
-    draws = Draws(
-        clean=torch.stack([one.mean for one in latents]).to(device),
-        noise=torch.stack(noise).to(device),
-        t=torch.tensor([times[k] for _, k in batch]).to(device),
-        captions=[objective.data.validation_text(sample) for sample, _ in batch],
-        class_captions=[],
-        mask=None,
-        guidance=None,
-        controls=tuple(torch.stack(group).to(device) for group in zip(*(one.controls for one in latents), strict=True)),
-        sizes=torch.tensor([one.sizes for one in latents], dtype=torch.float32).to(device),
+    latents = [data.latents(sample, Variant()) for sample, _ in batch]
+    clean = stacked([one.mean for one in latents])
+    noise = stacked(
+        [
+            {
+                name: normal_like(mean.shape, *named("validation", name), sample.item.key, times.index(t))
+                for name, mean in one.mean.items()
+            }
+            for one, (sample, t) in zip(latents, batch, strict=True)
+        ]
     )
-    predicted = objective.predict(draws, schedule.noised(draws.clean, draws.noise, draws.t), draws.captions)
-    return sample_means(elementwise(predicted, schedule.target(draws.clean, draws.noise, draws.t)))
+    clean, noise = ({name: value.to(device) for name, value in one.items()} for one in (clean, noise))
+    t = torch.tensor([t for _, t in batch]).to(device)
+    prompts = [
+        data.conditioning(sample, Variant(), one, data.validation_text(sample))[0]
+        for one, (sample, _) in zip(latents, batch, strict=True)
+    ]
+    noisy, targets = (
+        each(lambda x, e: function(x, e, t), clean, noise)  # noqa: B023 - called at once
+        for function in (schedule.noised, schedule.target)
+    )
+    return objective.losses(objective.predict(noisy, t, prompts), targets)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ...config import ModelConfig
 from ..base import FamilySpec, SamplingDefaults, check_width, token_ids
+from ..conditioning import MAIN, Collated, Stream, Streams
 from ..device import release_memory
 from ..names import Place
 from ..parts.kl import KlBase
@@ -43,8 +44,7 @@ SPEC = FamilySpec(
     default_repo="black-forest-labs/FLUX.1-dev",
     gated=True,
     vram_gb="24 GB at least, 48 GB to be comfortable",
-    latent_channels=16,
-    vae_factor=8,
+    streams=(Stream(MAIN, channels=16, factor=8),),
     bucket_divisor=16,
     default_timestep_type="sigmoid",
     sampling=SamplingDefaults(width=1024, height=1024, steps=28, guidance=3.5),
@@ -90,8 +90,8 @@ class Flux(KlBase):
     def guidance_distilled(self) -> bool:
         return self._distilled
 
-    def image_tokens(self, height: int, width: int) -> int:
-        return (height // 2) * (width // 2)
+    def tokens(self, shape: Sequence[int]) -> int:
+        return (shape[-2] // 2) * (shape[-1] // 2)
 
     def lora_place(self, path: str) -> Place:
         return flux_place(path)
@@ -124,7 +124,7 @@ class Flux(KlBase):
             source.load("text_encoder_2", T5EncoderModel, dtype, self.device),
         )
 
-    def embed(self, prompts: list[str]) -> dict[str, Tensor]:
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """CLIP's pooled output (N, P) and T5's hidden states (N, L, D), padded and unmasked as in FLUX.1's pipeline."""
         assert self._encoders, "load_text_encoders first"
         clip_tokenizer, t5_tokenizer, clip, t5 = self._encoders
@@ -142,38 +142,29 @@ class Flux(KlBase):
 
     # the denoiser
 
-    def load_denoiser(self) -> nn.Module:
+    def load_denoiser(self, expert: str = "") -> nn.Module:  # noqa: ARG002 - there is one
         from diffusers import FluxTransformer2DModel
 
         return self.source.load(self.spec.denoiser_part, FluxTransformer2DModel, self.dtype, self.device)
 
-    def predict(
-        self,
-        denoiser: nn.Module,
-        noisy: Tensor,
-        t: Tensor,
-        text: dict[str, Tensor],
-        guidance: float | Tensor | None = None,
-        controls: Sequence[Tensor] = (),
-        sizes: Tensor | None = None,  # noqa: ARG002 - FLUX.1 is not conditioned on sizes
-    ) -> Tensor:
+    def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: Collated) -> Streams:
         import torch
 
-        _, _, height, width = noisy.shape
-        images = (noisy, *controls)
-        given = torch.ones_like(t) * (TRAINING_GUIDANCE if guidance is None else guidance) if self._distilled else None
+        x, text = noisy[MAIN], conditioning.text
+        images = (x, *conditioning.controls)
+        given = TRAINING_GUIDANCE if conditioning.guidance is None else conditioning.guidance
         with _unrounded_time(denoiser, t):
             packed = denoiser(
                 hidden_states=torch.cat([pack(image) for image in images], dim=1).to(self.dtype),
                 encoder_hidden_states=text["text"].to(self.dtype),
                 pooled_projections=text["pooled"].to(self.dtype),
                 timestep=t,
-                guidance=given,
+                guidance=torch.ones_like(t) * given if self._distilled else None,
                 img_ids=torch.cat([_ids_of(image, place) for place, image in enumerate(images)]),
-                txt_ids=torch.zeros(text["text"].shape[1], 3, device=noisy.device),
+                txt_ids=torch.zeros(text["text"].shape[1], 3, device=x.device),
                 return_dict=False,
             )[0]
-        return unpack(packed[:, : self.image_tokens(height, width)], height, width).float()
+        return {MAIN: unpack(packed[:, : self.tokens(x.shape)], *x.shape[2:]).float()}
 
 
 @contextmanager

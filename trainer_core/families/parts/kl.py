@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...config import ModelConfig
 from ..base import Base
+from ..conditioning import MAIN, Streams
 from ..device import release_memory
 from ..sources.source import Source, reading
 
@@ -26,7 +27,7 @@ class KlBase(Base):
         self._vae: Any = None
         vae = source.config("vae")
         with reading(source.folder / "vae"):
-            self._shift, self._scale = latent_statistics(vae, self.spec.latent_channels)
+            self._shift, self._scale = latent_statistics(vae, self.spec.main.channels)
 
     def load_vae(self) -> None:
         if self._vae is None:
@@ -34,20 +35,20 @@ class KlBase(Base):
 
             self._vae = self.source.load("vae", AutoencoderKL, self.vae_dtype, self.device)
 
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
         import torch
 
         with torch.no_grad():
             posterior = self._vae.encode(pixels.to(self.device, self.vae_dtype)).latent_dist
-        mean, spread = posterior.mean.float().cpu(), posterior.std.float().cpu()
+        mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
         shift, scale = _of_channels(self._shift), _of_channels(self._scale)
-        return (mean - shift) * scale, spread * scale
+        return {MAIN: (mean - shift) * scale}, {MAIN: std * scale}
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Streams) -> Tensor:
         import torch
 
         shift, scale = (_of_channels(numbers, self.device) for numbers in (self._shift, self._scale))
-        raw = latents.to(self.device, torch.float32) / scale + shift
+        raw = latents[MAIN].to(self.device, torch.float32) / scale + shift
         with torch.no_grad():
             pixels: Tensor = self._vae.decode(raw.to(self.vae_dtype)).sample
         return pixels.float().clamp(-1, 1).cpu()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...config import ModelConfig
 from ...errors import AdapterError, BaseModelError
 from ..base import FamilySpec, LoraNames, SamplingDefaults, check_width, token_ids
+from ..conditioning import MAIN, Collated, Stream, Streams
 from ..device import release_memory
 from ..names import Place, Shapes
 from ..parts.kl import KlBase
@@ -42,8 +43,7 @@ SPEC = FamilySpec(
     default_repo="stable-diffusion-v1-5/stable-diffusion-v1-5",
     gated=False,
     vram_gb="8 GB",
-    latent_channels=4,
-    vae_factor=8,
+    streams=(Stream(MAIN, channels=4, factor=8),),
     bucket_divisor=64,
     default_timestep_type="linear",
     sampling=SamplingDefaults(width=512, height=512, steps=25, guidance=7.5),
@@ -96,11 +96,11 @@ class StableDiffusion(KlBase):
                 f"model.source: {source.name} is no {self.spec.title} model: its UNet reads {added or 'nothing'} "
                 f"beside time and text instead of {self.conditioned_on or 'nothing'}. Choose another model.family"
             )
-        channels = unet.get("in_channels", self.spec.latent_channels)
-        if channels != self.spec.latent_channels:
+        channels = unet.get("in_channels", self.spec.main.channels)
+        if channels != self.spec.main.channels:
             raise BaseModelError(
                 f"{source.name}: its UNet reads {channels} channels, as models for inpainting and editing do; "
-                f"{self.spec.title} reads {self.spec.latent_channels}. Choose a model that draws whole pictures"
+                f"{self.spec.title} reads {self.spec.main.channels}. Choose a model that draws whole pictures"
             )
 
     @property
@@ -111,8 +111,8 @@ class StableDiffusion(KlBase):
     def guidance_distilled(self) -> bool:
         return False
 
-    def image_tokens(self, height: int, width: int) -> int:
-        return height * width
+    def tokens(self, shape: Sequence[int]) -> int:
+        return shape[-2] * shape[-1]
 
     def lora_place(self, path: str) -> Place:
         if not _LAYERS.fullmatch(path):
@@ -147,7 +147,7 @@ class StableDiffusion(KlBase):
         }
         self._tokenizers = tokenizers
 
-    def embed(self, prompts: list[str]) -> dict[str, Tensor]:
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """CLIP's last hidden states after its final norm (N, 77, D), padded and unmasked."""
         return {"text": self._encode("text_encoder", prompts).last_hidden_state}
 
@@ -164,7 +164,7 @@ class StableDiffusion(KlBase):
     def _tokenizer(self, part: str) -> Any:
         return self.source.tokenizer(_tokenizer_of(part))
 
-    def _encode(self, part: str, prompts: list[str], **options: bool) -> Any:
+    def _encode(self, part: str, prompts: Sequence[str], **options: bool) -> Any:
         """What a text encoder gives for prompts."""
         assert self._encoders, "load_text_encoders first"
         ids = token_ids(self._tokenizers[part], prompts, TOKENS, self.device)
@@ -172,36 +172,23 @@ class StableDiffusion(KlBase):
 
     # the denoiser
 
-    def load_denoiser(self) -> nn.Module:
+    def load_denoiser(self, expert: str = "") -> nn.Module:  # noqa: ARG002 - there is one
         from diffusers import UNet2DConditionModel
 
         return self.source.load(self.spec.denoiser_part, UNet2DConditionModel, self.dtype, self.device)
 
-    def predict(
-        self,
-        denoiser: nn.Module,
-        noisy: Tensor,
-        t: Tensor,
-        text: dict[str, Tensor],
-        guidance: float | Tensor | None = None,  # noqa: ARG002 - guidance takes a second pass here
-        controls: Sequence[Tensor] = (),  # noqa: ARG002 - none: spec.max_controls is 0
-        sizes: Tensor | None = None,
-    ) -> Tensor:
+    def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: Collated) -> Streams:
+        x = noisy[MAIN]
         prediction: Tensor = denoiser(
-            noisy.to(self.dtype),
+            x.to(self.dtype),
             self._schedule.step_index(t),
-            encoder_hidden_states=text["text"].to(self.dtype),
-            added_cond_kwargs=self._conditions(noisy, text, sizes),
+            encoder_hidden_states=conditioning.text["text"].to(self.dtype),
+            added_cond_kwargs=self._added(x, conditioning),
             return_dict=False,
         )[0]
-        return prediction.float()
+        return {MAIN: prediction.float()}
 
-    def _conditions(
-        self,
-        noisy: Tensor,  # noqa: ARG002 - see StableDiffusionXL
-        text: dict[str, Tensor],  # noqa: ARG002
-        sizes: Tensor | None,  # noqa: ARG002
-    ) -> dict[str, Tensor] | None:
+    def _added(self, x: Tensor, conditioning: Collated) -> dict[str, Tensor] | None:  # noqa: ARG002 - see SDXL
         """What the UNet reads beside noise, time and text."""
         return None
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..base import LoraNames, SamplingDefaults, check_width
+from ..conditioning import Collated
 from ..registry import register_family
 from ..sources.layout import Layout
 from .layouts import SDXL
@@ -49,7 +50,7 @@ class StableDiffusionXL(StableDiffusion):
         pooled = self.source.config("text_encoder_2").get("projection_dim")
         check_width(self.source, "text_encoder_2", pooled, unet.get("projection_class_embeddings_input_dim", 0) - sizes)
 
-    def embed(self, prompts: list[str]) -> dict[str, Tensor]:
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Both CLIPs' last hidden states but one, side by side (N, 77, D), and CLIP-G's projected output (N, P)."""
         import torch
 
@@ -63,15 +64,15 @@ class StableDiffusionXL(StableDiffusion):
             tokenizer.pad_token = CLIP_G_PADDING
         return tokenizer
 
-    def _conditions(self, noisy: Tensor, text: dict[str, Tensor], sizes: Tensor | None) -> dict[str, Tensor]:
+    def _added(self, x: Tensor, conditioning: Collated) -> dict[str, Tensor]:
         import torch
 
-        if sizes is None:
-            height, width = (edge * self.spec.vae_factor for edge in noisy.shape[2:])
-            whole = torch.tensor([height, width, 0, 0, height, width], device=noisy.device)
-            sizes = whole.expand(len(noisy), -1)
-        # sizes stay fp32 until they are sines and cosines: bfloat16 has no number between 1024 and 1032
-        return {"text_embeds": text["pooled"].to(self.dtype), "time_ids": sizes.float()}
+        time_ids = conditioning.time_ids
+        if time_ids is None:
+            height, width = (edge * self.spec.main.factor for edge in x.shape[2:])
+            time_ids = torch.tensor([height, width, 0, 0, height, width], device=x.device).expand(len(x), -1)
+        # they stay fp32 until they are sines and cosines: bfloat16 has no number between 1024 and 1032
+        return {"text_embeds": conditioning.text["pooled"].to(self.dtype), "time_ids": time_ids.float()}
 
 
 register_family(StableDiffusionXL)

@@ -1,0 +1,140 @@
+"""The experts of a run: for each part of the noise levels a denoiser, its adapter, and what trains it.
+
+Most models have one. Where there are several, one is on the device at a time, and an update changes one alone: its
+optimizer, its moving average and its clipping know nothing of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import nn
+
+from ..adapters.adapter import Adapter
+from ..families.device import release_memory
+from ..objective.timesteps import NoiseStages
+from .step import Objective
+from .update import Updater
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..config import JobConfig
+    from ..families.base import Base, FamilySpec
+    from ..runs.events import Listener
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One of them."""
+
+    name: str
+    """Ends its LoRA file's name; empty where there is only one."""
+    low: float
+    high: float
+    """The times that it is for."""
+    denoiser: nn.Module
+    adapter: Adapter
+    objective: Objective
+    updater: Updater
+
+    @property
+    def lora_file(self) -> str:
+        """The name of its LoRA file."""
+        return f"lora_{self.name}.safetensors" if self.name else "lora.safetensors"
+
+
+class Experts:
+    """All experts that a job trains, the noisiest first."""
+
+    def __init__(self, job: JobConfig, base: Base, emit: Listener) -> None:
+        """Loads the denoisers and adapts them; text encoders that are to be adapted are loaded already."""
+        self._device, self._active = base.device, 0
+        self._all: list[Expert] = []
+        self.stages = stages_of(job, base.spec)
+        for number, spec in enumerate(base.spec.experts):
+            denoiser = base.load_denoiser(spec.name).train()
+            adapter = Adapter.of(job, base, denoiser)
+            if job.train.gradient_checkpointing:
+                cast(Any, denoiser).enable_gradient_checkpointing()  # every diffusers model has it
+            objective = Objective(job, base, denoiser, adapter)
+            updater = Updater(job, objective, adapter, emit)
+            self._all.append(Expert(spec.name, spec.low, spec.high, denoiser, adapter, objective, updater))
+            if number:
+                self._put(denoiser, "cpu")
+
+    def __iter__(self) -> Iterator[Expert]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def active(self) -> Expert:
+        """The one that is on the device."""
+        return self._all[self._active]
+
+    def of_update(self, number: int) -> Expert:
+        """The one that update `number` trains, brought to the device."""
+        return self._bring(self.stages.stage(number) if len(self._all) > 1 else 0)
+
+    def at(self, t: float) -> Expert:
+        """The one for a time, brought to the device."""
+        return self._bring(self._place_of(t))
+
+    def name_at(self, t: float) -> str:
+        """The name of the one for a time."""
+        return self._all[self._place_of(t)].name
+
+    def _place_of(self, t: float) -> int:
+        return next((k for k, one in enumerate(self._all) if t >= one.low), len(self._all) - 1)
+
+    def _bring(self, number: int) -> Expert:
+        if number != self._active:
+            self._put(self.active.denoiser, "cpu")
+            self._active = number
+            self._put(self.active.denoiser, self._device)
+        return self.active
+
+    def _put(self, denoiser: nn.Module, device: torch.device | str) -> None:
+        denoiser.to(device)
+        release_memory(self._device)
+
+    # raw or averaged weights
+
+    def which(self, choice: str) -> str:
+        """The weights that `auto`, `raw` or `ema` stands for."""
+        return ("raw" if self.active.updater.ema is None else "ema") if choice == "auto" else choice
+
+    @contextmanager
+    def weights(self, choice: str) -> Iterator[None]:
+        """Puts the chosen weights into the adapters for a while."""
+        with ExitStack() as stack:
+            for one in self._all if self.which(choice) == "ema" else ():
+                if one.updater.ema is not None:
+                    stack.enter_context(one.updater.ema.applied())
+            yield
+
+    @contextmanager
+    def evaluating(self, weights: str) -> Iterator[None]:
+        """For previews and measurements: the chosen weights at strength 1, without dropout of any kind."""
+        for one in self._all:
+            one.denoiser.eval()
+            one.adapter.set_strength(1.0)
+            one.adapter.seed_dropout()  # none
+        try:
+            with self.weights(weights):
+                yield
+        finally:
+            for one in self._all:
+                one.denoiser.train()
+
+
+def stages_of(job: JobConfig, spec: FamilySpec) -> NoiseStages:
+    """How a job's updates are split by noise level: by the family's experts, or else as the job says."""
+    train = job.train
+    boundaries: Sequence[float] = [one.low for one in spec.experts[:-1]] or train.stage_boundaries
+    return NoiseStages(tuple(boundaries), train.stages, train.stage_switch_every)
