@@ -79,7 +79,7 @@ class Vae:
 
     def encode(self, pixels: torch.Tensor, **_options: Any) -> torch.Tensor:
         """Images (N, H, W, 3) in [0, 1] → raw latents (N, C, h, w), cropped to whole latents."""
-        factor = self._base.spec.vae_factor
+        factor = self._base.spec.main.factor
         height, width = (size - size % factor for size in pixels.shape[1:3])
         self._base.load_vae()
         try:
@@ -95,10 +95,10 @@ class Vae:
         return self.encode(pixels)
 
     def spacial_compression_decode(self) -> int:
-        return self._base.spec.vae_factor
+        return self._base.spec.main.factor
 
     def spacial_compression_encode(self) -> int:
-        return self._base.spec.vae_factor
+        return self._base.spec.main.factor
 
     def temporal_compression_decode(self) -> None:
         """None: pictures have no time."""

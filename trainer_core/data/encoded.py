@@ -190,10 +190,8 @@ class EncodedPictures:
             raise BaseModelError(
                 f"{view.path}: its latents are not finite in {precision}. Set model.vae_dtype to float32"
             )
-        entry = {
-            _stored(name, what): one[name].clone() for what, one in (("mean", mean), ("spread", std)) for name in one
-        }
-        self._entries.put(key, entry, self._made_by)
+        parts = {(name, what): one[name] for what, one in (("mean", mean), ("spread", std)) for name in one}
+        self._entries.put(key, {_stored(*part): value.clone() for part, value in parts.items()}, self._made_by)
 
     def _encode_mask(self, sample: Sample, variant: Variant) -> None:
         """Masks need no encoder; one that leaves nothing to train on is told now and not when it is drawn."""

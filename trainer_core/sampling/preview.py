@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from ..adapters.comfy_format import Changes
+    from ..families.base import Base
+    from ..families.conditioning import Streams
+
 
 def preview(
     model: ModelConfig,
@@ -37,7 +41,7 @@ def preview(
     """
     import torch
 
-    from ..adapters.comfy_format import applied, applied_text, for_modules, parse
+    from ..adapters.comfy_format import applied_text, parse
     from ..adapters.key_names import split_text
     from ..data.images import to_image
     from ..families.registry import open_base
@@ -60,23 +64,37 @@ def preview(
             negatives = base.encode_prompts([sample.negative_prompt] * len(prompts), pixels)
         base.free_text_encoders()
         seen = encoded(base, pixels)
-        denoiser = base.load_denoiser()
-        changes = for_modules(own, denoiser, base)
-        latents = []
-        with applied(denoiser, changes, strength):
-            for k in range(len(prompts)):
-                if progress:
-                    progress(k, len(prompts))
-                seed = sample.seed + k * sample.walk_seed
-                shown, negative = (
-                    Conditioning(text, embeddings[k], seen[k])
-                    for text, embeddings in ((prompts[k], texts), (sample.negative_prompt, negatives))
-                )
-                latents.append(draw(base, lambda _: denoiser, [shown], [seed], settings, negative, should_stop))
-        del denoiser
+        prompted = [
+            (Conditioning(prompt, text, images), Conditioning(sample.negative_prompt, negative, images))
+            for prompt, text, negative, images in zip(prompts, texts, negatives, seen, strict=True)
+        ]
+        latents = _latents(base, own, strength, prompted, sample, progress, should_stop)
         base.load_vae()
         images = [to_image(base.decode_latents(x)[0]) for x in latents]
         base.free_vae()
     if progress:
         progress(len(prompts), len(prompts))
     return images
+
+
+def _latents(
+    base: Base,
+    lora: Changes,
+    strength: float,
+    prompts: Sequence[tuple[Conditioning, Conditioning]],
+    sample: SampleConfig,
+    progress: Callable[[int, int], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> list[Streams]:
+    """Latents of one picture for each (prompt, negative prompt); the denoiser is out of memory when it returns."""
+    from ..adapters.comfy_format import applied, for_modules
+
+    settings, denoiser = SamplerSettings.of(sample, base), base.load_denoiser()
+    latents = []
+    with applied(denoiser, for_modules(lora, denoiser, base), strength):
+        for k, (prompt, negative) in enumerate(prompts):
+            if progress:
+                progress(k, len(prompts))
+            seed = sample.seed + k * sample.walk_seed
+            latents.append(draw(base, lambda _: denoiser, [prompt], [seed], settings, negative, should_stop))
+    return latents

@@ -109,10 +109,11 @@ class BatchSource:
         Raises:
             CacheMiss: if something is not in the cache any more.
         """
-        places, drawn = [], []
+        places: list[Place] = []
+        drawn: list[Latents] = []
         for sample in samples:
             seen[sample.key] = seen.get(sample.key, 0) + 1
-            place = (self.job.train.seed, number, sample.key, seen[sample.key])
+            place: Place = (self.job.train.seed, number, sample.key, seen[sample.key])
             places.append(place)
             drawn.append(self.data.latents(sample, choose_variant(self.job.datasets[sample.dataset], *place)))
         pairs = list(zip(drawn, places, strict=True))
@@ -128,7 +129,7 @@ class BatchSource:
             ),
             t=within.times(levels, self._schedule, self._tokens(clean[MAIN].shape[1:])),
             mask=self._mask(samples, drawn),
-            **self._conditioning(samples, drawn, places),
+            **self._conditioning(number, samples, drawn, places),
         )
 
     def _noise(self, like: Tensor, stream: str, place: Place) -> Tensor:
@@ -149,10 +150,12 @@ class BatchSource:
         ones = [torch.ones_like(one.mean[MAIN][:1]) if one.mask is None else one.mask for one in drawn]
         return {MAIN: torch.stack(ones)}
 
-    def _conditioning(self, samples: list[Sample], drawn: list[Latents], places: list[Place]) -> dict[str, Any]:
+    def _conditioning(
+        self, number: int, samples: list[Sample], drawn: list[Latents], places: list[Place]
+    ) -> dict[str, Any]:
         """`captioned`, `of_class` and `blank`, as far as the update needs them."""
         settings, role = self.job.regularization, self.job.datasets[samples[0].dataset].role
-        preserves = role == "train" and places[0][1] % settings.preservation_every == 0
+        preserves = role == "train" and number % settings.preservation_every == 0
         found: dict[str, list[Conditioning]] = {"captioned": []}
         if preserves and settings.output_preservation:
             found["of_class"] = []

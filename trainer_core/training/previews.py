@@ -115,11 +115,8 @@ class Previews:
         self._base.load_text_encoders()
         found: dict[tuple[str, int], TextEmbedding] = {}
         for index, prompt in enumerate(prompts):
-            texts = dict.fromkeys((prompt, negative))
-            for text, embedding in zip(
-                texts, self._base.encode_prompts([*texts], [pixels[index]] * len(texts)), strict=True
-            ):
-                found[text, index] = embedding
+            embeddings = self._base.encode_prompts([prompt, negative], [pixels[index]] * 2)
+            found[prompt, index], found[negative, index] = embeddings
         self._base.free_text_encoders()
         return found
 
