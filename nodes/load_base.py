@@ -34,7 +34,7 @@ class LoadBase(io.ComfyNode):
     @classmethod
     def execute(cls, base: ModelConfig) -> io.NodeOutput:
         opened = open_base(base)
-        if Path(base.source).is_file() and not (base.text_encoder or base.text_encoder_2 or base.vae):
+        if Path(base.source).is_file() and not base.files:
             return io.NodeOutput(*host.load_checkpoint(opened.denoiser_file))
         model = host.load_diffusion_model(opened.denoiser_file, opened.schedule.fixed_shift)
         return io.NodeOutput(model, Clip(opened), Vae(opened, model.get_model_object("latent_format")))

@@ -19,6 +19,7 @@ from typing import TextIO
 from . import __version__
 from .commands import FAILED, INTERRUPTED
 from .errors import FoundryError
+from .families.registry import file_parts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -262,8 +263,9 @@ def _base_options(parser: argparse.ArgumentParser) -> None:
         "--base", metavar="SOURCE", help="the base model: embedded, a file, a folder, or a repository id"
     )
     parser.add_argument("--tokenizers", metavar="DIR", type=_absolute, help="of a base in a single file")
-    for part in ("text-encoder", "text-encoder-2", "vae"):
-        parser.add_argument(f"--{part}", metavar="FILE", type=_absolute, help="of the base, where --base lacks it")
+    for part in file_parts():
+        flag = f"--{part.replace('_', '-')}"
+        parser.add_argument(flag, metavar="FILE", type=_absolute, help="of the base, where --base lacks it")
 
 
 def _runs_option(parser: argparse.ArgumentParser) -> None:

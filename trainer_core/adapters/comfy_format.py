@@ -21,8 +21,9 @@ from .changes import Change, Hadamard, Kronecker, LowRank, changed_norms, mapped
 from .key_names import OTHER_KINDS, PARTS, names_of, split_key, split_text
 
 if TYPE_CHECKING:
-    from ..families.base import Base, LoraNames
+    from ..families.base import Base
     from ..families.names import Place
+    from ..families.spec import LoraNames
 
 Changes = dict[str, Change]
 """By a layer's name: our module path, or its name in a file."""

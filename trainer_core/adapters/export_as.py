@@ -189,8 +189,8 @@ def to_kohya(changes: Mapping[str, Change], models: Mapping[str, nn.Module], bas
     """
     import torch
 
-    from ..families.base import LoraNames
     from ..families.names import Place
+    from ..families.spec import LoraNames
     from .changes import LowRank
     from .comfy_format import in_original_names
 

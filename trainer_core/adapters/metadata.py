@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..config import JobConfig
-from ..config.model import MODEL_FILES
 
 if TYPE_CHECKING:
     from ..families.base import Base
@@ -123,7 +122,9 @@ def without_paths(job: JobConfig, base: Base) -> dict[str, Any]:
     """The job with folders and files by their names alone."""
     data: dict[str, Any] = job.model_dump(mode="json")
     data["model"]["source"] = base.source.name
-    data["model"] |= {name: PurePath(data["model"][name]).name for name in MODEL_FILES if data["model"][name]}
+    model = data["model"]
+    model["files"] = {part: PurePath(file).name for part, file in model["files"].items()}
+    model["tokenizers"] = PurePath(model["tokenizers"]).name if model["tokenizers"] else None
     for dataset in data["datasets"]:
         dataset["folder"] = PurePath(dataset["folder"]).name
         dataset["mask_folder"] = PurePath(dataset["mask_folder"]).name if dataset["mask_folder"] else None

@@ -6,12 +6,11 @@ import argparse
 from pathlib import Path
 
 from ..config import ModelConfig
-from ..config.model import MODEL_FILES
 from ..errors import ConfigError, RunError
 from ..runs.checkpoints import Checkpoint
 from ..runs.run_folder import RunFolder
 from . import OK
-from .pictures import family_of_file, given, job_of_file
+from .pictures import family_of_file, job_of_file
 from .runs import find_lora
 from .terminal import print_json, quiet_libraries, say
 
@@ -21,9 +20,8 @@ def export(args: argparse.Namespace) -> int:
     from ..adapters.export_as import export_as
 
     lora, model, name = _subject(args)
-    files = {name: getattr(args, name) for name in MODEL_FILES}
     quiet_libraries()
-    path = export_as(args.to, lora, model.but(**given(family=args.family, source=args.base, **files)), name, args.out)
+    path = export_as(args.to, lora, model.but(**base_options(args, model)), name, args.out)
     if args.json:
         print_json({"path": str(path), "to": args.to, "lora": str(lora)})
     else:

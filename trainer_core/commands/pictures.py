@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..config import JobConfig, ModelConfig, SampleConfig, validated
-from ..config.model import MODEL_FILES
 from ..errors import ConfigError, DatasetError, RunError, SaveError
+from ..families.registry import file_parts
 from ..families.sources.source import is_repository_id
 from ..reading import parse_json
 from . import OK
@@ -132,8 +132,7 @@ def _subject(args: argparse.Namespace) -> _Subject:
         job = run_job = found.job()
         name, path = found.name, newest.lora
         model, settings, trigger = job.model, job.sample, job.preview_trigger
-    files = {name: getattr(args, name) for name in MODEL_FILES}
-    model = model.but(**given(family=args.family, source=args.base, device=args.device, **files))
+    model = model.but(**given(device=args.device), **base_options(args, model))
     drawing = {name: getattr(args, name) for name in ("seed", "width", "height", "steps", "guidance")}
     return _Subject(name, path, model, settings.but(**given(**drawing)), trigger, run_job)
 
@@ -176,6 +175,12 @@ def family_of_file(metadata: dict[str, str]) -> str:
 def given(**options: object) -> dict[str, object]:
     """The options that stand on the command line."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def base_options(args: argparse.Namespace, model: ModelConfig) -> dict[str, object]:
+    """The fields of a base that the command line changes."""
+    files = {**model.files, **given(**{part: getattr(args, part) for part in file_parts()})}
+    return {**given(family=args.family, source=args.base, tokenizers=args.tokenizers), "files": files}
 
 
 def _save(pictures: list[Image], folder: Path, stem: str) -> Iterator[Path]:

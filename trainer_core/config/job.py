@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..reading import is_file, is_folder, read_regular
 from ..secrets import redacted
 from .data import CacheConfig, DatasetConfig
-from .model import MODEL_FILES, AdapterConfig, ModelConfig
+from .model import AdapterConfig, ModelConfig
 from .objective import RegularizationConfig, ValidationConfig
 from .output import SampleConfig, SaveConfig
 from .section import Section, empty_is_none, validated
@@ -162,8 +162,8 @@ def resolved(job: JobConfig, here: Path) -> JobConfig:
     model, adapter = job.model, job.adapter
     if model.source != "embedded" and (is_folder(source := absolute(model.source)) or is_file(source)):
         model = model.but(source=str(source))
-    files = {name: getattr(model, name) for name in MODEL_FILES}
-    model = model.but(**{name: str(absolute(file)) for name, file in files.items() if file})
+    files = {part: str(absolute(file)) for part, file in model.files.items()}
+    model = model.but(files=files, tokenizers=str(absolute(model.tokenizers)) if model.tokenizers else None)
     if adapter.warm_start:
         adapter = adapter.but(warm_start=str(absolute(adapter.warm_start)))
     sample = job.sample.model_copy(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .section import Section
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
-MODEL_FILES = ("text_encoder", "text_encoder_2", "vae", "tokenizers")
-"""The fields of a model that name a file or folder, beside its source."""
+FORMER_FIELDS = ("text_encoder", "text_encoder_2", "vae")
+"""Parts that were fields of a model before November 2026, when `files` took their place; jobs may still have them."""
 
 
 class ModelConfig(Section):
@@ -24,13 +24,11 @@ class ModelConfig(Section):
         "checkpoint or diffusion model file (.safetensors), a folder in diffusers layout, or a Hugging Face repository "
         "id (downloaded when the job starts).",
     )
-    text_encoder: str | None = Field(
-        None, description="File of the first text encoder (CLIP-L), where the source does not hold it."
+    files: dict[str, str] = Field(
+        {},
+        description="Parts that are files of their own, where the source does not hold them or another is meant: "
+        "`text_encoder: clip_l.safetensors`. `lora-foundry families` lists the parts of each family.",
     )
-    text_encoder_2: str | None = Field(
-        None, description="File of the second text encoder (T5-XXL, CLIP-G), where the source does not hold it."
-    )
-    vae: str | None = Field(None, description="File of the VAE, where the source does not hold it or another is meant.")
     tokenizers: str | None = Field(
         None,
         description="Folder with the tokenizers, for single files outside ComfyUI. Empty: those of ComfyUI, or of "
@@ -42,6 +40,19 @@ class ModelConfig(Section):
     text_encoder_dtype: Precision = Field("auto", description="Precision of the text encoders.")
     vae_dtype: Precision = Field("auto", description="Precision of the VAE; auto is float32, which loses nothing.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps …")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_by_their_old_names(cls, data: Any) -> Any:
+        """Before there was `files`, these parts had fields of their own."""
+        if not isinstance(data, dict):
+            return data
+        old = {name: data[name] for name in FORMER_FIELDS if data.get(name)}
+        files = data.get("files", {})
+        if isinstance(files, dict):
+            old |= {name: file for name, file in files.items() if file}
+            data = {**{name: value for name, value in data.items() if name not in FORMER_FIELDS}, "files": old}
+        return data
 
 
 class AdapterConfig(Section):

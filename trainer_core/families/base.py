@@ -9,16 +9,17 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..config import AdapterConfig, ModelConfig
-from ..errors import BaseModelError, ConfigError
-from .conditioning import Collated, Conditioning, Stream, Streams, TextEmbedding
+from ..config import ModelConfig
+from ..errors import BaseModelError
+from .conditioning import Collated, Conditioning, Streams, TextEmbedding
 from .device import pick_device, pick_dtype
 from .names import Place
-from .sources.source import Source
+from .sources.source import EMBEDDED, Source, open_source
+from .spec import FamilySpec, Part, SamplingDefaults
 
 if TYPE_CHECKING:
     import torch
@@ -27,107 +28,6 @@ if TYPE_CHECKING:
     from ..objective.schedule import Schedule
     from .names import Shapes
     from .sources.layout import Layout
-
-
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """How a family's previews are drawn when the job does not say."""
-
-    width: int
-    height: int
-    steps: int
-    guidance: float
-
-
-@dataclass(frozen=True)
-class LoraNames:
-    """How a LoRA file names a family's layers, so that ComfyUI and other tools find them."""
-
-    denoiser: str = "diffusion_model."
-    """What precedes the denoiser's layers."""
-    text_encoders: dict[str, str] = field(default_factory=dict)
-    """Text encoder (as `Base.text_encoders` calls it) → what precedes its layers; empty where none can be adapted."""
-    kohya: bool = False
-    """Names are kohya's: underscores for dots, and `lora_down`, `lora_up` for `lora_A`, `lora_B`."""
-    original: bool = True
-    """Whether sd-scripts names the denoiser's layers as the original implementation does; else as diffusers does."""
-
-    def key(self, path: str, root: str = "") -> str:
-        """What precedes `.alpha` and the like for one layer.
-
-        Args:
-            path: of the denoiser's layer as `Base.lora_place` gives it; of a text encoder's, its own module path.
-            root: the text encoder's name; empty for the denoiser.
-        """
-        if root and not path.startswith("text_model."):  # transformers has it in some of its CLIP classes only
-            path = f"text_model.{path}"
-        prefix = self.text_encoders[root] if root else self.denoiser
-        return prefix + (path.replace(".", "_") if self.kohya else path)
-
-
-@dataclass(frozen=True)
-class Expert:
-    """A denoiser for the times between two limits."""
-
-    name: str = ""
-    """Such as `high_noise`: it ends the LoRA file's name. Empty where there is only one."""
-    low: float = 0.0
-    high: float = 1.0
-
-
-@dataclass(frozen=True)
-class FamilySpec:
-    """A family as data."""
-
-    name: str
-    title: str
-    category: str
-    """image, edit or video"""
-    default_repo: str
-    gated: bool
-    vram_gb: str
-    """Guidance in words, for the user."""
-    streams: tuple[Stream, ...]
-    """Of its latents, `main` first."""
-    bucket_divisor: int
-    """Widths and heights are multiples of this, in pixels."""
-    default_timestep_type: str
-    sampling: SamplingDefaults
-    targets: dict[str, tuple[str, ...]]
-    """Adapter targets by name: regular expressions that match module paths of the denoiser whole."""
-    conv_targets: tuple[str, ...] = ()
-    """The same for the convolutions that `conv_rank` adapts; empty where there are none."""
-    text_targets: tuple[str, ...] = ()
-    """The same for the layers of a text encoder."""
-    lora: LoraNames = LoraNames()
-    denoiser_part: str = "transformer"
-    """The denoiser's folder in diffusers layout: transformer or unet."""
-    experts: tuple[Expert, ...] = (Expert(),)
-    """Denoisers for parts of the noise levels, the noisiest first; mostly one for all."""
-    architecture: str = ""
-    """The family in a LoRA's metadata, as modelspec writes it; the name if empty."""
-    base_model_version: str = ""
-    """The same as kohya's scripts write it, which is what some tools tell families apart by."""
-    max_controls: int = 0
-    """How many control images the denoiser takes beside the noisy one; 0 for models that only draw."""
-    text_sees_controls: bool = False
-    """Whether the text encoders look at the control images too, so that a prompt's embedding depends on them."""
-
-    @property
-    def main(self) -> Stream:
-        """The picture's stream, or the video's."""
-        return self.streams[0]
-
-    def check_adapter(self, adapter: AdapterConfig) -> None:
-        """Whether the family has what an adapter's settings ask for.
-
-        Raises:
-            ConfigError: for convolutions or text encoders that it has not, or cannot adapt.
-        """
-        if adapter.conv_rank is not None and not self.conv_targets:
-            raise ConfigError(f"adapter.conv_rank: {self.title} has no convolutions to adapt. Leave it empty")
-        if adapter.text_encoders and not self.lora.text_encoders:
-            raise ConfigError(f"adapter.text_encoders: LoRAs for {self.title} adapt the denoiser alone. Switch it off")
 
 
 class Base(ABC):
@@ -143,6 +43,24 @@ class Base(ABC):
         self.dtype = pick_dtype(config.dtype, self.device)
         self.text_encoder_dtype = pick_dtype(config.text_encoder_dtype, self.device)
         self.vae_dtype = pick_dtype("float32" if config.vae_dtype == "auto" else config.vae_dtype, self.device)
+
+    @classmethod
+    def open(cls, model: ModelConfig) -> Base:
+        """Opens a model: finds its files, and loads nothing yet.
+
+        Raises:
+            ConfigError: for an unknown device.
+            BaseModelError: if its files are not there.
+        """
+        source = open_source(model.source, cls.spec, cls.layout, model.files, model.tokenizers)
+        part = cls.spec.denoiser_part
+        if part not in source.parts and not (source.folder / part).is_dir():
+            what = "the embedded base" if source.folder == EMBEDDED else f"{source.folder}"
+            raise BaseModelError(
+                f"model.source: {what} is no {cls.spec.title} model (it has no `{part}`). Name a checkpoint file, a "
+                f"folder or a repository of that family, such as {cls.spec.default_repo}, or another model.family"
+            )
+        return cls(source, model)
 
     # what the model is, known before anything is loaded
 
@@ -181,7 +99,8 @@ class Base(ABC):
         Raises:
             BaseModelError: for a part that is not there, or is of another model than the denoiser.
         """
-        self.source.check(self.spec.denoiser_part, *self.text_parts, "vae")
+        needed = [part.name for part in self.spec.parts if not part.optional]
+        self.source.check(*needed, *self.spec.tokenizers)
 
     def settings(self) -> dict[str, Any]:
         """What updates take from the base beside weights: its scheduler's configuration, and the `timestep_type`."""
@@ -225,11 +144,6 @@ class Base(ABC):
         return {}
 
     # text
-
-    @property
-    @abstractmethod
-    def text_parts(self) -> tuple[str, ...]:
-        """The parts that make embeddings of prompts: tokenizers and text encoders."""
 
     @abstractmethod
     def load_text_encoders(self) -> None:
@@ -294,13 +208,22 @@ class Base(ABC):
 
     # the denoiser
 
-    @abstractmethod
+    def load_part(self, part: Part, dtype: torch.dtype) -> nn.Module:
+        """A part as a frozen model on the device.
+
+        Raises:
+            BaseModelError: if it is not there, truncated, incomplete, or is something else.
+        """
+        return self.source.load(part.name, part.load_class(), dtype, self.device)
+
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """The frozen denoiser on the device, in `self.dtype`; each call gives a fresh one, which the caller owns.
 
         Args:
-            expert: the name of one of `spec.experts`.
+            expert: the name of one of `spec.experts`, whose part is the denoiser of the same place in `spec.parts`.
         """
+        place = [one.name for one in self.spec.experts].index(expert)
+        return self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
 
     def collate(self, samples: Sequence[Conditioning], guidance: Tensor | float | None = None) -> Any:
         """The conditioning of a batch, on the device, as `predict` takes it; the result is that of each sample alone.
@@ -351,7 +274,7 @@ def check_width(source: Source, part: str, given: object, expected: object) -> N
     """
     if isinstance(expected, int) and given != expected:  # configurations may leave out what is as usual
         raise BaseModelError(
-            f"model.{part}: texts come out as {given or 'no'} numbers where the denoiser of {source.name} reads "
+            f"model.files.{part}: texts come out as {given or 'no'} numbers where the denoiser of {source.name} reads "
             f"{expected}: a text encoder belongs to another model"
         )
 

@@ -1,20 +1,32 @@
-"""The families there are. A host may register one of its own."""
+"""The families there are: built-in ones, those that somebody registers, and those of providers."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..config import ModelConfig
-from ..errors import BaseModelError, ConfigError
-from .sources.source import EMBEDDED, open_source
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from .base import Base, FamilySpec
-    from .sources.layout import Layout
+    from .base import Base
+    from .spec import FamilySpec
+
+
+class Provider(Protocol):
+    """Families that nobody knew of when the core was imported."""
+
+    def names(self) -> Sequence[str]:
+        """Those that there are now."""
+
+    def family(self, name: str) -> type[Base] | None:
+        """One of them; None if there is no such."""
+
 
 _FAMILIES: dict[str, type[Base]] = {}
+_PROVIDERS: list[Provider] = []
 _BUILT_IN = {
     "flux1": "flux1.model",
     "flux1_kontext": "flux1.kontext",
@@ -29,9 +41,14 @@ def register_family(family: type[Base]) -> None:
     _FAMILIES[family.spec.name] = family
 
 
+def register_provider(provider: Provider) -> None:
+    """Adds families that are found when they are asked for, such as the models that a host has loaded."""
+    _PROVIDERS.append(provider)
+
+
 def family_names() -> list[str]:
     """All families, built-in ones first."""
-    return [*_BUILT_IN, *(name for name in _FAMILIES if name not in _BUILT_IN)]
+    return [*dict.fromkeys((*_BUILT_IN, *_FAMILIES, *(name for one in _PROVIDERS for name in one.names())))]
 
 
 def family_spec(name: str) -> FamilySpec:
@@ -43,13 +60,10 @@ def family_spec(name: str) -> FamilySpec:
     return _family(name).spec
 
 
-def family_layout(name: str) -> Layout | None:
-    """How a family's parts lie in single files; None if it is read from folders only.
-
-    Raises:
-        ConfigError: if there is no such family.
-    """
-    return _family(name).layout
+def file_parts() -> dict[str, str]:
+    """Name → role of the parts of all families that may lie in files of their own beside the source."""
+    parts = [part for name in family_names() for part in family_spec(name).parts if part.role != "denoiser"]
+    return {part.name: part.role for part in sorted(parts, key=lambda one: (one.role, one.name))}
 
 
 def open_base(model: ModelConfig) -> Base:
@@ -59,24 +73,15 @@ def open_base(model: ModelConfig) -> Base:
         ConfigError: for an unknown family or device.
         BaseModelError: if its files are not there.
     """
-    family = _family(model.family)
-    files = {"text_encoder": model.text_encoder, "text_encoder_2": model.text_encoder_2, "vae": model.vae}
-    source = open_source(model.source, family.spec.default_repo, family.layout, files, model.tokenizers)
-    part = family.spec.denoiser_part
-    if part not in source.parts and not (source.folder / part).is_dir():
-        what = "the embedded base" if source.folder == EMBEDDED else f"{source.folder}"
-        raise BaseModelError(
-            f"model.source: {what} is no {family.spec.title} model (it has no `{part}`). Name a checkpoint file, a "
-            f"folder or a repository of that family, such as {family.spec.default_repo}, or another model.family"
-        )
-    return family(source, model)
+    return _family(model.family).open(model)
 
 
 def _family(name: str) -> type[Base]:
-    if name not in _FAMILIES:
-        if name not in _BUILT_IN:
-            near = difflib.get_close_matches(name, family_names(), n=1, cutoff=0.4)
-            hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(family_names())}"
-            raise ConfigError(f"model.family: no such family: {name!r}; {hint}")
+    if name in _BUILT_IN and name not in _FAMILIES:
         import_module(f".{_BUILT_IN[name]}", __package__)
-    return _FAMILIES[name]
+    found = _FAMILIES.get(name) or next(filter(None, (one.family(name) for one in _PROVIDERS)), None)
+    if found is None:
+        near = difflib.get_close_matches(name, family_names(), n=1, cutoff=0.4)
+        hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(family_names())}"
+        raise ConfigError(f"model.family: no such family: {name!r}; {hint}")
+    return found

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...errors import BaseModelError, FoundryError
-from ...families.registry import family_layout, family_spec
+from ...families.registry import family_spec
 from ...families.sources.source import is_repository_id, load_tokenizer, open_source
 from ...families.sources.tokenizers import tokenizer_folder
+from ...families.spec import FamilySpec
 from ...reading import is_file, is_folder
 
 _NO_LIMIT = 1_000_000
@@ -79,11 +80,11 @@ def find_tokenizers(family: str, source: str | None = None, named: Path | None =
         ConfigError: for an unknown family.
         BaseModelError: if the base is not on this machine, or a tokenizer of it cannot be read.
     """
-    spec, layout = family_spec(family), family_layout(family)
-    if layout and (named or (source and is_file(Path(source).expanduser()))):
-        kinds = layout.tokenizers.items()
+    spec = family_spec(family)
+    if spec.tokenizers and (named or (source and is_file(Path(source).expanduser()))):
+        kinds = spec.tokenizers.items()
         return tuple(_read(tokenizer_folder(part, kind, named, None), part, kind) for part, kind in kinds)
-    folder = _folder(source or spec.default_repo, spec.default_repo)
+    folder = _folder(source or spec.default_repo, spec)
     found = tuple(_read(part, part.name) for part in sorted(folder.glob("tokenizer*")) if part.is_dir())
     if not found:
         raise BaseModelError(f"{folder}: holds no tokenizer")
@@ -108,9 +109,9 @@ def too_long(texts: Sequence[str], tokenizers: Iterable[TextTokenizer]) -> tuple
     return cut, sorted(partly)
 
 
-def _folder(source: str, default_repo: str) -> Path:
+def _folder(source: str, spec: FamilySpec) -> Path:
     if source == "embedded" or not is_repository_id(source) or is_folder(Path(source)):
-        return open_source(source, default_repo).folder
+        return open_source(source, spec).folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

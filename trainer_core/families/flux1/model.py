@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ...config import ModelConfig
-from ..base import FamilySpec, SamplingDefaults, check_width, token_ids
+from ..base import check_width, token_ids
 from ..conditioning import MAIN, Collated, Stream, Streams
 from ..device import release_memory
 from ..names import Place
@@ -15,6 +15,7 @@ from ..parts.kl import KlBase
 from ..registry import register_family
 from ..sources.layout import Layout
 from ..sources.source import Source, reading
+from ..spec import FamilySpec, Part, SamplingDefaults
 from .names import flux_place
 from .single_file import FLUX1
 
@@ -48,6 +49,12 @@ SPEC = FamilySpec(
     bucket_divisor=16,
     default_timestep_type="sigmoid",
     sampling=SamplingDefaults(width=1024, height=1024, steps=28, guidance=3.5),
+    parts=(
+        Part("transformer", "denoiser", "diffusers.FluxTransformer2DModel"),
+        Part("text_encoder", "text_encoder", "transformers.CLIPTextModel", "tokenizer", "clip"),
+        Part("text_encoder_2", "text_encoder", "transformers.T5EncoderModel", "tokenizer_2", "t5"),
+        Part("vae", "vae", "diffusers.AutoencoderKL"),
+    ),
     targets={
         "attention": _ATTENTION,
         "attention_mlp": (*_ATTENTION, *_FEED_FORWARD),
@@ -107,22 +114,11 @@ class Flux(KlBase):
 
     # text
 
-    @property
-    def text_parts(self) -> tuple[str, ...]:
-        return ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
-
     def load_text_encoders(self) -> None:
-        if self._encoders:
-            return
-        from transformers import CLIPTextModel, T5EncoderModel
-
-        source, dtype = self.source, self.text_encoder_dtype
-        self._encoders = (
-            source.tokenizer("tokenizer"),
-            source.tokenizer("tokenizer_2"),
-            source.load("text_encoder", CLIPTextModel, dtype, self.device),
-            source.load("text_encoder_2", T5EncoderModel, dtype, self.device),
-        )
+        if not self._encoders:
+            parts = self.spec.of_role("text_encoder")
+            tokenizers = [self.source.tokenizer(part.tokenizer) for part in parts]
+            self._encoders = (*tokenizers, *(self.load_part(part, self.text_encoder_dtype) for part in parts))
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """CLIP's pooled output (N, P) and T5's hidden states (N, L, D), padded and unmasked as in FLUX.1's pipeline."""
@@ -137,15 +133,10 @@ class Flux(KlBase):
         release_memory(self.device)
 
     def text_fingerprint(self) -> str:
-        parts = self.source.fingerprint(*self.text_parts)
+        parts = self.source.fingerprint("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
         return f"{parts}:{self.text_encoder_dtype}:{MAX_TOKENS}"
 
     # the denoiser
-
-    def load_denoiser(self, expert: str = "") -> nn.Module:  # noqa: ARG002 - there is one
-        from diffusers import FluxTransformer2DModel
-
-        return self.source.load(self.spec.denoiser_part, FluxTransformer2DModel, self.dtype, self.device)
 
     def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: Collated) -> Streams:
         import torch

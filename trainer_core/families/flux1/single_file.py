@@ -80,6 +80,5 @@ FLUX1 = Layout(
             "T5-XXL text encoder", ("text_encoders.t5xxl.transformer.", "t5xxl.transformer.", ""), describe_t5
         ),
     },
-    tokenizers={"tokenizer": "clip", "tokenizer_2": "t5"},
     schedule=_schedule,
 )

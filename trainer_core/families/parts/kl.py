@@ -31,9 +31,8 @@ class KlBase(Base):
 
     def load_vae(self) -> None:
         if self._vae is None:
-            from diffusers import AutoencoderKL
-
-            self._vae = self.source.load("vae", AutoencoderKL, self.vae_dtype, self.device)
+            (part,) = self.spec.of_role("vae")
+            self._vae = self.load_part(part, self.vae_dtype)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
         import torch

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import BaseModelError
 
-COMPONENTS = (
-    "scheduler",
-    "tokenizer",
-    "tokenizer_2",
-    "text_encoder",
-    "text_encoder_2",
-    "transformer",
-    "unet",
-    "vae",
-)
 VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.non_ema.*", "*.non_ema-*")
 """Second copies of the weights that many repositories hold beside the first; some hold nothing else."""
 
 
-def download(repo: str) -> Path:
-    """The folder of a repository, from Hugging Face's cache or downloaded.
+def download(repo: str, components: Sequence[str]) -> Path:
+    """The folder of a repository, from Hugging Face's cache or downloaded: its `components`, and nothing else.
 
     Raises:
         BaseModelError: if it is gated, not there, or cannot be reached.
     """
-    folder = _snapshot(repo, VARIANTS)
+    folder = _snapshot(repo, components, VARIANTS)
     if any(folder.glob("*/*.safetensors")) or not (folder / "model_index.json").is_file():
         return folder
-    return _snapshot(repo, ())
+    return _snapshot(repo, components, ())
 
 
-def _snapshot(repo: str, ignored: tuple[str, ...]) -> Path:
+def _snapshot(repo: str, components: Sequence[str], ignored: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -43,7 +34,7 @@ def _snapshot(repo: str, ignored: tuple[str, ...]) -> Path:
     )
 
     endings = ("json", "txt", "model", "safetensors")
-    patterns = ["model_index.json", *(f"{part}/*.{end}" for part in COMPONENTS for end in endings)]
+    patterns = ["model_index.json", *(f"{part}/*.{end}" for part in components for end in endings)]
     try:
         return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=list(ignored)))
     except GatedRepoError:

@@ -39,8 +39,6 @@ class Layout:
     configs: Path
     """Folder with the configurations of the real model's parts, such as `unet.json`."""
     parts: Mapping[str, PartLayout]
-    tokenizers: Mapping[str, str]
-    """"tokenizer" and "tokenizer_2" → "clip" or "t5"."""
     schedule: Callable[[dict[str, Any], Shapes, Mapping[str, str]], dict[str, Any]]
     """(shipped scheduler configuration, all shapes of the file, its metadata) → the file's own."""
 

@@ -103,7 +103,7 @@ def open_file(
                 f"model.source: {path}: is no {layout.title} model; it seems to be {seems_to_be(file.shapes)}"
             )
         elif name not in parts:
-            missing.append(f"model.{name} ({part_layout.title})")
+            missing.append(f"model.files.{name} ({part_layout.title})")
     if missing:
         raise BaseModelError(
             f"model.source: {path}: holds not all of {layout.title}. Name a file for {' and '.join(missing)}"
@@ -118,7 +118,7 @@ def separate_parts(layout: Layout | None, given: Mapping[str, Path]) -> dict[str
     """Parts from files of their own.
 
     Args:
-        given: "text_encoder", "text_encoder_2", "vae" → file.
+        given: part → file.
 
     Raises:
         BaseModelError: if the family has no such part, or a file is something else.
@@ -126,18 +126,18 @@ def separate_parts(layout: Layout | None, given: Mapping[str, Path]) -> dict[str
     parts: dict[str, FilePart] = {}
     for name, path in given.items():
         if layout is None:
-            raise BaseModelError(f"model.{name}: this family is read from folders in diffusers layout only")
+            raise BaseModelError(f"model.files.{name}: this family is read from folders in diffusers layout only")
         if name not in layout.parts:
-            raise BaseModelError(f"model.{name}: {layout.title} has no such part. Leave it empty")
+            raise BaseModelError(f"model.files.{name}: {layout.title} has no such part. Leave it empty")
         if path.is_dir():
-            raise BaseModelError(f"model.{name}: {path}: is a folder. Name the .safetensors file in it")
+            raise BaseModelError(f"model.files.{name}: {path}: is a folder. Name the .safetensors file in it")
         if not path.is_file():
-            raise BaseModelError(f"model.{name}: {path}: there is no such file")
-        file = _open(f"model.{name}", path)
+            raise BaseModelError(f"model.files.{name}: {path}: there is no such file")
+        file = _open(f"model.files.{name}", path)
         found = _find(layout, name, layout.parts[name], file)
         if found is None:
             raise BaseModelError(
-                f"model.{name}: {path}: is no {layout.parts[name].title} of {layout.title}; it seems to be "
+                f"model.files.{name}: {path}: is no {layout.parts[name].title} of {layout.title}; it seems to be "
                 f"{seems_to_be(file.shapes)}"
             )
         parts[name] = found

@@ -19,7 +19,7 @@ from ...config import SampleConfig, TrainConfig, validated
 from ...errors import BaseModelError, ConfigError
 from ...reading import is_file, is_folder
 from .diffusers_folder import FolderPart, load_weights, read_object, reading
-from .hub import COMPONENTS, download
+from .hub import download
 from .loading import empty_model
 from .single_file import open_file, separate_parts
 from .tokenizers import load_tokenizer, tokenizer_folder, tokenizer_mark
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ..spec import FamilySpec
     from .layout import Layout
 
 __all__ = [
-    "COMPONENTS",
     "EMBEDDED",
     "Source",
     "is_repository_id",
@@ -190,38 +190,37 @@ class _Outline(Source):
 
 def open_source(
     name: str,
-    default_repo: str,
+    spec: FamilySpec,
     layout: Layout | None = None,
-    files: Mapping[str, str | None] | None = None,
+    files: Mapping[str, str] | None = None,
     tokenizers: str | None = None,
 ) -> Source:
     """Finds a model by what the user wrote. A repository is downloaded (or found in Hugging Face's cache).
 
     Args:
         name: `embedded`, a safetensors file, a folder in diffusers layout, or a repository id.
-        default_repo: what to give as an example.
+        spec: of the family: what parts there are, and an example to give.
         layout: how the family's parts lie in single files; None for a family that reads folders only.
-        files: files that replace or complete parts, by part ("text_encoder", "text_encoder_2", "vae").
+        files: files that replace or complete parts, by part.
         tokenizers: folder with tokenizers.
 
     Raises:
         BaseModelError: if it is not there, gated, or no such model.
     """
-    given = {part: _path(f"model.{part}", file) for part, file in (files or {}).items() if file}
+    given = {part: _path(f"model.files.{part}", file) for part, file in (files or {}).items()}
     folder = _path("model.tokenizers", tokenizers) if tokenizers else None
     if folder is not None and not is_folder(folder):
         raise BaseModelError(f"model.tokenizers {tokenizers!r}: there is no such folder")
     if given and name == "embedded":
-        raise BaseModelError(f"model.{next(iter(given))}: the embedded base has all its parts. Leave it empty")
-    found = _find(name, default_repo)
-    kinds = dict(layout.tokenizers) if layout else {}
+        raise BaseModelError(f"model.files.{next(iter(given))}: the embedded base has all its parts. Leave it empty")
+    found = _find(name, spec)
     if isinstance(found, Source):
-        return replace(found, parts=separate_parts(layout, given), tokenizers=folder, tokenizer_kinds=kinds)
+        return replace(found, parts=separate_parts(layout, given), tokenizers=folder, tokenizer_kinds=spec.tokenizers)
     parts, schedule = open_file(layout, found, given)
-    return Source(found.name, found, {}, parts, schedule, folder, kinds)
+    return Source(found.name, found, {}, parts, schedule, folder, spec.tokenizers)
 
 
-def _find(name: str, default_repo: str) -> Source | Path:
+def _find(name: str, spec: FamilySpec) -> Source | Path:
     if name == "embedded":
         return _source_of_folder("embedded", EMBEDDED)
     path = _path("model.source", name)
@@ -232,10 +231,10 @@ def _find(name: str, default_repo: str) -> Source | Path:
     if path.suffix.lower() in _FILES:
         raise BaseModelError(f"model.source {name!r}: there is no such file or folder")
     if is_repository_id(name):
-        return _source_of_folder(name, download(name))
+        return _source_of_folder(name, download(name, components_of(spec)))
     raise BaseModelError(
         f"model.source {name!r}: there is no such file or folder, and it is no Hugging Face repository id (such as "
-        f"`{default_repo}`)"
+        f"`{spec.default_repo}`)"
     )
 
 
@@ -244,6 +243,11 @@ def _path(field: str, text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:  # the home of a user that there is not
         raise BaseModelError(f"{field} {text!r}: {error}") from None
+
+
+def components_of(spec: FamilySpec) -> tuple[str, ...]:
+    """The folders of a model in diffusers layout."""
+    return ("scheduler", *spec.tokenizers, *(part.name for part in spec.parts))
 
 
 def is_repository_id(name: str) -> bool:

@@ -13,10 +13,11 @@ from typing import Any
 
 from ...errors import BaseModelError
 from ...reading import read_json
+from .tokenizer_kinds import KINDS
 
 _ATTENTION = {None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
-_TOKENIZERS = {None, "CLIPTokenizer", "T5Tokenizer", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"}
-"""Tokenizer classes, without `Fast`, of the families that there are."""
+_ANY_TOKENIZER = {"PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"}
+"""Classes of transformers that take any tokenizer's files."""
 _MOST_LAYERS = 1000
 _DEEPEST = 20
 
@@ -71,11 +72,15 @@ def _problem(name: str, value: Any) -> str | None:
         known = isinstance(value, str) and value in _ATTENTION
         return None if known else "names an attention kernel of somebody else's, which would be downloaded and run"
     if name == "tokenizer_class":
-        known = isinstance(value, str) and value.removesuffix("Fast") in _TOKENIZERS
+        known = isinstance(value, str) and value.removesuffix("Fast") in _tokenizer_classes()
         return None if known else f"is {value!r:.80}, which no family that can be trained has"
     if "layer" in name and isinstance(value, int) and value > _MOST_LAYERS:
         return f"is {value}: no model has that many layers"
     return None
+
+
+def _tokenizer_classes() -> set[str]:
+    return _ANY_TOKENIZER | {one.kind for one in KINDS.values()}
 
 
 def _entries(path: Path, data: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:

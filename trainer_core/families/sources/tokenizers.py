@@ -15,22 +15,10 @@ from ...errors import BaseModelError
 from ...files import sha256_of
 from .diffusers_folder import reading
 from .strangers import check_part
+from .tokenizer_kinds import KINDS
 
-REPOSITORIES = {
-    "clip": (("openai/clip-vit-large-patch14", ""), ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer")),
-    "t5": (("google/t5-v1_1-xxl", ""), ("black-forest-labs/FLUX.1-schnell", "tokenizer_2")),
-}
-"""Kind → repositories that may be in the cache, and the folder in them."""
 FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 """A folder that holds one of these is a tokenizer."""
-TITLES = {"clip": "CLIP", "t5": "T5"}
-LIMITS = {"clip": 77, "t5": 512}
-"""Tokens that the encoders read."""
-_WANTED = {
-    "clip": ("vocab.json", "merges.txt", "tokenizer_config.json"),
-    "t5": ("spiece.model", "tokenizer_config.json"),
-}
-
 _host: dict[str, Path] = {}
 
 
@@ -60,7 +48,7 @@ def load_tokenizer(folder: Path, kind: str | None = None) -> Any:
     with reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if kind is not None:  # some do not know their limit, and ComfyUI's CLIP gives a larger one
-        tokenizer.model_max_length = min(tokenizer.model_max_length, LIMITS[kind])
+        tokenizer.model_max_length = min(tokenizer.model_max_length, KINDS[kind].limit)
     return tokenizer
 
 
@@ -82,17 +70,17 @@ def tokenizer_folder(part: str, kind: str | None, named: Path | None, own: Path 
             return folder
     if kind is None:
         raise BaseModelError(f"{source or 'the model'} holds no `{part}`: name a folder with it in model.tokenizers")
-    repo = REPOSITORIES[kind][0][0]
+    repo = KINDS[kind].repositories[0][0]
     if named is not None:
         raise BaseModelError(
-            f"model.tokenizers: {named} holds no {TITLES[kind]} tokenizer ({' or '.join(FILES)}, in it or in a folder "
-            f"`{part}`), and there is none elsewhere on this machine. Download it: "
-            f"`hf download {repo} {' '.join(_WANTED[kind])}`"
+            f"model.tokenizers: {named} holds no {KINDS[kind].title} tokenizer ({' or '.join(FILES)}, in it or in a "
+            f"folder `{part}`), and there is none elsewhere on this machine. Download it: "
+            f"`hf download {repo} {' '.join(KINDS[kind].files)}`"
         )
     raise BaseModelError(
-        f"{source or 'the model'} holds no `{part}`, and there is no {TITLES[kind]} tokenizer elsewhere on this "
+        f"{source or 'the model'} holds no `{part}`, and there is no {KINDS[kind].title} tokenizer elsewhere on this "
         f"machine. Run inside ComfyUI, which brings it along, or download it "
-        f"(`hf download {repo} {' '.join(_WANTED[kind])}`), or name a folder with it in model.tokenizers"
+        f"(`hf download {repo} {' '.join(KINDS[kind].files)}`), or name a folder with it in model.tokenizers"
     )
 
 
@@ -126,8 +114,8 @@ def _cached(kind: str) -> Iterator[Path]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    for repo, subfolder in REPOSITORIES[kind]:
-        wanted = [f"{subfolder}/{file}".lstrip("/") for file in _WANTED[kind]]
+    for repo, subfolder in KINDS[kind].repositories:
+        wanted = [f"{subfolder}/{file}".lstrip("/") for file in KINDS[kind].files]
         try:
             yield Path(snapshot_download(repo, allow_patterns=wanted, local_files_only=True)) / subfolder
         except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):

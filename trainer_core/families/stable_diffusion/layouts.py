@@ -44,7 +44,6 @@ SD1 = Layout(
             "CLIP-L text encoder", ("cond_stage_model.transformer.", "clip_l.transformer.", ""), describe_clip
         ),
     },
-    tokenizers={"tokenizer": "clip"},
     schedule=_ddpm_schedule,
 )
 SDXL = Layout(
@@ -63,6 +62,5 @@ SDXL = Layout(
             describe_clip,
         ),
     },
-    tokenizers={"tokenizer": "clip", "tokenizer_2": "clip"},
     schedule=_ddpm_schedule,
 )

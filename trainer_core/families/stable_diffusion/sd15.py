@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...config import ModelConfig
 from ...errors import AdapterError, BaseModelError
-from ..base import FamilySpec, LoraNames, SamplingDefaults, check_width, token_ids
+from ..base import check_width, token_ids
 from ..conditioning import MAIN, Collated, Stream, Streams
 from ..device import release_memory
 from ..names import Place, Shapes
@@ -19,6 +19,7 @@ from ..parts.kl import KlBase
 from ..registry import register_family
 from ..sources.layout import Layout
 from ..sources.source import Source, reading
+from ..spec import FamilySpec, LoraNames, Part, SamplingDefaults
 from .layouts import SD1
 from .unet import original_modules
 
@@ -47,6 +48,11 @@ SPEC = FamilySpec(
     bucket_divisor=64,
     default_timestep_type="linear",
     sampling=SamplingDefaults(width=512, height=512, steps=25, guidance=7.5),
+    parts=(
+        Part("unet", "denoiser", "diffusers.UNet2DConditionModel"),
+        Part("text_encoder", "text_encoder", "transformers.CLIPTextModel", "tokenizer", "clip"),
+        Part("vae", "vae", "diffusers.AutoencoderKL"),
+    ),
     targets={
         "attention": _ATTENTION,
         "attention_mlp": (*_ATTENTION, *_FEED_FORWARD),
@@ -60,7 +66,6 @@ SPEC = FamilySpec(
         r"(?:text_model\.)?encoder\.layers\.\d+\.(?:self_attn\.(?:q_proj|k_proj|v_proj|out_proj)|mlp\.(?:fc1|fc2))",
     ),
     lora=LoraNames("lora_unet_", {"text_encoder": "lora_te_"}, kohya=True, original=False),
-    denoiser_part="unet",
     architecture="stable-diffusion-v1",
     base_model_version="sd_v1",
 )
@@ -76,8 +81,6 @@ class StableDiffusion(KlBase):
 
     spec = SPEC
     layout: ClassVar[Layout | None] = SD1
-    encoder_kinds: ClassVar[dict[str, str]] = {"text_encoder": "CLIPTextModel"}
-    """Text encoder → its class in transformers."""
     conditioned_on: ClassVar[str | None] = None
     """What the UNet reads beside time and text, in diffusers' word for it."""
 
@@ -124,28 +127,18 @@ class StableDiffusion(KlBase):
 
     def check_parts(self) -> None:
         super().check_parts()
-        widths = [self.source.config(part).get("hidden_size", 0) for part in self.encoder_kinds]
+        encoders = [part.name for part in self.spec.of_role("text_encoder")]
+        widths = [self.source.config(part).get("hidden_size", 0) for part in encoders]
         expected = self.source.config("unet").get("cross_attention_dim")
-        check_width(self.source, " and model.".join(self.encoder_kinds), sum(widths), expected)
+        check_width(self.source, " and model.files.".join(encoders), sum(widths), expected)
 
     # text
 
-    @property
-    def text_parts(self) -> tuple[str, ...]:
-        return (*self.encoder_kinds, *(_tokenizer_of(part) for part in self.encoder_kinds))
-
     def load_text_encoders(self) -> None:
-        if self._encoders:
-            return
-        import transformers
-
-        source, dtype = self.source, self.text_encoder_dtype
-        tokenizers = {part: self._tokenizer(part) for part in self.encoder_kinds}
-        self._encoders = {
-            part: source.load(part, getattr(transformers, kind), dtype, self.device)
-            for part, kind in self.encoder_kinds.items()
-        }
-        self._tokenizers = tokenizers
+        if not self._encoders:
+            parts = self.spec.of_role("text_encoder")
+            self._tokenizers = {part.name: self._tokenizer(part) for part in parts}
+            self._encoders = {part.name: self.load_part(part, self.text_encoder_dtype) for part in parts}
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """CLIP's last hidden states after its final norm (N, 77, D), padded and unmasked."""
@@ -159,10 +152,10 @@ class StableDiffusion(KlBase):
         release_memory(self.device)
 
     def text_fingerprint(self) -> str:
-        return f"{self.source.fingerprint(*self.text_parts)}:{self.text_encoder_dtype}:{TOKENS}"
+        return f"{self.source.fingerprint(*self.spec.text_parts)}:{self.text_encoder_dtype}:{TOKENS}"
 
-    def _tokenizer(self, part: str) -> Any:
-        return self.source.tokenizer(_tokenizer_of(part))
+    def _tokenizer(self, part: Part) -> Any:
+        return self.source.tokenizer(part.tokenizer)
 
     def _encode(self, part: str, prompts: Sequence[str], **options: bool) -> Any:
         """What a text encoder gives for prompts."""
@@ -171,11 +164,6 @@ class StableDiffusion(KlBase):
         return self._encoders[part](ids, **options)
 
     # the denoiser
-
-    def load_denoiser(self, expert: str = "") -> nn.Module:  # noqa: ARG002 - there is one
-        from diffusers import UNet2DConditionModel
-
-        return self.source.load(self.spec.denoiser_part, UNet2DConditionModel, self.dtype, self.device)
 
     def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: Collated) -> Streams:
         x = noisy[MAIN]
@@ -191,10 +179,6 @@ class StableDiffusion(KlBase):
     def _added(self, x: Tensor, conditioning: Collated) -> dict[str, Tensor] | None:  # noqa: ARG002 - see SDXL
         """What the UNet reads beside noise, time and text."""
         return None
-
-
-def _tokenizer_of(part: str) -> str:
-    return part.replace("text_encoder", "tokenizer")
 
 
 register_family(StableDiffusion)

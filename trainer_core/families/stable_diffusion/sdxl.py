@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..base import LoraNames, SamplingDefaults, check_width
+from ..base import check_width
 from ..conditioning import Collated
 from ..registry import register_family
 from ..sources.layout import Layout
+from ..spec import LoraNames, Part, SamplingDefaults
 from .layouts import SDXL
 from .sd15 import SPEC as SD
 from .sd15 import StableDiffusion
@@ -24,6 +25,12 @@ SPEC = replace(
     default_repo="stabilityai/stable-diffusion-xl-base-1.0",
     vram_gb="12 GB, 16 GB to be comfortable",
     sampling=SamplingDefaults(width=1024, height=1024, steps=25, guidance=5.0),
+    parts=(
+        SD.parts[0],
+        SD.parts[1],
+        Part("text_encoder_2", "text_encoder", "transformers.CLIPTextModelWithProjection", "tokenizer_2", "clip"),
+        SD.parts[2],
+    ),
     lora=LoraNames("lora_unet_", {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}, kohya=True),
     architecture="stable-diffusion-xl-v1-base",
     base_model_version="sdxl_base_v1-0",
@@ -38,10 +45,6 @@ class StableDiffusionXL(StableDiffusion):
 
     spec = SPEC
     layout: ClassVar[Layout | None] = SDXL
-    encoder_kinds: ClassVar[dict[str, str]] = {
-        "text_encoder": "CLIPTextModel",
-        "text_encoder_2": "CLIPTextModelWithProjection",
-    }
     conditioned_on: ClassVar[str | None] = "text_time"
 
     def check_parts(self) -> None:
@@ -55,13 +58,13 @@ class StableDiffusionXL(StableDiffusion):
         """Both CLIPs' last hidden states but one, side by side (N, 77, D), and CLIP-G's projected output (N, P)."""
         import torch
 
-        small, large = (self._encode(part, prompts, output_hidden_states=True) for part in self.encoder_kinds)
+        small, large = (self._encode(part, prompts, output_hidden_states=True) for part in self._encoders)
         text = torch.cat([small.hidden_states[-2], large.hidden_states[-2]], dim=-1)
         return {"text": text, "pooled": large.text_embeds}
 
-    def _tokenizer(self, part: str) -> Any:
+    def _tokenizer(self, part: Part) -> Any:
         tokenizer = super()._tokenizer(part)
-        if part == "text_encoder_2":
+        if part.name == "text_encoder_2":
             tokenizer.pad_token = CLIP_G_PADDING
         return tokenizer
 
