@@ -10,7 +10,7 @@ from ..errors import ConfigError, RunError
 from ..runs.checkpoints import Checkpoint
 from ..runs.run_folder import RunFolder
 from . import OK
-from .pictures import family_of_file, job_of_file
+from .pictures import base_options, family_of_file, job_of_file
 from .runs import find_lora
 from .terminal import print_json, quiet_libraries, say
 

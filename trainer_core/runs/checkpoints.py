@@ -31,8 +31,13 @@ class Checkpoint:
 
     @property
     def lora(self) -> Path:
-        """The LoRA in ComfyUI's names."""
-        return self.path / LORA
+        """The LoRA in ComfyUI's names; of several experts, the first one's."""
+        return self.loras[0]
+
+    @property
+    def loras(self) -> list[Path]:
+        """The LoRA of each expert (`lora_high_noise.safetensors` …), or the one there is."""
+        return sorted(self.path.glob("lora_*.safetensors")) or [self.path / LORA]
 
     @property
     def state(self) -> Path:
