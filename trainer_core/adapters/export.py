@@ -21,7 +21,7 @@ _KINDS = {
     **OTHER_KINDS,
 }
 _RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
-"""Parts of a change whose first dimension is the rank."""
+"""Parts of a delta whose first dimension is the rank."""
 _CONVOLUTION = re.compile(
     r"resnets[._]\d+[._]conv[12]$|samplers[._]\d+[._]conv$|blocks[._]\d+[._]\d+[._](in_layers[._]2|out_layers[._]3|op|conv)$"
 )

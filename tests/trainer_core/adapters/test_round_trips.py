@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.changes import Change
 from trainer_core.adapters.comfy_format import applied_text, for_modules, for_roots, parse, to_comfy
+from trainer_core.adapters.deltas import Delta
 from trainer_core.adapters.key_names import split_text
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
@@ -82,7 +82,7 @@ def test_a_lora_on_text_encoders_is_applied_to_them(
 # --- to go on training from ------------------------------------------------------------------------------------------
 
 
-def started(sdxl: Base, unet: nn.Module, config: AdapterConfig, changes: Mapping[str, Change]) -> Adapter:
+def started(sdxl: Base, unet: nn.Module, config: AdapterConfig, changes: Mapping[str, Delta]) -> Adapter:
     adapter = Adapter(unet, config, sdxl.spec.targets["all"], seed=2, conv_targets=sdxl.spec.conv_targets)
     adapter.start_from(changes)
     return adapter
