@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import AdapterError
 from .deltas import Delta, Hadamard, Kronecker, LowRank, changed_norms, mapped, row_norms
 from .key_names import OTHER_KINDS, PARTS, names_of, split_key, split_text
-from .operations import Operation, dense_weight, device_of, operation_of
+from .operations import Operation, dense_weight, device_of, layers_of, operation_of, weight_shapes
 
 if TYPE_CHECKING:
     from ..families.base import Base, LoraNames
@@ -228,13 +228,8 @@ def for_roots(changes: Mapping[str, Delta], roots: Mapping[str, nn.Module], base
     ours: Changes = {}
     used = set()
     for root, model in roots.items():
-        modules = {path.removesuffix(".base_layer"): module for path, module in model.named_modules()}
-        state = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
-        originals = {} if root else base.original_modules({name: tuple(value.shape) for name, value in state.items()})
-        for path, module in modules.items():
-            operation = operation_of(module)
-            if operation is None:
-                continue
+        originals = {} if root else base.original_modules(weight_shapes(model))
+        for path, (module, operation) in layers_of(model).items():
             for name, place in names_of(path, base, root, originals.get(path)):
                 if name not in changes:
                     continue

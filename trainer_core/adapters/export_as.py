@@ -193,11 +193,10 @@ def to_kohya(changes: Mapping[str, Delta], models: Mapping[str, nn.Module], base
     from ..families.names import Place
     from .comfy_format import in_original_names
     from .deltas import LowRank
+    from .operations import weight_shapes
 
     names = base.spec.lora
-    originals = {}
-    if names.original and "" in models:
-        originals = base.original_modules({key: tuple(value.shape) for key, value in models[""].state_dict().items()})
+    originals = base.original_modules(weight_shapes(models[""])) if names.original and "" in models else {}
 
     def place_of(path: str) -> Place:
         if not names.original:

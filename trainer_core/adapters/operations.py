@@ -75,6 +75,18 @@ def operation_of(module: nn.Module) -> Operation | None:
     return Operation(given.out_channels, given.in_channels, kernel, **rest)
 
 
+def layers_of(model: nn.Module) -> dict[str, tuple[nn.Module, Operation]]:
+    """All layers that adapters fit, by path; an adapted one is the frozen layer, at the path that it had."""
+    modules = {path.removesuffix(".base_layer"): module for path, module in model.named_modules()}
+    return {path: (module, found) for path, module in modules.items() if (found := operation_of(module))}
+
+
+def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name of a tensor → its shape, as if no layer were packed or adapted."""
+    shapes = {name.replace(".base_layer.", "."): tuple(value.shape) for name, value in model.state_dict().items()}
+    return shapes | {f"{path}.weight": operation.weight_shape for path, (_, operation) in layers_of(model).items()}
+
+
 def dense_weight(module: nn.Module) -> Tensor:
     """A layer's weight (out, in, *kernel), in any floating-point precision; it may be the layer's own tensor.
 
@@ -113,17 +125,17 @@ def device_of(module: nn.Module) -> torch.device:
 
 def with_gradient(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """A layer's output y for x; if the layer computed it without graph, one that leads to x by the layer's weight."""
-    if not x.requires_grad or y.requires_grad or not torch.is_grad_enabled():
+    if y.requires_grad or not torch.is_grad_enabled():
         return y
-    given: Tensor = _InputGradient.apply(x, y, module)
-    return given
+    y = y.clone() if y.is_inference() else y  # autograd keeps no inference tensors
+    return _InputGradient.apply(x, y, module) if x.requires_grad else y  # type: ignore[no-any-return]
 
 
 class _InputGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, module: nn.Module) -> Tensor:
         ctx.module, ctx.shape = module, x.shape
-        return y.clone()  # it may be an inference tensor
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -18,6 +18,7 @@ from trainer_core.errors import AdapterError
 from trainer_core.families.base import Base
 from trainer_core.families.stable_diffusion.sdxl import StableDiffusionXL
 
+from .packed_layers import packed
 from .small_sdxl import CONV, TO_Q, adapted, dense, outputs
 
 KINDS = {
@@ -29,8 +30,14 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("layers", ["torch's", "packed"])
 @pytest.mark.parametrize("config", KINDS.values(), ids=list(KINDS))
-def test_there_and_back(config: AdapterConfig, sdxl: Base, unet: nn.Module, encoders: dict[str, nn.Module]) -> None:
+def test_there_and_back(
+    config: AdapterConfig, layers: str, sdxl: Base, unet: nn.Module, encoders: dict[str, nn.Module]
+) -> None:
+    if layers == "packed":
+        unet = packed(unet)
+        encoders = {name: packed(encoder) for name, encoder in encoders.items()}
     plain = copy.deepcopy(unet)
     adapter = adapted(sdxl, unet, encoders, config)
     file = to_comfy(adapter.changes(), sdxl, torch.float32)
