@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig, JobConfig
 from ..errors import AdapterError
-from .changes import Change, LowRank, mapped
+from .deltas import Delta, LowRank, mapped
 from .layers import KINDS, AdaptedLayer
+from .operations import operation_of
 
 if TYPE_CHECKING:
     from ..families.base import Base
@@ -32,7 +33,7 @@ class Adapter:
         text_encoders: Mapping[str, nn.Module] | None = None,
         text_targets: Sequence[str] = (),
     ) -> None:
-        """Adapts every linear layer and 2-D convolution whose whole path matches one of the targets, and freezes all.
+        """Adapts every linear layer and convolution whose whole path matches one of the targets, and freezes all.
 
         Args:
             targets: regular expressions over the denoiser's module paths, for layers that get `config.rank`.
@@ -42,7 +43,7 @@ class Adapter:
             text_targets: regular expressions over module paths of each text encoder.
 
         Raises:
-            AdapterError: if none matches, or one that does is of a kind that cannot be adapted.
+            AdapterError: if none matches, or one that does cannot be adapted.
         """
         self.config = config
         self.roots: dict[str, nn.Module] = {"": denoiser, **(text_encoders or {})}
@@ -69,18 +70,22 @@ class Adapter:
         self, root: str, model: nn.Module, targets: Sequence[str], conv_targets: Sequence[str], seed: int
     ) -> None:
         config = self.config
-        sizes = [("|".join(f"(?:{one})" for one in targets), config.rank, config.scale)]
+        ranks = [("|".join(f"(?:{one})" for one in targets), config.rank, config.scale)]
         if config.conv_rank is not None:
-            sizes.append(("|".join(f"(?:{one})" for one in conv_targets), config.conv_rank, config.conv_scale))
+            ranks.append(("|".join(f"(?:{one})" for one in conv_targets), config.conv_rank, config.conv_scale))
         count = len(self.layers)
         for path, module in list(model.named_modules()):
-            found = next((size for size in sizes if size[0] and re.fullmatch(size[0], path)), None)
+            found = next((one for one in ranks if one[0] and re.fullmatch(one[0], path)), None)
             if found is None:
                 continue
-            if not _can_be_adapted(module):
+            operation = operation_of(module)
+            if operation is None or isinstance(module, AdaptedLayer):
                 raise AdapterError(f"adapter.targets: {path} is a {type(module).__name__}, which no adapter fits")
             name = f"{root}.{path}" if root else path
-            self.layers[name] = KINDS[config.type](module, name, *found[1:], config, seed)
+            try:
+                self.layers[name] = KINDS[config.type](module, operation, name, *found[1:], config, seed)
+            except AdapterError as error:
+                raise AdapterError(f"adapter.type: {path}: {error}. Set it to lora, which does not need it") from None
             model.set_submodule(path, self.layers[name])
         if len(self.layers) == count:
             raise AdapterError(f"adapter.targets: no layer of the {root.replace('_', ' ') or 'base'} matches")
@@ -118,24 +123,24 @@ class Adapter:
         for name, parameter in mine.items():
             parameter.data.copy_(state[name])
 
-    def changes(self) -> dict[str, Change]:
-        """What each layer changes, by name, at strength 1: fp32, where the layer is."""
-        return {name: mapped(layer.change()) for name, layer in self.layers.items()}
+    def changes(self) -> dict[str, Delta]:
+        """Each layer's weight delta, by name, at strength 1: fp32, where the layer is."""
+        return {name: mapped(layer.delta()) for name, layer in self.layers.items()}
 
-    def start_from(self, changes: Mapping[str, Change]) -> None:
+    def start_from(self, changes: Mapping[str, Delta]) -> None:
         """Sets the weights to do what a file's layers do; layers that the file leaves out start as usual.
 
         Raises:
             AdapterError: if the file adapts layers that this adapter does not, or cannot be represented by it.
         """
         state = self.state()
-        for name, change in changes.items():
+        for name, delta in changes.items():
             if name not in self.layers:
-                if isinstance(change, LowRank) and change.dora_scale is None and not change.up.any():
+                if isinstance(delta, LowRank) and delta.dora_scale is None and not delta.up.any():
                     continue  # the part of a fused layer that was not adapted
                 raise AdapterError(f"the file adapts {name}, which this job's targets leave out")
             try:
-                found = self.layers[name].started_from(change)
+                found = self.layers[name].started_from(delta)
             except AdapterError as error:
                 raise AdapterError(f"{name}: {error}") from None
             state |= {f"{name}.{key}": value for key, value in found.items()}
@@ -166,9 +171,3 @@ class Adapter:
         finally:
             for layer in self.layers.values():
                 layer.enabled = True
-
-
-def _can_be_adapted(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
-        return module.groups == 1 and module.padding_mode == "zeros"
-    return isinstance(module, nn.Linear)

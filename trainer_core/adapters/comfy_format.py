@@ -17,25 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from .changes import Change, Hadamard, Kronecker, LowRank, changed_norms, mapped, row_norms
+from .deltas import Delta, Hadamard, Kronecker, LowRank, changed_norms, mapped, row_norms
 from .key_names import OTHER_KINDS, PARTS, names_of, split_key, split_text
+from .operations import Operation, dense_weight, device_of, layers_of, operation_of, weight_shapes
 
 if TYPE_CHECKING:
     from ..families.base import Base
     from ..families.names import Place
     from ..families.spec import LoraNames
 
-Changes = dict[str, Change]
+Changes = dict[str, Delta]
 """By a layer's name: our module path, or its name in a file."""
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def to_comfy(changes: Mapping[str, Change], base: Base, dtype: torch.dtype) -> dict[str, Tensor]:
+def to_comfy(changes: Mapping[str, Delta], base: Base, dtype: torch.dtype) -> dict[str, Tensor]:
     """A trained adapter as ComfyUI's tensors.
 
     Args:
-        changes: module path → its change; a text encoder's begins with the encoder's name, `text_encoder.`.
+        changes: module path → its delta; a text encoder's begins with the encoder's name, `text_encoder.`.
         base: whose `lora_place` and `spec.lora` name the layers.
         dtype: of the file; alpha and DoRA's scale stay fp32, since the scale multiplies the whole weight.
     """
@@ -43,23 +44,23 @@ def to_comfy(changes: Mapping[str, Change], base: Base, dtype: torch.dtype) -> d
 
 
 def in_original_names(
-    changes: Mapping[str, Change], names: LoraNames, place_of: Callable[[str], Place], dtype: torch.dtype
+    changes: Mapping[str, Delta], names: LoraNames, place_of: Callable[[str], Place], dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The same in other names: `place_of` says where the denoiser's layers lie, `names` how keys begin and end."""
     tensors: dict[str, Tensor] = {}
     groups: dict[str, list[tuple[Place, LowRank]]] = {}
-    for path, change in changes.items():
+    for path, delta in changes.items():
         root = next((root for root in names.text_encoders if path.startswith(f"{root}.")), "")
         if root:
-            tensors |= _written(names.key(path.removeprefix(f"{root}."), root), change, names.kohya, dtype)
+            tensors |= _written(names.key(path.removeprefix(f"{root}."), root), delta, names.kohya, dtype)
             continue
         place = place_of(path)
-        if isinstance(change, LowRank) and change.dora_scale is None:
-            groups.setdefault(place.name, []).append((place, change))
-        elif place.total > 1 or (place.swap_halves and isinstance(change, Kronecker)):
-            tensors |= _written(PARTS + path, change, names.kohya, dtype)
+        if isinstance(delta, LowRank) and delta.dora_scale is None:
+            groups.setdefault(place.name, []).append((place, delta))
+        elif place.total > 1 or (place.swap_halves and isinstance(delta, Kronecker)):
+            tensors |= _written(PARTS + path, delta, names.kohya, dtype)
         else:
-            whole = _swapped(change) if place.swap_halves else change
+            whole = _swapped(delta) if place.swap_halves else delta
             tensors |= _written(names.key(place.name), whole, names.kohya, dtype)
     for path, parts in groups.items():
         fused = _fused(sorted(parts, key=lambda part: part[0].start))
@@ -68,42 +69,42 @@ def in_original_names(
 
 
 def _fused(parts: list[tuple[Place, LowRank]]) -> LowRank:
-    place, change = parts[0]
+    place, delta = parts[0]
     if place.total == 1:
-        whole = _swapped(change) if place.swap_halves else change
+        whole = _swapped(delta) if place.swap_halves else delta
         assert isinstance(whole, LowRank)
         return whole
-    unit = change.up.shape[0] // (place.stop - place.start)
+    unit = delta.up.shape[0] // (place.stop - place.start)
     rank = sum(part.down.shape[0] for _, part in parts)
-    up, column = change.up.new_zeros(unit * place.total, rank), 0
+    up, column = delta.up.new_zeros(unit * place.total, rank), 0
     for place, part in parts:
-        own = part.up if part.scale == change.scale else part.up * (part.scale / change.scale)
+        own = part.up if part.scale == delta.scale else part.up * (part.scale / delta.scale)
         up[unit * place.start : unit * place.stop, column : column + part.up.shape[1]] = own
         column += part.up.shape[1]
-    return LowRank(torch.cat([part.down for _, part in parts]), up, change.scale)
+    return LowRank(torch.cat([part.down for _, part in parts]), up, delta.scale)
 
 
-def _written(name: str, change: Change, kohya: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+def _written(name: str, delta: Delta, kohya: bool, dtype: torch.dtype) -> dict[str, Tensor]:
     """One layer's tensors; ComfyUI divides alpha by the rank it sees, and takes 1 where it sees none."""
-    if isinstance(change, LowRank):
-        kernel = (1,) * (change.down.dim() - 2)
+    if isinstance(delta, LowRank):
+        kernel = (1,) * (delta.down.dim() - 2)
         down, up = ("lora_down.weight", "lora_up.weight") if kohya else ("lora_A.weight", "lora_B.weight")
-        parts = {down: change.down, up: change.up.reshape(*change.up.shape, *kernel)}
-        alpha = change.scale * change.down.shape[0]
-    elif isinstance(change, Hadamard):
-        parts = {f"hada_{part}": getattr(change, part) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
-        alpha = change.scale * change.w1_b.shape[0]
-    elif change.w2 is not None:
-        parts, alpha = {"lokr_w1": change.w1 * change.scale, "lokr_w2": change.w2}, 1.0
+        parts = {down: delta.down, up: delta.up.reshape(*delta.up.shape, *kernel)}
+        alpha = delta.scale * delta.down.shape[0]
+    elif isinstance(delta, Hadamard):
+        parts = {f"hada_{part}": getattr(delta, part) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
+        alpha = delta.scale * delta.w1_b.shape[0]
+    elif delta.w2 is not None:
+        parts, alpha = {"lokr_w1": delta.w1 * delta.scale, "lokr_w2": delta.w2}, 1.0
     else:
-        w2_a, w2_b = change.factors
-        parts = {"lokr_w1": change.w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b.flatten(1)}
-        alpha = change.scale * w2_b.shape[0]
+        w2_a, w2_b = delta.factors
+        parts = {"lokr_w1": delta.w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b.flatten(1)}
+        alpha = delta.scale * w2_b.shape[0]
     tensors = {f"{name}.{part}": value.to(dtype).contiguous() for part, value in parts.items()}
     tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-    if isinstance(change, LowRank) and change.dora_scale is not None:
-        rows = (-1,) + (1,) * (change.down.dim() - 1)
-        tensors[f"{name}.dora_scale"] = change.dora_scale.float().reshape(rows).contiguous()
+    if isinstance(delta, LowRank) and delta.dora_scale is not None:
+        rows = (-1,) + (1,) * (delta.down.dim() - 1)
+        tensors[f"{name}.dora_scale"] = delta.dora_scale.float().reshape(rows).contiguous()
     return tensors
 
 
@@ -111,7 +112,7 @@ def _written(name: str, change: Change, kohya: bool, dtype: torch.dtype) -> dict
 
 
 def parse(tensors: Mapping[str, Tensor]) -> Changes:
-    """Name of a layer in the file → its change, fp32. The names are still the file's: `for_modules` finds our layers.
+    """Name of a layer in the file → its delta, fp32. The names are still the file's: `for_modules` finds our layers.
 
     Raises:
         AdapterError: for keys of another kind of adapter, or that lack their other half, or no number as alpha.
@@ -131,7 +132,7 @@ def parse(tensors: Mapping[str, Tensor]) -> Changes:
     return {name: _read(name, parts) for name, parts in found.items()}
 
 
-def _read(name: str, parts: dict[str, Tensor]) -> Change:
+def _read(name: str, parts: dict[str, Tensor]) -> Delta:
     try:
         if "hada_w1_a" in parts:
             return _hadamard(name, parts)
@@ -170,14 +171,14 @@ def _low_rank(name: str, parts: dict[str, Tensor]) -> LowRank:
     if down.shape[0] != up.shape[1]:
         shapes = f"{tuple(parts['down'].shape)} and {tuple(parts['up'].shape)}"
         raise AdapterError(f"{name}: lora_A and lora_B do not fit each other: their shapes are {shapes}")
-    change = LowRank(down, up, _scale(parts, rank))
+    delta = LowRank(down, up, _scale(parts, rank))
     for part in ("dora_scale", "magnitude"):
         if part in parts:
             if parts[part].numel() != up.shape[0] or (part == "dora_scale" and parts[part].shape[0] != up.shape[0]):
                 raise AdapterError(f"{name}: this DoRA scales its inputs; only those that scale outputs can be used")
             scaled: dict[str, Any] = {part: parts[part].flatten()}
-            change = replace(change, **scaled)
-    return change
+            delta = replace(delta, **scaled)
+    return delta
 
 
 def _kronecker(name: str, parts: dict[str, Tensor]) -> Kronecker:
@@ -209,8 +210,8 @@ def _hadamard(name: str, parts: dict[str, Tensor]) -> Hadamard:
 # --- our layers ------------------------------------------------------------------------------------------------------
 
 
-def for_modules(changes: Mapping[str, Change], model: nn.Module, base: Base, root: str = "") -> Changes:
-    """Module path of our model → its change; a fused layer's change is cut into its parts' rows.
+def for_modules(changes: Mapping[str, Delta], model: nn.Module, base: Base, root: str = "") -> Changes:
+    """Module path of our model → its delta; a fused layer's delta is cut into its parts' rows.
 
     Args:
         changes: by their names in a file, as `parse` gives them.
@@ -220,25 +221,21 @@ def for_modules(changes: Mapping[str, Change], model: nn.Module, base: Base, roo
         AdapterError: if the file has a layer that this base lacks, or shapes differ.
     """
     ours = for_roots(changes, {root: model}, base)
-    return {path.removeprefix(f"{root}."): change for path, change in ours.items()} if root else ours
+    return {path.removeprefix(f"{root}."): delta for path, delta in ours.items()} if root else ours
 
 
-def for_roots(changes: Mapping[str, Change], roots: Mapping[str, nn.Module], base: Base) -> Changes:
+def for_roots(changes: Mapping[str, Delta], roots: Mapping[str, nn.Module], base: Base) -> Changes:
     """The same for several models at once; text encoders' layers come with their encoder's name before the path."""
     ours: Changes = {}
     used = set()
     for root, model in roots.items():
-        modules = {path.removesuffix(".base_layer"): module for path, module in model.named_modules()}
-        state = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
-        originals = {} if root else base.original_modules({name: tuple(value.shape) for name, value in state.items()})
-        for path, module in modules.items():
-            if not isinstance(module, nn.Linear | nn.Conv2d):
-                continue
+        originals = {} if root else base.original_modules(weight_shapes(model))
+        for path, (module, operation) in layers_of(model).items():
             for name, place in names_of(path, base, root, originals.get(path)):
                 if name not in changes:
                     continue
                 used.add(name)
-                ours[f"{root}.{path}" if root else path] = _for_module(name, changes[name], place, module)
+                ours[f"{root}.{path}" if root else path] = _for_module(name, changes[name], place, module, operation)
                 break
     if missing := sorted(changes.keys() - used):
         text = split_text(dict.fromkeys(missing))[1]
@@ -255,14 +252,14 @@ def for_roots(changes: Mapping[str, Change], roots: Mapping[str, nn.Module], bas
     return ours
 
 
-def _for_module(name: str, change: Change, place: Place, module: nn.Linear | nn.Conv2d) -> Change:
-    """A named layer's change → that of our module, in the shapes that its weight asks for."""
-    part = _rows(name, _swapped(change, name) if place.swap_halves else change, place)
-    out, into, *kernel = module.weight.shape
+def _for_module(name: str, delta: Delta, place: Place, module: nn.Module, operation: Operation) -> Delta:
+    """A named layer's delta → that of our module, in the shapes that its operation asks for."""
+    part = _rows(name, _swapped(delta, name) if place.swap_halves else delta, place)
+    out, into, *kernel = operation.weight_shape
     try:
         fits = _size(part) == (out, into * math.prod(kernel))
         if isinstance(part, Hadamard):
-            shaped: Change = part
+            shaped: Delta = part
         elif isinstance(part, Kronecker):
             columns = into // part.w1.shape[1]
             shaped = replace(
@@ -271,7 +268,9 @@ def _for_module(name: str, change: Change, place: Place, module: nn.Linear | nn.
                 w2_b=None if part.w2_b is None else part.w2_b.reshape(-1, columns, *kernel),
             )
         else:
-            shaped = _with_norms(replace(part, down=part.down.reshape(-1, into, *kernel)), module.weight, fits)
+            shaped = replace(part, down=part.down.reshape(-1, into, *kernel))
+            if fits and (part.dora_scale is not None or part.magnitude is not None):
+                shaped = _with_norms(name, shaped, module)
     except (RuntimeError, ZeroDivisionError):
         fits = False
     if not fits:
@@ -280,66 +279,70 @@ def _for_module(name: str, change: Change, place: Place, module: nn.Linear | nn.
     return shaped
 
 
-def _with_norms(change: LowRank, weight: Tensor, fits: bool) -> LowRank:
+def _with_norms(name: str, delta: LowRank, module: nn.Module) -> LowRank:
     """A DoRA with what the file cannot tell: ‖W‖."""
-    if not fits or (change.dora_scale is None and change.magnitude is None):
-        return change
+    try:
+        weight = dense_weight(module)
+    except AdapterError as error:
+        raise AdapterError(f"{name} is a DoRA, and {error}") from None
     norms = row_norms(weight).cpu()
-    if change.dora_scale is None:
-        assert change.magnitude is not None
-        longer = changed_norms(weight.cpu(), norms, change.down, change.up, change.scale)
-        change = replace(change, dora_scale=change.magnitude * norms / longer, magnitude=None)
-    return replace(change, norms=norms)
+    if delta.dora_scale is None:
+        assert delta.magnitude is not None
+        longer = changed_norms(weight.cpu(), norms, delta.down, delta.up, delta.scale)
+        delta = replace(delta, dora_scale=delta.magnitude * norms / longer, magnitude=None)
+    return replace(delta, norms=norms)
 
 
-def _size(change: Change) -> tuple[int, int]:
+def _size(delta: Delta) -> tuple[int, int]:
     """Rows and columns of ΔW, a convolution's kernel flattened."""
-    if isinstance(change, LowRank):
-        return change.up.shape[0], change.down[0].numel()
-    if isinstance(change, Hadamard):
-        return change.w1_a.shape[0], change.w1_b.shape[1]
-    left, right = change.factors if change.w2 is None else (change.w2, change.w2)
-    return change.w1.shape[0] * left.shape[0], change.w1.shape[1] * right[0].numel()
+    if isinstance(delta, LowRank):
+        return delta.up.shape[0], delta.down[0].numel()
+    if isinstance(delta, Hadamard):
+        return delta.w1_a.shape[0], delta.w1_b.shape[1]
+    left, right = delta.factors if delta.w2 is None else (delta.w2, delta.w2)
+    return delta.w1.shape[0] * left.shape[0], delta.w1.shape[1] * right[0].numel()
 
 
-def _rows(name: str, change: Change, place: Place) -> Change:
+def _rows(name: str, delta: Delta, place: Place) -> Delta:
     """The rows of a fused layer that a place is."""
     if place.total == 1:
-        return change
+        return delta
 
     def cut(value: Tensor) -> Tensor:
         unit = value.shape[0] // place.total
         return value[unit * place.start : unit * place.stop]
 
-    return _over_rows(name, change, cut, place.total)
+    return _over_rows(name, delta, cut, place.total)
 
 
-def _swapped(change: Change, name: str = "") -> Change:
+def _swapped(delta: Delta, name: str = "") -> Delta:
     """(shift, scale) instead of (scale, shift)."""
-    return _over_rows(name, change, lambda value: torch.cat(value.chunk(2)[::-1]), 2)
+    return _over_rows(name, delta, lambda value: torch.cat(value.chunk(2)[::-1]), 2)
 
 
-def _over_rows(name: str, change: Change, function: Callable[[Tensor], Tensor], parts: int) -> Change:
-    """A change whose ΔW has other rows: those that a function makes of whatever runs along them."""
-    if isinstance(change, Kronecker):
-        if change.w1.shape[0] % parts:
+def _over_rows(name: str, delta: Delta, function: Callable[[Tensor], Tensor], parts: int) -> Delta:
+    """A delta whose ΔW has other rows: those that a function makes of whatever runs along them."""
+    if isinstance(delta, Kronecker):
+        if delta.w1.shape[0] % parts:
             raise AdapterError(f"{name}: this LoKr runs across layers that are apart here; it cannot be cut")
-        return replace(change, w1=function(change.w1))
-    along = ("up", "dora_scale", "magnitude") if isinstance(change, LowRank) else ("w1_a", "w2_a")
-    given = {part: getattr(change, part) for part in along}
+        return replace(delta, w1=function(delta.w1))
+    along = ("up", "dora_scale", "magnitude") if isinstance(delta, LowRank) else ("w1_a", "w2_a")
+    given = {part: getattr(delta, part) for part in along}
     made: dict[str, Any] = {part: function(value) for part, value in given.items() if value is not None}
-    return replace(change, **made)
+    return replace(delta, **made)
 
 
 @contextmanager
-def applied(model: nn.Module, changes: Mapping[str, Change], strength: float) -> Iterator[None]:
+def applied(model: nn.Module, changes: Mapping[str, Delta], strength: float) -> Iterator[None]:
     """The model with a LoRA added in its forward passes, at a strength; nothing is merged, so nothing is rounded."""
     modules = dict(model.named_modules())
     handles = []
     try:
-        for path, change in changes.items():
-            moved = mapped(change, device=modules[path].weight.device, dtype=torch.float32)
-            handles.append(modules[path].register_forward_hook(_added(moved, strength)))
+        for path, delta in changes.items():
+            module, operation = modules[path], operation_of(modules[path])
+            assert operation is not None, "for_modules gives layers only"
+            moved = mapped(delta, device=device_of(module), dtype=torch.float32)
+            handles.append(module.register_forward_hook(_added(moved, operation, strength)))
         yield
     finally:
         for handle in handles:
@@ -347,7 +350,7 @@ def applied(model: nn.Module, changes: Mapping[str, Change], strength: float) ->
 
 
 @contextmanager
-def applied_text(base: Base, changes: Mapping[str, Change], strength: float) -> Iterator[None]:
+def applied_text(base: Base, changes: Mapping[str, Delta], strength: float) -> Iterator[None]:
     """The loaded text encoders with their part of a LoRA, which `split_text` gives."""
     encoders = base.text_encoders()
     ours = for_roots(changes, encoders, base)
@@ -358,8 +361,12 @@ def applied_text(base: Base, changes: Mapping[str, Change], strength: float) -> 
         yield
 
 
-def _added(change: Change, strength: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+def _added(
+    delta: Delta, operation: Operation, strength: float
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return (output.float() + change.added(module, inputs[0].float(), output, strength)).to(output.dtype)
+        bias = getattr(module, "bias", None)
+        added = delta.added(operation, inputs[0].float(), output, bias, strength)
+        return (output.float() + added).to(output.dtype)
 
     return hook

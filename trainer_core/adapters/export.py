@@ -21,7 +21,7 @@ _KINDS = {
     **OTHER_KINDS,
 }
 _RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
-"""Parts of a change whose first dimension is the rank."""
+"""Parts of a delta whose first dimension is the rank."""
 _CONVOLUTION = re.compile(
     r"resnets[._]\d+[._]conv[12]$|samplers[._]\d+[._]conv$|blocks[._]\d+[._]\d+[._](in_layers[._]2|out_layers[._]3|op|conv)$"
 )
@@ -83,7 +83,7 @@ def describe_lora(path: Path) -> dict[str, Any]:
         if value.dim() == 0 if key in ranked else value.numel() != 1:
             raise AdapterError(f"{path}: {key} has shape {tuple(value.shape)}, which no LoRA has")
     layers = {split[key][0]: None for key in weights}
-    kernels = {split[key][0] for key, value in weights.items() if value.dim() == 4 and value.shape[-1] > 1}
+    kernels = {split[key][0] for key, value in weights.items() if any(size > 1 for size in value.shape[2:])}
     convolutions = kernels | {name for name in layers if _CONVOLUTION.search(name)}
     prefixes = {match[0] for key in tensors if (match := _PREFIX.match(key))}
     return {

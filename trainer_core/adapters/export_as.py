@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..families.base import Base
     from ..families.names import Place
-    from .changes import Change
+    from .deltas import Delta
 
 FORMS = ("diffusers", "peft", "kohya")
 _SUFFIX = ".safetensors"
@@ -93,24 +93,24 @@ def _open(model: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[Base, dict
     return base, models or {"": base.load_denoiser()}
 
 
-def _changes(tensors: Mapping[str, Tensor], models: Mapping[str, nn.Module], base: Base) -> dict[str, Change]:
+def _changes(tensors: Mapping[str, Tensor], models: Mapping[str, nn.Module], base: Base) -> dict[str, Delta]:
     from .comfy_format import for_roots, parse
 
     found = for_roots(parse(tensors), models, base)
-    changes = {path: slim for path, change in found.items() if (slim := _without_padding(change)) is not None}
+    changes = {path: slim for path, delta in found.items() if (slim := _without_padding(delta)) is not None}
     if not changes:
         raise AdapterError("the LoRA changes nothing: all of its layers are zero")
     return changes
 
 
-def _without_padding(change: Change) -> Change | None:
+def _without_padding(delta: Delta) -> Delta | None:
     """A LoRA without the columns that are zero, as those of its neighbours in a fused layer are; None if all are."""
-    from .changes import LowRank
+    from .deltas import LowRank
 
-    if not isinstance(change, LowRank) or change.dora_scale is not None:
-        return change
-    used = (change.up != 0).any(0)
-    return replace(change, down=change.down[used], up=change.up[:, used]) if used.any() else None
+    if not isinstance(delta, LowRank) or delta.dora_scale is not None:
+        return delta
+    used = (delta.up != 0).any(0)
+    return replace(delta, down=delta.down[used], up=delta.up[:, used]) if used.any() else None
 
 
 def _precision(tensors: Mapping[str, Tensor]) -> torch.dtype:
@@ -133,7 +133,7 @@ def _exactly(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 
 
 def to_diffusers(
-    changes: Mapping[str, Change], models: Mapping[str, nn.Module], base: Base
+    changes: Mapping[str, Delta], models: Mapping[str, nn.Module], base: Base
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors for `load_lora_weights`, and the settings of PEFT that it takes from the metadata.
 
@@ -143,24 +143,24 @@ def to_diffusers(
     Raises:
         AdapterError: for LoKr and LoHa, which those pipelines do not read, and for a text encoder's DoRA.
     """
-    from .changes import LowRank
+    from .deltas import LowRank
 
     tensors: dict[str, Tensor] = {}
     config: dict[str, Any] = {}
     for root, own in _by_root(changes, models).items():
-        folded: dict[str, Change] = {}
-        for path, change in own.items():
-            if not isinstance(change, LowRank):
+        folded: dict[str, Delta] = {}
+        for path, delta in own.items():
+            if not isinstance(delta, LowRank):
                 raise AdapterError(
-                    f"{path} is a {kind_of(change)}, which diffusers' load_lora_weights does not read. Export it with "
+                    f"{path} is a {kind_of(delta)}, which diffusers' load_lora_weights does not read. Export it with "
                     "--to peft, and load it with PeftModel.from_pretrained"
                 )
-            if root and change.dora_scale is not None:
+            if root and delta.dora_scale is not None:
                 raise AdapterError(
                     f"{root}.{path} is a DoRA, of which transformers loses the magnitudes when diffusers loads a text "
                     "encoder's LoRA. Export it with --to peft, and load it with PeftModel.from_pretrained"
                 )
-            folded[path] = replace(change, up=change.up * change.scale, scale=1.0)
+            folded[path] = replace(delta, up=delta.up * delta.scale, scale=1.0)
         adapter = to_peft(folded, models[root])
         part = root or base.spec.denoiser_part
         settings = adapter.settings
@@ -181,7 +181,7 @@ def _text_paths(value: Any) -> Any:
     return {_text_paths(key): one for key, one in value.items()} if isinstance(value, dict) else value
 
 
-def to_kohya(changes: Mapping[str, Change], models: Mapping[str, nn.Module], base: Base) -> dict[str, Tensor]:
+def to_kohya(changes: Mapping[str, Delta], models: Mapping[str, nn.Module], base: Base) -> dict[str, Tensor]:
     """Tensors as sd-scripts names them: `lora_unet_…`, `lora_te1_…`, with `lora_down`, `lora_up` and `alpha`.
 
     Raises:
@@ -191,22 +191,21 @@ def to_kohya(changes: Mapping[str, Change], models: Mapping[str, nn.Module], bas
 
     from ..families.names import Place
     from ..families.spec import LoraNames
-    from .changes import LowRank
     from .comfy_format import in_original_names
+    from .deltas import LowRank
+    from .operations import weight_shapes
 
     names = base.spec.lora
-    originals = {}
-    if names.original and "" in models:
-        originals = base.original_modules({key: tuple(value.shape) for key, value in models[""].state_dict().items()})
+    originals = base.original_modules(weight_shapes(models[""])) if names.original and "" in models else {}
 
     def place_of(path: str) -> Place:
         if not names.original:
             return Place(path)
         place = Place(originals[path]) if path in originals else base.lora_place(path)
-        change = changes[path]
-        if (place.total > 1 or place.swap_halves) and not (isinstance(change, LowRank) and change.dora_scale is None):
+        delta = changes[path]
+        if (place.total > 1 or place.swap_halves) and not (isinstance(delta, LowRank) and delta.dora_scale is None):
             raise AdapterError(
-                f"{path} is a {kind_of(change)}; sd-scripts has this layer as a part of {place.name}, for which such a "
+                f"{path} is a {kind_of(delta)}; sd-scripts has this layer as a part of {place.name}, for which such a "
                 "change cannot be written. Use the file for ComfyUI as it is, or --to peft"
             )
         return place
@@ -216,7 +215,7 @@ def to_kohya(changes: Mapping[str, Change], models: Mapping[str, nn.Module], bas
 
 
 def _peft_files(
-    changes: Mapping[str, Change],
+    changes: Mapping[str, Delta],
     models: Mapping[str, nn.Module],
     base: Base,
     metadata: dict[str, str],
@@ -238,12 +237,12 @@ def _peft_files(
     return files
 
 
-def _by_root(changes: Mapping[str, Change], models: Mapping[str, nn.Module]) -> dict[str, dict[str, Change]]:
+def _by_root(changes: Mapping[str, Delta], models: Mapping[str, nn.Module]) -> dict[str, dict[str, Delta]]:
     """Each model's own changes, by its own module paths; models without any are left out."""
-    found: dict[str, dict[str, Change]] = {}
-    for name, change in changes.items():
+    found: dict[str, dict[str, Delta]] = {}
+    for name, delta in changes.items():
         root = next((root for root in models if root and name.startswith(f"{root}.")), "")
-        found.setdefault(root, {})[name.removeprefix(f"{root}.") if root else name] = change
+        found.setdefault(root, {})[name.removeprefix(f"{root}.") if root else name] = delta
     return found
 
 

@@ -43,7 +43,7 @@ ENDINGS: dict[str, str] = {
     ".lora_magnitude_vector.weight": "magnitude",
     **{f".{name}": name for name in _LOKR + _LOHA},
 }
-"""End of a key → the part of a change that it holds."""
+"""End of a key → the part of a delta that it holds."""
 
 OTHER_KINDS = {
     "OFT": re.compile(r"\.(oft|boft)_(blocks|diag)$|\.oft_R\b"),
@@ -59,7 +59,7 @@ _TEXT = re.compile(r"lora_te\d?_|text_encoder(_\d)?\.|text_encoders\.|base_model
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """(name of the layer in the file, part of its change); None for a key that is none of a LoRA, LoKr or LoHa."""
+    """(name of the layer in the file, part of its delta); None for a key that is none of a LoRA, LoKr or LoHa."""
     ending = max((one for one in ENDINGS if key.endswith(one)), key=len, default=None)
     return None if ending is None else (key[: -len(ending)], ENDINGS[ending])
 

@@ -1,4 +1,4 @@
-"""A frozen layer with a trained change beside it, of each kind, and the values from which the change starts."""
+"""A frozen layer with a trained weight delta beside it, of each kind, and the values from which training starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from ..config import AdapterConfig
 from ..errors import AdapterError
 from ..randomness import generator, seed_of
-from .changes import Change, Hadamard, Kronecker, LowRank, changed_norms, row_norms
+from .deltas import Delta, Hadamard, Kronecker, LowRank, changed_norms, row_norms
+from .operations import Operation, dense_weight, device_of, with_gradient
+
+_ASKED = {"weight", "bias", "in_features", "out_features", "in_channels", "out_channels"}
+_ASKED |= {"kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed"}
+"""What models ask of their layers beside calling them."""
 
 
 class SeededDropout(nn.Module):
@@ -36,16 +41,27 @@ class SeededDropout(nn.Module):
 
 
 class AdaptedLayer(nn.Module, ABC):
-    """A linear layer or 2-D convolution with its change: y = layer(x) + strength · change(x).
+    """A layer that `operation_of` knows, with its delta: y = layer(x) + strength · ΔW x.
 
     The trained tensors are fp32 whatever the layer's precision; under autocast they compute in its precision.
     """
 
     def __init__(
-        self, layer: nn.Linear | nn.Conv2d, name: str, rank: int, scale: float, config: AdapterConfig, seed: int
+        self,
+        layer: nn.Module,
+        operation: Operation,
+        name: str,
+        rank: int,
+        scale: float,
+        config: AdapterConfig,
+        seed: int,
     ) -> None:
+        """Raises:
+        AdapterError: if the kind needs the layer's weight, and it cannot be read.
+        """
         super().__init__()
         self.base_layer = layer
+        self.operation = operation
         self.scale = scale
         """alpha / rank"""
         self.strength = 1.0
@@ -55,7 +71,7 @@ class AdaptedLayer(nn.Module, ABC):
         self.trained: dict[str, nn.Parameter] = {}
         """By the names that training state has for them."""
         for key, start in self.start(rank, config).items():
-            self.trained[key] = nn.Parameter(start.to(layer.weight.device))
+            self.trained[key] = nn.Parameter(start.to(device_of(layer)))
             self.register_parameter(key.replace(".", "_"), self.trained[key])
 
     @abstractmethod
@@ -63,41 +79,28 @@ class AdaptedLayer(nn.Module, ABC):
         """The trained tensors at the start, on the CPU: together they change nothing yet."""
 
     @abstractmethod
-    def change(self) -> Change:
-        """The change as it is now, with its graph."""
+    def delta(self) -> Delta:
+        """The delta as it is now, with its graph."""
 
     @abstractmethod
-    def started_from(self, change: Change) -> dict[str, Tensor]:
-        """The trained tensors that do what another change of this layer does.
+    def started_from(self, delta: Delta) -> dict[str, Tensor]:
+        """The trained tensors that do what another delta of this layer does.
 
         Raises:
             AdapterError: if this kind of adapter, or its rank, cannot.
         """
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base_layer(x)
+        y = with_gradient(self.base_layer, x, self.base_layer(x))
         if not self.enabled:
             return y
+        bias = getattr(self.base_layer, "bias", None)
         given = self.dropout(x.to(next(iter(self.trained.values())).dtype))
-        return (y + self.change().added(self.base_layer, given, y, self.strength)).to(y.dtype)
+        return (y + self.delta().added(self.operation, given, y, bias, self.strength)).to(y.dtype)
 
-    # what models ask of their layers beside calling them
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen layer's own."""
-        return self.base_layer.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The frozen layer's own."""
-        return self.base_layer.bias
-
-    @property
-    def shape(self) -> tuple[int, int, tuple[int, ...]]:
-        """Outputs, inputs, and the kernel's size, which linear layers have not."""
-        out, into, *kernel = self.base_layer.weight.shape
-        return out, into, tuple(kernel)
+    def __getattr__(self, name: str) -> Any:
+        """The frozen layer's own of what models ask. Nothing else: ComfyUI knows its layers by further attributes."""
+        return getattr(self.base_layer, name) if name in _ASKED else super().__getattr__(name)
 
     def _random(self, kind: str, *part: str) -> torch.Generator:
         seed, name = self._place
@@ -108,15 +111,14 @@ class LoraLayer(AdaptedLayer):
     """LoRA: A starts uniform (Kaiming, as in the reference), B at zero."""
 
     def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:  # noqa: ARG002
-        out, into, kernel = self.shape
-        shape = (rank, into, *kernel)
-        return {"lora_A.weight": _kaiming(shape, self._random("lora_init")), "lora_B.weight": torch.zeros(out, rank)}
+        down = _kaiming((rank, *self.operation.weight_shape[1:]), self._random("lora_init"))
+        return {"lora_A.weight": down, "lora_B.weight": torch.zeros(self.operation.outputs, rank)}
 
-    def change(self) -> LowRank:
+    def delta(self) -> LowRank:
         return LowRank(self.trained["lora_A.weight"], self.trained["lora_B.weight"], self.scale)
 
-    def started_from(self, change: Change) -> dict[str, Tensor]:
-        low_rank = _of_kind(change, LowRank, "LoRA")
+    def started_from(self, delta: Delta) -> dict[str, Tensor]:
+        low_rank = _of_kind(delta, LowRank, "LoRA")
         if low_rank.dora_scale is not None:
             raise AdapterError("the file is a DoRA, which a LoRA cannot represent. Set adapter.type to dora")
         mine = self.trained["lora_A.weight"].detach().cpu()
@@ -131,21 +133,21 @@ class DoraLayer(LoraLayer):
     """‖W‖ of each row (out,)"""
 
     def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:
-        self.register_buffer("_norms", row_norms(self.weight), persistent=False)
+        self.register_buffer("_norms", row_norms(dense_weight(self.base_layer)), persistent=False)
         return {**super().start(rank, config), "magnitude": self._norms.clone()}
 
-    def change(self) -> LowRank:
-        change = super().change()
+    def delta(self) -> LowRank:
+        delta = super().delta()
         norms = self._norms
-        longer = changed_norms(self.weight, norms, change.down, change.up, self.scale)
+        longer = changed_norms(dense_weight(self.base_layer), norms, delta.down, delta.up, self.scale)
         dora_scale = self.trained["magnitude"] * (norms / longer)
-        return LowRank(change.down, change.up, self.scale, dora_scale, norms)
+        return LowRank(delta.down, delta.up, self.scale, dora_scale, norms)
 
-    def started_from(self, change: Change) -> dict[str, Tensor]:
-        low_rank = _of_kind(change, LowRank, "LoRA")
+    def started_from(self, delta: Delta) -> dict[str, Tensor]:
+        low_rank = _of_kind(delta, LowRank, "LoRA")
         lora = super().started_from(LowRank(low_rank.down, low_rank.up, low_rank.scale))
-        down, up = (lora[name].to(self.weight.device) for name in ("lora_A.weight", "lora_B.weight"))
-        magnitude = changed_norms(self.weight, self._norms, down, up, self.scale)
+        down, up = (lora[name].to(self._norms) for name in ("lora_A.weight", "lora_B.weight"))
+        magnitude = changed_norms(dense_weight(self.base_layer), self._norms, down, up, self.scale)
         if low_rank.dora_scale is not None:
             magnitude = magnitude * (low_rank.dora_scale.to(magnitude.device) / self._norms)
         return {**lora, "magnitude": magnitude}
@@ -158,7 +160,7 @@ class LokrLayer(AdaptedLayer):
     """
 
     def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:
-        out, into, kernel = self.shape
+        out, into, *kernel = self.operation.weight_shape
         (a, b), (c, d) = factors(out, config.factor), factors(into, config.factor)
         made = {"lokr_w1": _kaiming((a, c), self._random("lokr_init", "w1"))}
         if rank >= max(b, d) / 2:
@@ -166,13 +168,13 @@ class LokrLayer(AdaptedLayer):
         w2_a = _kaiming((b, rank), self._random("lokr_init", "w2_a"))
         return {**made, "lokr_w2_a": w2_a, "lokr_w2_b": torch.zeros(rank, d, *kernel)}
 
-    def change(self) -> Kronecker:
+    def delta(self) -> Kronecker:
         trained = self.trained
         w2, w2_a, w2_b = (trained.get(f"lokr_{name}") for name in ("w2", "w2_a", "w2_b"))
         return Kronecker(trained["lokr_w1"], w2, w2_a, w2_b, self.scale)
 
-    def started_from(self, change: Change) -> dict[str, Tensor]:
-        given = _of_kind(change, Kronecker, "LoKr")
+    def started_from(self, delta: Delta) -> dict[str, Tensor]:
+        given = _of_kind(delta, Kronecker, "LoKr")
         mine = self.trained
         found = {"lokr_w1": given.w1 * (given.scale / self.scale)}
         if "lokr_w2" in mine and given.w2 is not None:
@@ -194,11 +196,11 @@ class LohaLayer(AdaptedLayer):
     """LoHa: as in LyCORIS, the factors start normal, but for one that is zero."""
 
     def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:  # noqa: ARG002
-        out, into, kernel = self.shape
-        wide = into * math.prod(kernel)
+        out, *row = self.operation.weight_shape
+        wide = math.prod(row)
 
-        def normal(name: str, shape: tuple[int, int], spread: float) -> Tensor:
-            return torch.randn(shape, generator=self._random("loha_init", name)) * spread
+        def normal(name: str, shape: tuple[int, int], std: float) -> Tensor:
+            return torch.randn(shape, generator=self._random("loha_init", name)) * std
 
         return {
             "hada_w1_a": normal("w1_a", (out, rank), 0.1),
@@ -207,12 +209,12 @@ class LohaLayer(AdaptedLayer):
             "hada_w2_b": normal("w2_b", (rank, wide), 1.0),
         }
 
-    def change(self) -> Hadamard:
+    def delta(self) -> Hadamard:
         w1_a, w1_b, w2_a, w2_b = self.trained.values()
         return Hadamard(w1_a, w1_b, w2_a, w2_b, self.scale)
 
-    def started_from(self, change: Change) -> dict[str, Tensor]:
-        given = _of_kind(change, Hadamard, "LoHa")
+    def started_from(self, delta: Delta) -> dict[str, Tensor]:
+        given = _of_kind(delta, Hadamard, "LoHa")
         if given.w1_b.shape != self.trained["hada_w1_b"].shape:
             raise AdapterError(
                 f"the file's rank is {given.w1_b.shape[0]}, the job's is {self.trained['hada_w1_b'].shape[0]}. Set "
@@ -237,29 +239,29 @@ def factors(size: int, factor: int) -> tuple[int, int]:
     return smaller, size // smaller
 
 
-def fitted(change: LowRank, rank: int, scale: float, fresh_down: Tensor) -> tuple[Tensor, Tensor]:
-    """A change as (A, B) of a rank and scale, to go on training from; what it does is unchanged.
+def fitted(delta: LowRank, rank: int, scale: float, fresh_down: Tensor) -> tuple[Tensor, Tensor]:
+    """A delta as (A, B) of a rank and scale, to go on training from; what it does is unchanged.
 
     Columns of B that are zero (the other parts of a fused layer) are dropped; rows missing to the rank come from
     `fresh_down` (rank, in), with zero columns in B.
 
     Raises:
-        AdapterError: if the change needs more than `rank`.
+        AdapterError: if the delta needs more than `rank`.
     """
-    kept = (change.up != 0).any(0).nonzero().flatten()
+    kept = (delta.up != 0).any(0).nonzero().flatten()
     if len(kept) > rank:
         raise AdapterError(f"the file's rank is {len(kept)}, the job's is {rank}. Set rank to it")
-    down, up = fresh_down.clone(), change.up.new_zeros(change.up.shape[0], rank)
-    down[: len(kept)] = change.down[kept]
-    up[:, : len(kept)] = change.up[:, kept] * (change.scale / scale)
+    down, up = fresh_down.clone(), delta.up.new_zeros(delta.up.shape[0], rank)
+    down[: len(kept)] = delta.down[kept]
+    up[:, : len(kept)] = delta.up[:, kept] * (delta.scale / scale)
     return down, up
 
 
-def _of_kind(change: Change, kind: Any, name: str) -> Any:
+def _of_kind(delta: Delta, kind: Any, name: str) -> Any:
     names = {LowRank: "LoRA", Kronecker: "LoKr", Hadamard: "LoHa"}
-    if not isinstance(change, kind):
-        raise AdapterError(f"the file is a {names[type(change)]}, the job's adapter.type makes a {name}")
-    return change
+    if not isinstance(delta, kind):
+        raise AdapterError(f"the file is a {names[type(delta)]}, the job's adapter.type makes a {name}")
+    return delta
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

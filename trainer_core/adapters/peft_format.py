@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from .changes import Change, Hadamard, Kronecker, LowRank, changed_norms
+from .deltas import Delta, Hadamard, Kronecker, LowRank, changed_norms
+from .operations import dense_weight, operation_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class _Layer:
     tensors: dict[str, Tensor]
 
 
-def to_peft(changes: Mapping[str, Change], model: nn.Module) -> PeftAdapter:
+def to_peft(changes: Mapping[str, Delta], model: nn.Module) -> PeftAdapter:
     """The changes of one model's layers, by module path, as an adapter of PEFT's that does the same.
 
     Args:
@@ -50,11 +51,11 @@ def to_peft(changes: Mapping[str, Change], model: nn.Module) -> PeftAdapter:
     Raises:
         AdapterError: for what PEFT has no adapter for, with the reason.
     """
-    kinds = sorted({kind_of(change) for change in changes.values()})
+    kinds = sorted({kind_of(delta) for delta in changes.values()})
     if len(kinds) > 1:
         raise AdapterError(f"the file mixes {' and '.join(kinds)}, and an adapter of PEFT is of one kind")
     (kind,) = kinds
-    layers = {path: _layer(change, model.get_submodule(path)) for path, change in changes.items()}
+    layers = {path: _layer(delta, model.get_submodule(path)) for path, delta in changes.items()}
     ranks = {path: layer.rank for path, layer in layers.items()}
     alphas = {path: _number(layer.scale * layer.rank) for path, layer in layers.items()}
     rank, alpha = _usual(ranks), _usual(alphas)
@@ -75,42 +76,42 @@ def to_peft(changes: Mapping[str, Change], model: nn.Module) -> PeftAdapter:
     )
 
 
-def kind_of(change: Change) -> str:
+def kind_of(delta: Delta) -> str:
     """LoRA, DoRA, LoKr or LoHa."""
-    if isinstance(change, LowRank):
-        return "LoRA" if change.dora_scale is None else "DoRA"
-    return "LoKr" if isinstance(change, Kronecker) else "LoHa"
+    if isinstance(delta, LowRank):
+        return "LoRA" if delta.dora_scale is None else "DoRA"
+    return "LoKr" if isinstance(delta, Kronecker) else "LoHa"
 
 
-def _layer(change: Change, module: Any) -> _Layer:
-    if isinstance(change, Hadamard):
-        parts = {f"hada_{part}": getattr(change, part) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
-        return _Layer(change.w1_b.shape[0], change.scale, parts)
-    if isinstance(change, Kronecker):
-        return _lokr(change)
-    kernel = (1,) * (change.down.dim() - 2)
-    parts = {"lora_A.weight": change.down, "lora_B.weight": change.up.reshape(*change.up.shape, *kernel)}
-    if change.dora_scale is not None and change.norms is not None:
-        longer = changed_norms(module.weight, change.norms, change.down, change.up, change.scale)
-        magnitude = change.dora_scale * (longer / change.norms)  # the paper's m
+def _layer(delta: Delta, module: nn.Module) -> _Layer:
+    if isinstance(delta, Hadamard):
+        parts = {f"hada_{part}": getattr(delta, part) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
+        return _Layer(delta.w1_b.shape[0], delta.scale, parts)
+    if isinstance(delta, Kronecker):
+        return _lokr(delta)
+    kernel = (1,) * (delta.down.dim() - 2)
+    parts = {"lora_A.weight": delta.down, "lora_B.weight": delta.up.reshape(*delta.up.shape, *kernel)}
+    if delta.dora_scale is not None and delta.norms is not None:
+        longer = changed_norms(dense_weight(module), delta.norms, delta.down, delta.up, delta.scale)
+        magnitude = delta.dora_scale * (longer / delta.norms)  # the paper's m
         parts["lora_magnitude_vector"] = magnitude.reshape((1, -1, *kernel) if kernel else (-1,))
-    return _Layer(change.down.shape[0], change.scale, parts)
+    return _Layer(delta.down.shape[0], delta.scale, parts)
 
 
-def _lokr(change: Kronecker) -> _Layer:
+def _lokr(delta: Kronecker) -> _Layer:
     """PEFT's w2 is whole where the rank is at least half of its larger side, and has two factors otherwise."""
-    w2 = change.w2
+    w2 = delta.w2
     if w2 is None:
-        w2_a, w2_b = change.factors
+        w2_a, w2_b = delta.factors
         rank = w2_b.shape[0]
         if rank < max(w2_a.shape[0], w2_b.shape[1]) / 2:
-            return _Layer(rank, change.scale, {"lokr_w1": change.w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b.flatten(1)})
+            return _Layer(rank, delta.scale, {"lokr_w1": delta.w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b.flatten(1)})
         w2 = (w2_a @ w2_b.flatten(1)).reshape(-1, *w2_b.shape[1:])
     rank = max(1, math.ceil(max(w2.shape[:2]) / 2))
-    return _Layer(rank, change.scale, {"lokr_w1": change.w1, "lokr_w2": w2})
+    return _Layer(rank, delta.scale, {"lokr_w1": delta.w1, "lokr_w2": w2})
 
 
-def _factor(changes: Mapping[str, Change], model: nn.Module) -> int:
+def _factor(changes: Mapping[str, Delta], model: nn.Module) -> int:
     """The `decompose_factor` with which PEFT cuts all layers as these LoKrs are cut.
 
     Raises:
@@ -119,10 +120,11 @@ def _factor(changes: Mapping[str, Change], model: nn.Module) -> int:
     from peft.tuners.lokr.layer import factorization
 
     cuts: dict[tuple[int, int], str] = {}
-    for path, change in changes.items():
-        assert isinstance(change, Kronecker)
-        weight: Any = model.get_submodule(path).weight
-        for size, factor in zip(weight.shape[:2], change.w1.shape, strict=True):
+    for path, delta in changes.items():
+        assert isinstance(delta, Kronecker)
+        operation = operation_of(model.get_submodule(path))
+        assert operation is not None
+        for size, factor in zip((operation.outputs, operation.inputs), delta.w1.shape, strict=True):
             cuts.setdefault((size, factor), path)
 
     def wrong(factor: int) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.changes import Change, Hadamard, LowRank
+from trainer_core.adapters.deltas import Delta, Hadamard, LowRank
 from trainer_core.config import AdapterConfig
 from trainer_core.families.base import Base
 
@@ -47,7 +47,7 @@ def adapted(sdxl: Base, unet: nn.Module, encoders: Mapping[str, nn.Module], conf
     return adapter
 
 
-def dense(change: Change) -> Tensor:
+def dense(change: Delta) -> Tensor:
     """ΔW, by the formulas of the papers."""
     if isinstance(change, LowRank):
         return change.scale * change.up @ change.down.flatten(1)

@@ -1,4 +1,7 @@
-"""One battery over all kinds of adapter, on linear layers and convolutions; peft's own layers say what is right."""
+"""One battery over all kinds of adapter, on linear layers and convolutions, torch's own and packed ones.
+
+peft's own layers, on the weights that the packed ones stand for, say what is right.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.changes import row_norms
 from trainer_core.adapters.comfy_format import applied
+from trainer_core.adapters.deltas import row_norms
 from trainer_core.adapters.layers import factors
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
+
+from .packed_layers import dequantized, packed
 
 KINDS = {
     "lora": AdapterConfig(rank=3, alpha=1.5, conv_rank=2, conv_alpha=4.0),
@@ -45,11 +50,15 @@ class Small(nn.Module):
 X = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.fixture
-def small() -> Small:
+@pytest.fixture(params=["torch's", "packed"])
+def small(request: pytest.FixtureRequest) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Small().requires_grad_(False)
+        model = Small().requires_grad_(False)
+    return packed(model, leave=("rest",)) if request.param == "packed" else model
+
+
+of_torch = pytest.mark.parametrize("small", ["torch's"], indirect=True)
 
 
 @pytest.fixture(params=KINDS.values(), ids=list(KINDS))
@@ -98,8 +107,8 @@ def pefts(model: nn.Module, config: AdapterConfig, state: dict[str, Tensor]) -> 
     return model
 
 
-def test_forward_and_gradients_are_pefts(config: AdapterConfig, small: Small) -> None:
-    other = copy.deepcopy(small)
+def test_forward_and_gradients_are_pefts(config: AdapterConfig, small: nn.Module) -> None:
+    other = dequantized(small)
     adapter = adapted(small, config)
     other = pefts(other, config, randomized(adapter))
     x, its = X.clone().requires_grad_(True), X.clone().requires_grad_(True)
@@ -120,7 +129,8 @@ def test_forward_and_gradients_are_pefts(config: AdapterConfig, small: Small) ->
         torch.testing.assert_close(mine.grad, theirs[key].reshape(mine.shape), rtol=1e-4, atol=1e-5)
 
 
-def test_a_lora_on_a_convolution_is_pefts_bit_by_bit(small: Small) -> None:
+@of_torch
+def test_a_lora_on_a_convolution_is_pefts_bit_by_bit(small: nn.Module) -> None:
     other = copy.deepcopy(small)
     adapter = adapted(small, KINDS["lora"])
     assert torch.equal(small(X), pefts(other, KINDS["lora"], adapter.state())(X))
@@ -136,13 +146,13 @@ def with_weights(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-def test_a_new_adapter_changes_nothing(config: AdapterConfig, small: Small) -> None:
+def test_a_new_adapter_changes_nothing(config: AdapterConfig, small: nn.Module) -> None:
     before = small(X)
     adapted(small, config)
     assert torch.equal(small(X), before)
 
 
-def test_ranks_and_scales(small: Small) -> None:
+def test_ranks_and_scales(small: nn.Module) -> None:
     adapter = adapted(small, KINDS["lora"])
     shapes = {name: tuple(value.shape) for name, value in adapter.state().items()}
     assert shapes == {
@@ -156,7 +166,7 @@ def test_ranks_and_scales(small: Small) -> None:
     assert {name: layer.scale for name, layer in adapter.layers.items()} == {"conv": 2.0, "point": 0.5, "linear": 0.5}
 
 
-def test_without_a_conv_rank_convolutions_stay(small: Small) -> None:
+def test_without_a_conv_rank_convolutions_stay(small: nn.Module) -> None:
     adapter = adapted(small, KINDS["lora"].but(conv_rank=None, conv_alpha=None))
     assert list(adapter.layers) == ["point", "linear"]
 
@@ -180,7 +190,7 @@ def test_factors_of_sizes_that_the_factor_does_not_divide() -> None:
     ]
 
 
-def test_the_strength_multiplies_what_is_added(config: AdapterConfig, small: Small) -> None:
+def test_the_strength_multiplies_what_is_added(config: AdapterConfig, small: nn.Module) -> None:
     adapter = adapted(small, config)
     randomized(adapter)
     inputs = {"conv": X, "point": torch.rand(1, 12, 2, 2), "linear": torch.rand(3, 8)}
@@ -194,7 +204,7 @@ def test_the_strength_multiplies_what_is_added(config: AdapterConfig, small: Sma
             torch.testing.assert_close(change, added[0] * strength, rtol=1e-4, atol=1e-5)
 
 
-def test_a_dora_keeps_its_rows_lengths(small: Small) -> None:
+def test_a_dora_keeps_its_rows_lengths(small: nn.Module) -> None:
     """W' has rows of length m whatever A and B are."""
     adapter = adapted(small, KINDS["dora"])
     state = randomized(adapter)
@@ -203,7 +213,8 @@ def test_a_dora_keeps_its_rows_lengths(small: Small) -> None:
     torch.testing.assert_close(row_norms(weight), state["linear.magnitude"].abs(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_dora_of_a_row_of_zeros_is_finite(small: Small) -> None:
+@of_torch
+def test_a_dora_of_a_row_of_zeros_is_finite(small: nn.Module) -> None:
     small.linear.weight.data[3] = 0
     adapter = adapted(small, KINDS["dora"])
     randomized(adapter)
@@ -216,7 +227,7 @@ def test_a_dora_of_a_row_of_zeros_is_finite(small: Small) -> None:
 # --- what is trained -------------------------------------------------------------------------------------------------
 
 
-def test_only_the_adapter_is_trained_and_every_part_of_it(config: AdapterConfig, small: Small) -> None:
+def test_only_the_adapter_is_trained_and_every_part_of_it(config: AdapterConfig, small: nn.Module) -> None:
     adapter = adapted(small, config)
     randomized(adapter)
     small(X).square().sum().backward()
@@ -226,7 +237,7 @@ def test_only_the_adapter_is_trained_and_every_part_of_it(config: AdapterConfig,
     assert all(p.grad is None for p in small.parameters() if id(p) not in trainable)
 
 
-def test_it_learns_from_its_start(config: AdapterConfig, small: Small) -> None:
+def test_it_learns_from_its_start(config: AdapterConfig, small: nn.Module) -> None:
     """Nothing is stuck at zero: in a few steps of Adam the output comes near another."""
     target = small(X).detach() + torch.randn(2, 3, 3, 2, generator=torch.Generator().manual_seed(5)) * 0.1
     adapter = adapted(small, config)
@@ -241,7 +252,7 @@ def test_it_learns_from_its_start(config: AdapterConfig, small: Small) -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_the_start_follows_from_seed_and_layer(config: AdapterConfig, small: Small) -> None:
+def test_the_start_follows_from_seed_and_layer(config: AdapterConfig, small: nn.Module) -> None:
     one, again, other = (adapted(copy.deepcopy(small), config, seed).state() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], again[name]) for name in one)
     drawn = [name for name in one if one[name].any() and "magnitude" not in name]
@@ -251,7 +262,7 @@ def test_the_start_follows_from_seed_and_layer(config: AdapterConfig, small: Sma
     assert len({tuple(value) for value in values}) == len(values), "each tensor is drawn by itself"
 
 
-def test_a_bfloat16_base_gets_a_float32_adapter(config: AdapterConfig, small: Small) -> None:
+def test_a_bfloat16_base_gets_a_float32_adapter(config: AdapterConfig, small: nn.Module) -> None:
     small = small.bfloat16()
     adapter = adapted(small, config)
     assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
@@ -260,7 +271,7 @@ def test_a_bfloat16_base_gets_a_float32_adapter(config: AdapterConfig, small: Sm
     assert {change.scale for change in adapter.changes().values()} <= {config.scale, config.conv_scale}
 
 
-def test_nothing_touches_the_global_generator(config: AdapterConfig, small: Small) -> None:
+def test_nothing_touches_the_global_generator(config: AdapterConfig, small: nn.Module) -> None:
     """ComfyUI shares the process. peft's LoKr and LoHa draw from it in every pass."""
     before = torch.get_rng_state()
     adapter = adapted(small.train(), config.but(dropout=0.5))
@@ -269,7 +280,7 @@ def test_nothing_touches_the_global_generator(config: AdapterConfig, small: Smal
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_dropout_is_seeded_and_of_the_adapter_alone(config: AdapterConfig, small: Small) -> None:
+def test_dropout_is_seeded_and_of_the_adapter_alone(config: AdapterConfig, small: nn.Module) -> None:
     base = small(X)
     adapter = adapted(small, config.but(dropout=0.5))
     randomized(adapter)
@@ -289,7 +300,7 @@ def test_dropout_is_seeded_and_of_the_adapter_alone(config: AdapterConfig, small
     assert torch.equal(small.eval()(X), whole)
 
 
-def test_disabled_is_the_base(config: AdapterConfig, small: Small) -> None:
+def test_disabled_is_the_base(config: AdapterConfig, small: nn.Module) -> None:
     before = small(X)
     adapter = adapted(small, config)
     randomized(adapter)
@@ -300,7 +311,7 @@ def test_disabled_is_the_base(config: AdapterConfig, small: Small) -> None:
     assert torch.equal(small(X), after)
 
 
-def test_state_goes_into_a_fresh_adapter(config: AdapterConfig, small: Small) -> None:
+def test_state_goes_into_a_fresh_adapter(config: AdapterConfig, small: nn.Module) -> None:
     fresh = copy.deepcopy(small)
     adapter = adapted(small, config)
     state = randomized(adapter)
@@ -313,7 +324,7 @@ def test_state_goes_into_a_fresh_adapter(config: AdapterConfig, small: Small) ->
         other.load(state)
 
 
-def test_its_changes_applied_to_the_plain_model_are_the_adapter(config: AdapterConfig, small: Small) -> None:
+def test_its_changes_applied_to_the_plain_model_are_the_adapter(config: AdapterConfig, small: nn.Module) -> None:
     plain = copy.deepcopy(small)
     adapter = adapted(small, config)
     randomized(adapter)
@@ -342,7 +353,7 @@ def test_what_cannot_be_adapted_is_told(config_of: Callable[[], tuple], message:
 # --- text encoders ---------------------------------------------------------------------------------------------------
 
 
-def test_text_encoders_are_further_roots(config: AdapterConfig, small: Small) -> None:
+def test_text_encoders_are_further_roots(config: AdapterConfig, small: nn.Module) -> None:
     encoders = {"text_encoder": nn.Sequential(nn.Linear(4, 4)), "text_encoder_2": nn.Sequential(nn.Linear(4, 4))}
     alone = adapted(copy.deepcopy(small), config)
     adapter = Adapter(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.changes import LowRank
 from trainer_core.adapters.comfy_format import applied, for_modules, parse, to_comfy
+from trainer_core.adapters.deltas import LowRank
 from trainer_core.adapters.layers import fitted
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError

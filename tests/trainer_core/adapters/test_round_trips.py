@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.changes import Change
 from trainer_core.adapters.comfy_format import applied_text, for_modules, for_roots, parse, to_comfy
+from trainer_core.adapters.deltas import Delta
 from trainer_core.adapters.key_names import split_text
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
 from trainer_core.families.base import Base
 from trainer_core.families.stable_diffusion.sdxl import StableDiffusionXL
 
+from .packed_layers import packed
 from .small_sdxl import CONV, TO_Q, adapted, dense, outputs
 
 KINDS = {
@@ -29,8 +30,14 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("layers", ["torch's", "packed"])
 @pytest.mark.parametrize("config", KINDS.values(), ids=list(KINDS))
-def test_there_and_back(config: AdapterConfig, sdxl: Base, unet: nn.Module, encoders: dict[str, nn.Module]) -> None:
+def test_there_and_back(
+    config: AdapterConfig, layers: str, sdxl: Base, unet: nn.Module, encoders: dict[str, nn.Module]
+) -> None:
+    if layers == "packed":
+        unet = packed(unet)
+        encoders = {name: packed(encoder) for name, encoder in encoders.items()}
     plain = copy.deepcopy(unet)
     adapter = adapted(sdxl, unet, encoders, config)
     file = to_comfy(adapter.changes(), sdxl, torch.float32)
@@ -82,7 +89,7 @@ def test_a_lora_on_text_encoders_is_applied_to_them(
 # --- to go on training from ------------------------------------------------------------------------------------------
 
 
-def started(sdxl: Base, unet: nn.Module, config: AdapterConfig, changes: Mapping[str, Change]) -> Adapter:
+def started(sdxl: Base, unet: nn.Module, config: AdapterConfig, changes: Mapping[str, Delta]) -> Adapter:
     adapter = Adapter(unet, config, sdxl.spec.targets["all"], seed=2, conv_targets=sdxl.spec.conv_targets)
     adapter.start_from(changes)
     return adapter

@@ -13,8 +13,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
 
-from trainer_core.adapters.changes import LowRank
 from trainer_core.adapters.comfy_format import to_comfy
+from trainer_core.adapters.deltas import LowRank
 from trainer_core.errors import AdapterError
 from trainer_core.families.base import Base
 

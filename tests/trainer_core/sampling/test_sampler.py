@@ -14,8 +14,8 @@ from diffusers import FluxPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from trainer_core.adapters.changes import LowRank
 from trainer_core.adapters.comfy_format import applied, for_modules, parse, to_comfy
+from trainer_core.adapters.deltas import LowRank
 from trainer_core.config import ModelConfig, SampleConfig
 from trainer_core.errors import AdapterError, ConfigError, Interrupted
 from trainer_core.families.base import Base, stack_text

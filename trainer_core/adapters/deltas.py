@@ -1,7 +1,7 @@
-"""What an adapter does to one layer, as a few tensors: LoRA and DoRA, LoKr, LoHa; linear layers and 2-D convolutions.
+"""Weight deltas: what an adapter does to one layer, as a few tensors (LoRA and DoRA, LoKr, LoHa).
 
-Trained adapters and files that were read are the same thing here: y = W x + strength · added(x). Nothing builds a whole
-ΔW where that can be avoided.
+Trained adapters and files that were read are the same thing here: y = W x + strength · added(x). A whole ΔW is built
+only for LoHa.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-_Change = TypeVar("_Change", bound="LowRank | Kronecker | Hadamard")
+from .operations import Operation
+
+_Delta = TypeVar("_Delta", bound="LowRank | Kronecker | Hadamard")
 
 
 @dataclass(frozen=True)
@@ -38,16 +39,21 @@ class LowRank:
     magnitude: Tensor | None = None
     """(out,): the paper's m, in files of PEFT; `for_modules` makes `dora_scale` of it"""
 
-    def added(self, layer: nn.Module, x: Tensor, y: Tensor, strength: float) -> Tensor:
-        """What comes to the layer's own output y for an input x (in the tensors' precision, dropout applied)."""
-        change = _in_two(layer, x, self.down, self.up)
+    def added(self, layer: Operation, x: Tensor, y: Tensor, bias: Tensor | None, strength: float) -> Tensor:
+        """What is added to a layer's output.
+
+        Args:
+            layer: what the layer computes.
+            x: its input, in the precision of the delta's tensors, with dropout applied.
+            y: its output, with its bias.
+        """
+        delta = layer.low_rank(x, self.down, self.up)
         if self.dora_scale is None or self.norms is None:
-            return change * (self.scale * strength)
-        rows = (-1,) + (1,) * (self.down.dim() - 2)  # along the channels, which are last in y but for convolutions
+            return delta * (self.scale * strength)
+        rows = (-1, *(1 for _ in layer.kernel))  # a convolution's channels come before its places
         factor = (self.dora_scale / self.norms).view(rows)
-        bias: Any = layer.bias
-        plain = y.to(x.dtype) if bias is None else y.to(x.dtype) - bias.to(x.dtype).view(rows)
-        return ((factor - 1) * plain + factor * (self.scale * change)) * strength
+        plain = y.to(x.dtype) if bias is None else y.to(x.dtype) - bias.to(x).view(rows)
+        return ((factor - 1) * plain + factor * (self.scale * delta)) * strength
 
 
 @dataclass(frozen=True)
@@ -67,21 +73,21 @@ class Kronecker:
     """(rank, d), or (rank, d, height, width)"""
     scale: float
 
-    def added(self, layer: nn.Module, x: Tensor, y: Tensor, strength: float) -> Tensor:
+    def added(self, layer: Operation, x: Tensor, y: Tensor, bias: Tensor | None, strength: float) -> Tensor:  # noqa: ARG002
         """As `LowRank.added`. (w1 ⊗ w2) x is w1 X w2ᵀ, X being x as a (c, d) matrix."""
         groups = self.w1.shape[1]
-        if isinstance(layer, nn.Conv2d):
+        if layer.kernel:
             inner = self._w2(layer, x.reshape(x.shape[0] * groups, -1, *x.shape[2:]))
             mixed = self.w1 @ inner.reshape(x.shape[0], groups, -1)
             return mixed.reshape(y.shape) * (self.scale * strength)
         inner = self._w2(layer, x.reshape(*x.shape[:-1], groups, -1))
         return (self.w1 @ inner).flatten(-2) * (self.scale * strength)
 
-    def _w2(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _w2(self, layer: Operation, x: Tensor) -> Tensor:
         if self.w2 is not None:
-            return _through(layer, x, self.w2)
+            return layer(x, self.w2)
         w2_a, w2_b = self.factors
-        return _in_two(layer, x, w2_b, w2_a)
+        return layer.low_rank(x, w2_b, w2_a)
 
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -103,26 +109,24 @@ class Hadamard:
     w2_b: Tensor
     scale: float
 
-    def added(self, layer: nn.Module, x: Tensor, y: Tensor, strength: float) -> Tensor:
+    def added(self, layer: Operation, x: Tensor, y: Tensor, bias: Tensor | None, strength: float) -> Tensor:  # noqa: ARG002
         """As `LowRank.added`; here the whole ΔW has to be built."""
-        del y
-        weight: Any = layer.weight
-        change = ((self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b)).view(weight.shape)
-        return _through(layer, x, change) * (self.scale * strength)
+        delta = ((self.w1_a @ self.w1_b) * (self.w2_a @ self.w2_b)).view(layer.weight_shape)
+        return layer(x, delta) * (self.scale * strength)
 
 
-Change = LowRank | Kronecker | Hadamard
+Delta = LowRank | Kronecker | Hadamard
 
 
-def mapped(change: _Change, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> _Change:
-    """The same change without graph, its tensors copied to a device or precision."""
-    tensors = {part.name: getattr(change, part.name) for part in fields(change)}
+def mapped(delta: _Delta, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> _Delta:
+    """The same delta without graph, its tensors copied to a device or precision."""
+    tensors = {part.name: getattr(delta, part.name) for part in fields(delta)}
     moved: dict[str, Any] = {
         name: value.detach().to(device or value.device, dtype or value.dtype, copy=True)
         for name, value in tensors.items()
         if isinstance(value, Tensor)
     }
-    return replace(change, **moved)
+    return replace(delta, **moved)
 
 
 def row_norms(weight: Tensor) -> Tensor:
@@ -139,22 +143,8 @@ def changed_norms(weight: Tensor, norms: Tensor, down: Tensor, up: Tensor, scale
     full = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
     with torch.no_grad(), full:
         a = down.flatten(1)
-        across = ((weight.to(a.dtype).flatten(1) @ a.T) * up).sum(1)
+        across = ((weight.to(a).flatten(1) @ a.T) * up).sum(1)
         own = ((up @ (a @ a.T)) * up).sum(1)
-        # as a factor, so that no change is exactly none
+        # as a factor, so that no delta is exactly none
         growth = (2 * scale * across + scale**2 * own) / norms.square()
         return norms * (1 + growth).clamp_min(1e-24).sqrt()
-
-
-def _through(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """The layer's operation with another weight and without bias."""
-    if isinstance(layer, nn.Conv2d):
-        return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation)
-    return F.linear(x, weight)
-
-
-def _in_two(layer: nn.Module, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """The layer's operation with up @ down as weight: `down` sees the picture, `up` single points."""
-    if isinstance(layer, nn.Conv2d):
-        return F.conv2d(_through(layer, x, down), up[:, :, None, None])
-    return F.linear(F.linear(x, down), up)

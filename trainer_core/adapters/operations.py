@@ -1,0 +1,167 @@
+"""What adapters ask of a layer, whatever its class: the operation that it is, its sizes, and its weight if need be.
+
+Layers of ComfyUI, bitsandbytes, torchao, quanto, or written by hand, need not be nn.Linear or nn.Conv2d. Their weight
+may be packed, so that its shape tells nothing, or not be readable at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import AdapterError
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A linear map, or a convolution over one to three dimensions, without its weight and bias."""
+
+    outputs: int
+    inputs: int
+    kernel: tuple[int, ...] = ()
+    """Empty in a linear map."""
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(out, in), or (out, in, *kernel)"""
+        return (self.outputs, self.inputs, *self.kernel)
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The output for an input x with some weight (rows, in, *kernel): (…, rows), or (N, rows, …)."""
+        if not self.kernel:
+            return F.linear(x, weight)
+        return _CONVOLUTIONS[len(self.kernel)](x, weight, None, self.stride, self.padding, self.dilation)
+
+    def low_rank(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        """The output with up @ down as weight: `down` (rank, in, *kernel), then `up` (rows, rank) at each point."""
+        inner = self(x, down)
+        if not self.kernel:
+            return F.linear(inner, up)
+        return _CONVOLUTIONS[len(self.kernel)](inner, up.reshape(*up.shape, *(1 for _ in self.kernel)))
+
+
+def operation_of(module: nn.Module) -> Operation | None:
+    """What a layer computes, by the attributes that nn.Linear and nn.Conv2d have; None for what no adapter fits.
+
+    A layer is called, holds tensors of its own, and has `in_features` and `out_features`, or `in_channels`,
+    `out_channels` and `kernel_size`. Convolutions that are transposed, grouped or padded with anything but zeros do not
+    fit.
+    """
+    if type(module).forward is nn.Module.forward or next(_tensors(module), None) is None:
+        return None
+    given: Any = module
+    if _is_size(module, "in_features") and _is_size(module, "out_features"):
+        return Operation(given.out_features, given.in_features)
+    kernel = getattr(module, "kernel_size", None)
+    if not (isinstance(kernel, tuple) and len(kernel) in _CONVOLUTIONS):
+        return None
+    usual = {"transposed": False, "groups": 1, "padding_mode": "zeros"}
+    if not (_is_size(module, "in_channels") and _is_size(module, "out_channels")) or any(
+        getattr(module, name, value) != value for name, value in usual.items()
+    ):
+        return None
+    rest = {name: getattr(module, name) for name in ("stride", "padding", "dilation") if hasattr(module, name)}
+    return Operation(given.out_channels, given.in_channels, kernel, **rest)
+
+
+def layers_of(model: nn.Module) -> dict[str, tuple[nn.Module, Operation]]:
+    """All layers that adapters fit, by path; an adapted one is the frozen layer, at the path that it had."""
+    modules = {path.removesuffix(".base_layer"): module for path, module in model.named_modules()}
+    return {path: (module, found) for path, module in modules.items() if (found := operation_of(module))}
+
+
+def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name of a tensor → its shape, as if no layer were packed or adapted."""
+    shapes = {name.replace(".base_layer.", "."): tuple(value.shape) for name, value in model.state_dict().items()}
+    return shapes | {f"{path}.weight": operation.weight_shape for path, (_, operation) in layers_of(model).items()}
+
+
+def dense_weight(module: nn.Module) -> Tensor:
+    """A layer's weight (out, in, *kernel), in any floating-point precision; it may be the layer's own tensor.
+
+    It is what `dequantize()` of the weight gives, else that of the module, else the weight itself.
+
+    Raises:
+        AdapterError: if none of them is such a tensor, with the reason.
+    """
+    weight, operation = getattr(module, "weight", None), operation_of(module)
+    with torch.no_grad():
+        if isinstance(weight, Tensor) and type(weight).dequantize is not Tensor.dequantize:
+            weight = weight.dequantize()
+        elif callable(dequantize := getattr(module, "dequantize", None)):
+            weight = dequantize()
+        elif type(weight).__module__.startswith("bitsandbytes."):
+            from peft.utils.integrations import dequantize_bnb_weight
+
+            if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
+                module.state_dict()  # undoes how inference on some CPUs packs it
+            weight = dequantize_bnb_weight(weight, getattr(module, "state", None))
+    if not isinstance(weight, Tensor):
+        reason = "it has none"
+    elif operation is None or weight.shape != operation.weight_shape or not weight.is_floating_point():
+        reason = f"it is packed as {tuple(weight.shape)}, {weight.dtype}, and has no dequantize()"
+    elif weight.itemsize == 1 and any("scale" in name for name in _names(module)):
+        reason = f"it is {weight.dtype} with scales beside it, and has no dequantize()"
+    else:
+        return weight
+    raise AdapterError(f"the weight of this {type(module).__name__} cannot be read: {reason}")
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a layer's tensors are."""
+    return next(_tensors(module)).device
+
+
+def with_gradient(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """A layer's output y for x; if the layer computed it without graph, one that leads to x by the layer's weight."""
+    if y.requires_grad or not torch.is_grad_enabled():
+        return y
+    y = y.clone() if y.is_inference() else y  # autograd keeps no inference tensors
+    return _InputGradient.apply(x, y, module) if x.requires_grad else y  # type: ignore[no-any-return]
+
+
+class _InputGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, module: nn.Module) -> Tensor:
+        ctx.module, ctx.shape = module, x.shape
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (gradient,) = gradients
+        operation = operation_of(ctx.module)
+        assert operation is not None
+        weight = dense_weight(ctx.module).to(gradient)
+        with torch.enable_grad():
+            x = gradient.new_zeros(ctx.shape).requires_grad_()
+            y = operation(x, weight)
+        return *torch.autograd.grad(y, x, gradient), None, None
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Those that a module itself holds, its weight first."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor):
+        yield weight
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def _names(module: nn.Module) -> Iterator[str]:
+    own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    return (name for name, _ in own)
+
+
+def _is_size(module: nn.Module, name: str) -> bool:
+    return isinstance(getattr(module, name, None), int)
