@@ -204,7 +204,8 @@ def _problem(checkpoint: Checkpoint) -> str | None:
         manifest = read_json(checkpoint.path / MANIFEST)
         if manifest["step"] != checkpoint.step:
             return f"its manifest is of step {manifest['step']}"
-        if not {LORA, STATE} <= manifest["files"].keys():
+        names = manifest["files"].keys()
+        if STATE not in names or not any(name == LORA or name.startswith("lora_") for name in names):
             return "its manifest names not all files"
         for name, known in manifest["files"].items():
             path = checkpoint.path / Path(name).name
