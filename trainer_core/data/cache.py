@@ -16,6 +16,7 @@ import os
 import re
 import struct
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -170,18 +171,20 @@ class CacheMiss(Exception):
 
 
 class RecentEntries:
-    """A cache whose recently used entries are kept in memory as well."""
+    """A cache whose recently used entries are kept in memory as well; any thread may ask."""
 
     def __init__(self, cache: TensorCache, limit: int) -> None:
         """`limit` is in bytes; the last entry is kept even if it is larger."""
         self._cache, self._limit, self._used = cache, limit, 0
         self._entries: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry or None."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
         entry = self._cache.get(key)
         if entry is not None:
             self._remember(key, entry)
@@ -212,11 +215,12 @@ class RecentEntries:
         return self._cache.made_by(key)
 
     def _remember(self, key: str, entry: dict[str, Tensor]) -> None:
-        self._used -= _bytes(self._entries.pop(key, {}))
-        self._entries[key] = entry
-        self._used += _bytes(entry)
-        while self._used > self._limit and len(self._entries) > 1:
-            self._used -= _bytes(self._entries.popitem(last=False)[1])
+        with self._lock:
+            self._used -= _bytes(self._entries.pop(key, {}))
+            self._entries[key] = entry
+            self._used += _bytes(entry)
+            while self._used > self._limit and len(self._entries) > 1:
+                self._used -= _bytes(self._entries.popitem(last=False)[1])
 
 
 def _bytes(entry: dict[str, Tensor]) -> int:
