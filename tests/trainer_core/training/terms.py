@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from trainer_core.data.scan import Sample
+from trainer_core.training.batch_source import TrainBatch
 from trainer_core.training.step import Objective, Term
 
 
-def on_terms(monkeypatch: pytest.MonkeyPatch, change: Callable[[list[Sample], int, Term], Term]) -> None:
-    """Changes what the objective gives, by batch and draw."""
+def on_terms(monkeypatch: pytest.MonkeyPatch, change: Callable[[TrainBatch, Term], Term]) -> None:
+    """Changes what the objective gives, by batch."""
     original = Objective.terms
 
-    def terms(self: Objective, batch: list[Sample], step: int, number: int, seen: dict[str, int]) -> Iterator[Term]:
-        for term in original(self, batch, step, number, seen):
-            yield change(batch, step, term)
+    def terms(self: Objective, batch: TrainBatch, number: int) -> Iterator[Term]:
+        for term in original(self, batch, number):
+            yield change(batch, term)
 
     monkeypatch.setattr(Objective, "terms", terms)

@@ -13,12 +13,12 @@ import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from trainer_core.config import JobConfig
-from trainer_core.data.scan import Sample
 from trainer_core.errors import DatasetError, TrainingError
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import Event, Skipped, StepDone
 from trainer_core.runs.run_folder import RunFolder
 from trainer_core.training import loop
+from trainer_core.training.batch_source import TrainBatch
 from trainer_core.training.ema import EMA
 from trainer_core.training.loop import Trainer
 from trainer_core.training.step import Term
@@ -35,19 +35,21 @@ def new(job: JobConfig, root: Path) -> TrainingJob:
     return TrainingJob(RunFolder.create(root / "runs", job), job)
 
 
-def spoiled(*draws: int) -> Callable[[list[Sample], int, Term], Term]:
+def spoiled(*draws: int) -> Callable[[TrainBatch, Term], Term]:
     """The losses of some draws are nan."""
 
-    def change(_batch: list[Sample], draw: int, term: Term) -> Term:
+    def change(batch: TrainBatch, term: Term) -> Term:
         return (
-            replace(term, minimised=term.minimised * math.nan, shown=term.shown * math.nan) if draw in draws else term
+            replace(term, minimised=term.minimised * math.nan, shown=term.shown * math.nan)
+            if batch.number in draws
+            else term
         )
 
     return change
 
 
 def same(one: Trainer, other: Trainer, tolerance: float = 0.0) -> bool:
-    ours, theirs = one.adapter.state(), other.adapter.state()
+    ours, theirs = one.experts.active.adapter.state(), other.experts.active.adapter.state()
     return all((ours[name] - theirs[name]).norm() <= tolerance * (theirs[name].norm() + 1e-6) for name in theirs)
 
 
@@ -58,12 +60,12 @@ def test_a_spoiled_batch_is_passed_over(job_of: Jobs, trainer_of: Trainers, monk
     """The run is then that of all other batches: made here by hand, batch by batch."""
     trainer, by_hand = trainer_of(job_of()), trainer_of(job_of())
     for step, draw in enumerate((0, 2, 4)):
-        by_hand.updater.update([by_hand.order.micro_batch(draw)], step, draw)
+        by_hand.experts.active.updater.update(by_hand.batches.get(draw), step)
     on_terms(monkeypatch, spoiled(1, 3))
     for _ in range(3):
         trainer.update()
-        trainer.step += 1
-    assert (trainer.step, trainer.skipped) == (3, 2)
+        trainer.progress.step += 1
+    assert (trainer.step, trainer.progress.skipped) == (3, 2)
     assert same(trainer, by_hand)
 
 
@@ -124,8 +126,8 @@ def test_the_count_begins_anew_after_a_good_batch(
     trainer = trainer_of(job_of(train={"skip_limit": 1}))
     for _ in range(3):
         trainer.update()
-        trainer.step += 1
-    assert trainer.skipped == 3
+        trainer.progress.step += 1
+    assert trainer.progress.skipped == 3
 
 
 def test_weights_that_are_not_finite_are_never_saved(
@@ -137,7 +139,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     def report(self: Trainer, *arguments: Any) -> None:
         original(self, *arguments)
         if self.step == 3:
-            self.adapter.parameters()[0].data.fill_(math.inf)
+            self.experts.active.adapter.parameters()[0].data.fill_(math.inf)
 
     monkeypatch.setattr(loop.Trainer, "report", report)
     with pytest.raises(TrainingError, match="step 3: the LoRA's weights are not finite"):
