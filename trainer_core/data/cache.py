@@ -16,6 +16,7 @@ import os
 import re
 import struct
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -176,12 +177,14 @@ class RecentEntries:
         """`limit` is in bytes; the last entry is kept even if it is larger."""
         self._cache, self._limit, self._used = cache, limit, 0
         self._entries: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()  # batches are drawn by a thread of their own, while previews read as well
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry or None."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
         entry = self._cache.get(key)
         if entry is not None:
             self._remember(key, entry)
@@ -207,16 +210,23 @@ class RecentEntries:
         self._cache.put(key, entry, made_by)
         self._remember(key, entry)
 
+    def forget(self) -> None:
+        """Keeps nothing in memory, so that what is there is on the disk as well."""
+        with self._lock:
+            self._entries.clear()
+            self._used = 0
+
     def made_by(self, key: str) -> str:
         """As `TensorCache.made_by`."""
         return self._cache.made_by(key)
 
     def _remember(self, key: str, entry: dict[str, Tensor]) -> None:
-        self._used -= _bytes(self._entries.pop(key, {}))
-        self._entries[key] = entry
-        self._used += _bytes(entry)
-        while self._used > self._limit and len(self._entries) > 1:
-            self._used -= _bytes(self._entries.popitem(last=False)[1])
+        with self._lock:
+            self._used -= _bytes(self._entries.pop(key, {}))
+            self._entries[key] = entry
+            self._used += _bytes(entry)
+            while self._used > self._limit and len(self._entries) > 1:
+                self._used -= _bytes(self._entries.popitem(last=False)[1])
 
 
 def _bytes(entry: dict[str, Tensor]) -> int:
