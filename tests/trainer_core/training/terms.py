@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -19,3 +21,13 @@ def on_terms(monkeypatch: pytest.MonkeyPatch, change: Callable[[TrainBatch, Term
             yield change(batch, term)
 
     monkeypatch.setattr(Objective, "terms", terms)
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *draws: int) -> None:
+    """The losses of some draws are nan."""
+
+    def change(batch: TrainBatch, term: Term) -> Term:
+        bad = batch.number in draws
+        return replace(term, minimised=term.minimised * math.nan, shown=term.shown * math.nan) if bad else term
+
+    on_terms(monkeypatch, change)
