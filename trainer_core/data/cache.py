@@ -177,7 +177,7 @@ class RecentEntries:
         """`limit` is in bytes; the last entry is kept even if it is larger."""
         self._cache, self._limit, self._used = cache, limit, 0
         self._entries: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # batches are drawn by a thread of their own, while previews read as well
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry or None."""
@@ -209,6 +209,12 @@ class RecentEntries:
         """
         self._cache.put(key, entry, made_by)
         self._remember(key, entry)
+
+    def forget(self) -> None:
+        """Keeps nothing in memory, so that what is there is on the disk as well."""
+        with self._lock:
+            self._entries.clear()
+            self._used = 0
 
     def made_by(self, key: str) -> str:
         """As `TensorCache.made_by`."""

@@ -104,6 +104,7 @@ class PreparedData:
         Raises:
             DatasetError: for a file that is gone as well, or another one.
         """
+        self._entries.forget()  # an entry that is in memory alone would be lost with the next ones
         self.encode_texts([one.text for one in self._extra], _silent)
         self.encode_images(_silent)
 

@@ -152,8 +152,8 @@ def test_pause_frees_everything_and_goes_on_exactly(
     loaded: list[weakref.ref[nn.Module]] = []
     original = Flux.load_denoiser
 
-    def load(self: Flux) -> nn.Module:
-        denoiser = original(self)
+    def load(self: Flux, expert: str) -> nn.Module:
+        denoiser = original(self, expert)
         loaded.append(weakref.ref(denoiser))
         return denoiser
 

@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 
 from trainer_core.config import JobConfig
+from trainer_core.families.conditioning import MAIN
 
 from ..families.small_models import SMALL
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from trainer_core.families.conditioning import Collated, Streams
     from trainer_core.training.loop import Trainer
 
 
@@ -94,12 +96,12 @@ def made(
 
 def stir(trainer: Trainer) -> None:
     """B becomes small noise."""
-    state = trainer.adapter.state()
+    state = trainer.experts.active.adapter.state()
     source = torch.Generator().manual_seed(1)
     for name in sorted(state):
         if "lora_B" in name:
             state[name] = 0.1 * torch.randn(state[name].shape, generator=source)
-    trainer.adapter.load(state)
+    trainer.experts.active.adapter.load(state)
 
 
 @dataclass
@@ -124,22 +126,22 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trainer], list[Call]]:
     def start(trainer: Trainer) -> list[Call]:
         calls: list[Call] = []
         original = trainer.base.predict
-        layer = next(iter(trainer.adapter.layers.values()))
+        layer = next(iter(trainer.experts.active.adapter.layers.values()))
 
-        def predict(
-            denoiser: Any,
-            noisy: Tensor,
-            t: Tensor,
-            text: dict[str, Tensor],
-            guidance: Any = None,
-            controls: tuple = (),
-            **given: Any,
-        ) -> Tensor:
-            predicted = original(denoiser, noisy, t, text, guidance=guidance, controls=controls, **given)
-            strength = layer.strength
-            graph, adapted = torch.is_grad_enabled(), layer.enabled
+        def predict(denoiser: Any, noisy: Streams, t: Tensor, given: Collated) -> Streams:
+            predicted = original(denoiser, noisy, t, given)
             calls.append(
-                Call(noisy, t, text["text"], guidance, tuple(controls), graph, adapted, strength, predicted.detach())
+                Call(
+                    noisy[MAIN],
+                    t,
+                    given.text["text"],
+                    given.guidance,
+                    given.controls,
+                    graph=torch.is_grad_enabled(),
+                    adapted=layer.enabled,
+                    strength=layer.strength,
+                    predicted=predicted[MAIN].detach(),
+                )
             )
             return predicted
 

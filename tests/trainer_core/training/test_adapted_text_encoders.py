@@ -15,9 +15,10 @@ from torch import Tensor
 
 from trainer_core.families.base import stack_text
 from trainer_core.families.registry import open_base
-from trainer_core.training.previews import draw_samples
 from trainer_core.training.step import BLANK, MAIN
-from trainer_core.training.validation import validation_loss
+
+from ..predicting import predicted
+from .updates import terms_of
 
 if TYPE_CHECKING:
     from trainer_core.training.loop import Trainer
@@ -52,7 +53,7 @@ def made_pair(request: pytest.FixtureRequest, made: Made, small_folder: Callable
                     **sections,
                 )
             )
-        list(trainers[0].objective.terms(trainers[0].data.samples[0], 3, 0, {}))
+        list(terms_of(trainers[0], trainers[0].data.samples[0], 3))
         return trainers
 
     return make
@@ -63,7 +64,7 @@ def test_previews(made_pair: Pair) -> None:
     sample = {"prompts": ("a [trigger]",), "steps": 2, "width": 64, "height": 64}
     pictures = []
     for trainer in made_pair(sample=sample):
-        draw_samples(trainer)
+        trainer.draw_samples()
         (path,) = trainer.run.sample_paths(0)
         pictures.append(path.read_bytes())
     assert pictures[0] == pictures[1]
@@ -72,8 +73,12 @@ def test_previews(made_pair: Pair) -> None:
 def test_validation(made_pair: Pair, others: Path) -> None:
     held = {"folder": str(others), "role": "validation", "trigger": None}
     trainers = made_pair(aside=(held,), validation={"every": 1, "draws": 1})
-    one, other = (validation_loss(trainer.objective, 1, 2, lambda: False) for trainer in trainers)
-    assert one == other
+    measured = []
+    for trainer in trainers:
+        trainer.validate()
+        (line,) = trainer.run.metrics()
+        measured.append(line["validation_loss"])
+    assert measured[0] == measured[1]
 
 
 def test_the_promptless_target(made_pair: Pair, record: Record) -> None:
@@ -81,7 +86,7 @@ def test_the_promptless_target(made_pair: Pair, record: Record) -> None:
     calls = []
     for trainer in made_pair({"contrastive_guidance": True}, strength=1.0):
         seen = record(trainer)
-        next(trainer.objective.terms(trainer.data.samples[0], 0, 0, {}))
+        next(terms_of(trainer, trainer.data.samples[0]))
         calls.append(seen)
     (blank, prompted), (plain_blank, plain_prompted) = calls
     assert blank.adapted
@@ -94,14 +99,14 @@ def test_what_is_preserved_is_the_base_alone(made_pair: Pair, record: Record) ->
     """Without the adapter in the denoiser and in the text encoders: against a base that never had one."""
     trainer, _ = made_pair({"blank_preservation": True})
     calls = record(trainer)
-    found = [term.name for term in trainer.objective.terms(trainer.data.samples[0], 0, 0, {})]
+    found = [term.name for term in terms_of(trainer, trainer.data.samples[0])]
     assert found == [MAIN, BLANK]
     _, prior, kept = calls
     base = open_base(trainer.job.model)
     base.load_text_encoders()
     text = base.encode_prompts([""])[0]
     with torch.no_grad():
-        plain = base.predict(base.load_denoiser(), prior.noisy, prior.t, stack_text([text] * 4, base.device))
+        plain = predicted(base, base.load_denoiser(), prior.noisy, prior.t, stack_text([text] * 4, base.device))
     assert not prior.adapted
     torch.testing.assert_close(prior.predicted, plain, rtol=1e-5, atol=1e-5)
     assert (kept.predicted - plain).norm() > 1e-3 * plain.norm()
@@ -116,11 +121,11 @@ def test_the_learning_rate_of_text_encoders(ratio: float, made: Made, small_fold
     for factor in (1.0, ratio):
         train = {**plain, "learning_rate": 0.5, "text_encoder_lr": 0.5 * factor}
         trainer = made(model=model, adapter={"text_encoders": True}, train=train)
-        of_text = {id(parameter) for parameter in trainer.adapter.text_parameters()}
-        before = [parameter.detach().clone() for parameter in trainer.adapter.parameters()]
+        of_text = {id(parameter) for parameter in trainer.experts.active.adapter.text_parameters()}
+        before = [parameter.detach().clone() for parameter in trainer.experts.active.adapter.parameters()]
         trainer.update()
         parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for old, new in zip(before, trainer.adapter.parameters(), strict=True):
+        for old, new in zip(before, trainer.experts.active.adapter.parameters(), strict=True):
             parts[id(new) in of_text].append((new.detach() - old).flatten())
         moved.append((torch.cat(parts[0]), torch.cat(parts[1])))
     (denoiser, text), (same, scaled) = moved

@@ -69,7 +69,7 @@ def trained_elsewhere(job: JobConfig, folder: Path, hash_seed: str) -> bytes:
     (folder / "job.yaml").write_text(dump_job(job), encoding="utf-8")
     code = (
         "import sys, torch; from pathlib import Path\n"
-        "import trainer_core.families.sources as sources\n"
+        "from trainer_core.families.sources import source as sources\n"
         "from trainer_core.config import load_job\n"
         "from trainer_core.job import TrainingJob\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"

@@ -103,10 +103,10 @@ def test_state_through_a_file_goes_on_bit_for_bit(warmup: bool, tmp_path: Path) 
     weights = parameters()
     first = EMA(weights, 0.9, warmup)
     walk(weights, first, range(5))
-    (tmp_path / "ema.safetensors").write_bytes(serialize(first.state(), {}))
+    (tmp_path / "ema.safetensors").write_bytes(serialize(first.state_dict(), {}))
 
     second = EMA(parameters(seed=9), 0.9, warmup)
-    second.load(read_tensors(tmp_path / "ema.safetensors"))
+    second.load_state_dict(read_tensors(tmp_path / "ema.safetensors"))
     second.parameters = weights
     walk(weights, second, range(5, 10))
     assert second.count == 10
@@ -116,7 +116,7 @@ def test_state_through_a_file_goes_on_bit_for_bit(warmup: bool, tmp_path: Path) 
 def test_state_is_a_copy() -> None:
     weights = parameters()
     ema = EMA(weights, 0.9, warmup=False)
-    state = ema.state()
+    state = ema.state_dict()
     kept = {name: value.clone() for name, value in state.items()}
     walk(weights, ema, range(2))
     assert all(torch.equal(state[name], value) for name, value in kept.items())
@@ -126,8 +126,8 @@ def test_state_is_a_copy() -> None:
 @pytest.mark.parametrize("change", ["empty", "shape", "missing", "more", "count"])
 def test_state_of_something_else_is_refused_and_changes_nothing(change: str) -> None:
     ema = EMA(parameters(), 0.9, warmup=False)
-    before = ema.state()
-    state = EMA(parameters(seed=1), 0.9, warmup=False).state()
+    before = ema.state_dict()
+    state = EMA(parameters(seed=1), 0.9, warmup=False).state_dict()
     if change == "empty":
         state = {}
     elif change == "shape":
@@ -139,8 +139,8 @@ def test_state_of_something_else_is_refused_and_changes_nothing(change: str) -> 
     else:
         del state["count"]
     with pytest.raises(RunError, match=r"train\.ema_decay.*warm_start"):
-        ema.load(state)
-    assert all(torch.equal(value, before[name]) for name, value in ema.state().items())
+        ema.load_state_dict(state)
+    assert all(torch.equal(value, before[name]) for name, value in ema.state_dict().items())
 
 
 def test_applied_puts_the_averages_in_place_and_the_weights_back() -> None:

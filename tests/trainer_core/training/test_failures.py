@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from trainer_core.config import JobConfig
-from trainer_core.data.scan import Sample
 from trainer_core.errors import DatasetError, TrainingError
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import Event, Skipped, StepDone
@@ -21,10 +19,9 @@ from trainer_core.runs.run_folder import RunFolder
 from trainer_core.training import loop
 from trainer_core.training.ema import EMA
 from trainer_core.training.loop import Trainer
-from trainer_core.training.step import Term
 from trainer_core.training.update import NotFinite
 
-from .terms import on_terms
+from .terms import spoil
 
 Jobs = Callable[..., JobConfig]
 Trainers = Callable[..., Trainer]
@@ -35,19 +32,8 @@ def new(job: JobConfig, root: Path) -> TrainingJob:
     return TrainingJob(RunFolder.create(root / "runs", job), job)
 
 
-def spoiled(*draws: int) -> Callable[[list[Sample], int, Term], Term]:
-    """The losses of some draws are nan."""
-
-    def change(_batch: list[Sample], draw: int, term: Term) -> Term:
-        return (
-            replace(term, minimised=term.minimised * math.nan, shown=term.shown * math.nan) if draw in draws else term
-        )
-
-    return change
-
-
 def same(one: Trainer, other: Trainer, tolerance: float = 0.0) -> bool:
-    ours, theirs = one.adapter.state(), other.adapter.state()
+    ours, theirs = one.experts.active.adapter.state(), other.experts.active.adapter.state()
     return all((ours[name] - theirs[name]).norm() <= tolerance * (theirs[name].norm() + 1e-6) for name in theirs)
 
 
@@ -58,17 +44,17 @@ def test_a_spoiled_batch_is_passed_over(job_of: Jobs, trainer_of: Trainers, monk
     """The run is then that of all other batches: made here by hand, batch by batch."""
     trainer, by_hand = trainer_of(job_of()), trainer_of(job_of())
     for step, draw in enumerate((0, 2, 4)):
-        by_hand.updater.update([by_hand.order.micro_batch(draw)], step, draw)
-    on_terms(monkeypatch, spoiled(1, 3))
+        by_hand.experts.active.updater.update(by_hand.batches.get(draw), step)
+    spoil(monkeypatch, 1, 3)
     for _ in range(3):
         trainer.update()
-        trainer.step += 1
-    assert (trainer.step, trainer.skipped) == (3, 2)
+        trainer.progress.step += 1
+    assert (trainer.step, trainer.progress.skipped) == (3, 2)
     assert same(trainer, by_hand)
 
 
 def test_what_is_told_of_a_spoiled_batch(job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_terms(monkeypatch, spoiled(1))
+    spoil(monkeypatch, 1)
     training, events = new(job_of(train={"steps": 3}), tmp_path), []
     assert training.run_here(events.append) == "finished"
     (told,) = [event for event in events if isinstance(event, Skipped)]
@@ -81,7 +67,7 @@ def test_what_is_told_of_a_spoiled_batch(job_of: Jobs, tmp_path: Path, monkeypat
 
 
 def test_passed_over_batches_survive_a_stop(job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on_terms(monkeypatch, spoiled(1, 2, 5))
+    spoil(monkeypatch, 1, 2, 5)
     job = job_of(train={"steps": 6, "deterministic": True}, save={"every": 2})
     whole, broken = new(job, tmp_path), new(job, tmp_path)
     assert whole.run_here(lambda _: None) == "finished"
@@ -106,7 +92,7 @@ def test_passed_over_batches_survive_a_stop(job_of: Jobs, tmp_path: Path, monkey
 def test_too_many_in_a_row_stop_the_run_with_the_last_checkpoint(
     job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_terms(monkeypatch, spoiled(*range(3, 100)))
+    spoil(monkeypatch, *range(3, 100))
     training, events = new(job_of(train={"steps": 9, "skip_limit": 2}, save={"every": 2}), tmp_path), []
     with pytest.raises(NotFinite, match=r"step 4: the loss is not finite \(images: \w+\.png\).*learning_rate"):
         training.run_here(events.append)
@@ -120,12 +106,12 @@ def test_too_many_in_a_row_stop_the_run_with_the_last_checkpoint(
 def test_the_count_begins_anew_after_a_good_batch(
     job_of: Jobs, trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_terms(monkeypatch, spoiled(0, 2, 4))
+    spoil(monkeypatch, 0, 2, 4)
     trainer = trainer_of(job_of(train={"skip_limit": 1}))
     for _ in range(3):
         trainer.update()
-        trainer.step += 1
-    assert trainer.skipped == 3
+        trainer.progress.step += 1
+    assert trainer.progress.skipped == 3
 
 
 def test_weights_that_are_not_finite_are_never_saved(
@@ -137,7 +123,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     def report(self: Trainer, *arguments: Any) -> None:
         original(self, *arguments)
         if self.step == 3:
-            self.adapter.parameters()[0].data.fill_(math.inf)
+            self.experts.active.adapter.parameters()[0].data.fill_(math.inf)
 
     monkeypatch.setattr(loop.Trainer, "report", report)
     with pytest.raises(TrainingError, match="step 3: the LoRA's weights are not finite"):

@@ -18,6 +18,8 @@ from trainer_core.training import update
 from trainer_core.training.loop import Trainer
 from trainer_core.training.update import NotFinite
 
+from .updates import update_with
+
 Jobs = Callable[..., JobConfig]
 HALF = {"model": {"dtype": "float16"}}
 
@@ -25,14 +27,14 @@ HALF = {"model": {"dtype": "float16"}}
 def gradients(trainer: Trainer, size: int, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Those of an update over one micro-batch, of an adapter as it is after its first step: its zeros are 1e-4."""
     with torch.no_grad():
-        for number, parameter in enumerate(trainer.adapter.parameters()):
+        for number, parameter in enumerate(trainer.experts.active.adapter.parameters()):
             if not parameter.any():
                 parameter.copy_(1e-4 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
     made: list[Tensor] = []
-    keep = lambda: made.extend(one.grad.clone() for one in trainer.adapter.parameters())  # noqa: E731
-    monkeypatch.setattr(trainer.optimizer, "step", keep)
-    batch = trainer.order.micro_batch(0)
-    trainer.update_with([(batch * size)[:size]])
+    keep = lambda: made.extend(one.grad.clone() for one in trainer.experts.active.adapter.parameters())  # noqa: E731
+    monkeypatch.setattr(trainer.experts.active.updater.optimizer, "step", keep)
+    batch = trainer.batches.get(0)[0].samples
+    update_with(trainer, (batch * size)[:size])
     return made
 
 
@@ -48,8 +50,8 @@ def test_the_gradients_are_those_of_float32(
             job_of(model={"dtype": dtype}, adapter={"targets": "all"}, train=settings), tmp_path / name
         )
         found[name] = gradients(trainer, 32, monkeypatch)
-    assert trainer.updater.scale is not None
-    assert 0 < trainer.updater.scale < 40
+    assert trainer.experts.active.updater.scale is not None
+    assert 0 < trainer.experts.active.updater.scale < 40
     whole = {name: torch.cat([one.flatten().double() for one in tensors]) for name, tensors in found.items()}
     for name in ("half", "too high"):
         cosine = torch.nn.functional.cosine_similarity(whole["exact"], whole[name], dim=0).item()
@@ -61,10 +63,10 @@ def test_the_gradients_are_those_of_float32(
 
 def test_a_gradient_that_no_scale_helps_is_passed_over(job_of: Jobs, trainer_of: Callable[..., Trainer]) -> None:
     trainer = trainer_of(job_of(**HALF, train={"skip_limit": 0}))
-    next(iter(trainer.adapter.parameters())).register_hook(lambda gradient: gradient * torch.inf)
+    next(iter(trainer.experts.active.adapter.parameters())).register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(NotFinite, match="gradient is not finite"):
         trainer.update()
-    assert trainer.updater.scale == 16, "one odd batch does not lower it for the others"
+    assert trainer.experts.active.updater.scale == 16, "one odd batch does not lower it for the others"
 
 
 def test_resume_goes_on_at_the_same_scale(job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,4 +92,4 @@ def test_resume_goes_on_at_the_same_scale(job_of: Jobs, tmp_path: Path, monkeypa
 
 def test_other_precisions_know_no_scale(job_of: Jobs, trainer_of: Callable[..., Trainer], tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
-        assert trainer_of(job_of(model={"dtype": dtype}), tmp_path / dtype).updater.scale is None
+        assert trainer_of(job_of(model={"dtype": dtype}), tmp_path / dtype).experts.active.updater.scale is None

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from trainer_core.training.previews import draw_samples
-from trainer_core.training.state import lora_file, state_file
+from .updates import saved
 
 if TYPE_CHECKING:
     from trainer_core.training.loop import Trainer
@@ -30,44 +29,49 @@ def test_files_and_previews_hold_the_weights_asked_for(made: Callable[..., Train
     for trainer in (*trainers.values(), *expected.values()):
         for _ in range(2):
             trainer.update()
-            trainer.step += 1
-    assert trainers["ema"].ema is not None
-    names = list(trainers["ema"].adapter.state())
+            trainer.progress.step += 1
+    assert trainers["ema"].experts.active.updater.ema is not None
+    names = list(trainers["ema"].experts.active.adapter.state())
     expected["ema"] = made(stirred=False, **plain)
-    expected["ema"].adapter.load(dict(zip(names, trainers["ema"].ema.averages, strict=True)))
-    expected["ema"].step = 2
+    expected["ema"].experts.active.adapter.load(
+        dict(zip(names, trainers["ema"].experts.active.updater.ema.averages, strict=True))
+    )
+    expected["ema"].progress.step = 2
     expected["auto"] = expected["ema"]
     for which, trainer in trainers.items():
-        before, stored = trainer.adapter.state(), state_file(trainer)
-        draw_samples(trainer)
-        draw_samples(expected[which])
+        before, stored = trainer.experts.active.adapter.state(), saved(trainer).state.read_bytes()
+        trainer.draw_samples()
+        expected[which].draw_samples()
         ours, theirs = (Image.open(one.run.sample_folder(2) / "00.png") for one in (trainer, expected[which]))
         assert ours.tobytes() == theirs.tobytes(), which
-        assert ours.info["weights"] == trainer.which(which) == ("raw" if which == "raw" else "ema")
-        file = lora_file(trainer)
-        one, other = load(file), load(lora_file(expected[which]))
+        assert ours.info["weights"] == trainer.experts.which(which) == ("raw" if which == "raw" else "ema")
+        file = saved(trainer).lora.read_bytes()
+        one, other = load(file), load(saved(expected[which]).lora.read_bytes())
         assert all(torch.equal(value, other[name]) for name, value in one.items()), which
         header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
-        assert header["__metadata__"]["lora_foundry.weights"] == trainer.which(which)
-        assert all(torch.equal(value, before[name]) for name, value in trainer.adapter.state().items())
-        assert stored == state_file(trainer)
-        kept, same = load(stored), load(state_file(trainers["raw"]))
+        assert header["__metadata__"]["lora_foundry.weights"] == trainer.experts.which(which)
+        assert all(torch.equal(value, before[name]) for name, value in trainer.experts.active.adapter.state().items())
+        assert stored == saved(trainer).state.read_bytes()
+        kept, same = load(stored), load(saved(trainers["raw"]).state.read_bytes())
         assert kept.keys() == same.keys()
         assert all(torch.equal(value, same[name]) for name, value in kept.items())
-    raw, averaged = (load(lora_file(trainers[which])) for which in ("raw", "ema"))
+    raw, averaged = (load(saved(trainers[which]).lora.read_bytes()) for which in ("raw", "ema"))
     assert any(not torch.equal(value, averaged[name]) for name, value in raw.items())
 
 
 def test_the_moving_average_of_a_run(made: Callable[..., Trainer]) -> None:
     """After two updates from w0 with a decay of 3/4: 9/16 w0 + 3/16 w1 + 1/4 w2."""
     trainer = made(train={"ema_decay": 0.75, "ema_warmup": False})
-    assert trainer.ema is not None
-    trainer.ema.restart()  # from the stirred weights
-    steps = [trainer.adapter.state()]
+    ema = trainer.experts.active.updater.ema
+    assert ema is not None
+    ema.restart()  # from the stirred weights
+    steps = [trainer.experts.active.adapter.state()]
     for _ in range(2):
         trainer.update()
-        trainer.step += 1
-        steps.append(trainer.adapter.state())
-    for average, *weights in zip(trainer.ema.averages, *(step.values() for step in steps), strict=True):
+        trainer.progress.step += 1
+        steps.append(trainer.experts.active.adapter.state())
+    for average, *weights in zip(
+        trainer.experts.active.updater.ema.averages, *(step.values() for step in steps), strict=True
+    ):
         expected = sum(share * weight for share, weight in zip((9 / 16, 3 / 16, 1 / 4), weights, strict=True))
         torch.testing.assert_close(average, expected)

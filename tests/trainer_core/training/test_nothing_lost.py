@@ -5,10 +5,8 @@ Compared are files and lines that two runs leave behind; nothing of the code und
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,8 @@ from trainer_core.config import JobConfig
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import Event, StateChanged, StepDone
 from trainer_core.runs.run_folder import RunFolder
-from trainer_core.training.step import Objective
+
+from .terms import spoil
 
 Jobs = Callable[..., JobConfig]
 
@@ -198,19 +197,7 @@ def test_with_batches_that_are_passed_over(
     all_of: Callable[..., JobConfig], root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Draws 2, 3 and 6 give nan: steps 3 and 5 take another batch, before and after interruptions."""
-    spoil(monkeypatch, {2, 3, 6})
+    spoil(monkeypatch, 2, 3, 6)
     straight = compared(all_of(train={"steps": 6}), root, seed=3)
     assert [line["step"] for line in lines(straight)] == [1, 2, 3, 3, 3, 4, 5, 5, 6]
     assert sum("skipped" in line for line in lines(straight)) == 3
-
-
-def spoil(monkeypatch: pytest.MonkeyPatch, draws: set[int]) -> None:
-    """The losses of these draws are nan."""
-    original = Objective.terms
-
-    def terms(self: Objective, batch: Any, draw: int, *args: Any) -> Any:
-        bad = draw in draws
-        for term in original(self, batch, draw, *args):
-            yield replace(term, minimised=term.minimised * math.nan, shown=term.shown * math.nan) if bad else term
-
-    monkeypatch.setattr(Objective, "terms", terms)

@@ -17,7 +17,7 @@ from trainer_core.runs.events import Event, Phase, StateChanged, StepDone, Warni
 from trainer_core.runs.queue import DeviceQueue
 from trainer_core.runs.run_folder import RunFolder
 from trainer_core.runs.status import run_state
-from trainer_core.training.update import NotFinite, Updater
+from trainer_core.training.update import Batches, Made, NotFinite, Updater
 
 Jobs = Callable[..., JobConfig]
 Listen = Callable[[TrainingJob, Event], None]
@@ -86,12 +86,12 @@ def test_a_failure_after_a_batch_was_passed_over_loses_no_line(
     job = job_of(train={"steps": 4, "deterministic": True})
     original, broken = Updater.update, [False]
 
-    def update(self: Updater, batches: Any, step: int, draw: int) -> Any:
-        if draw == 2:
+    def update(self: Updater, batches: Batches, step: int) -> Made:
+        if batches[0].number == 2:
             raise NotFinite(step + 1, "loss", batches)
-        if draw == 3 and broken[0]:
+        if batches[0].number == 3 and broken[0]:
             raise OSError("the cable was pulled")
-        return original(self, batches, step, draw)
+        return original(self, batches, step)
 
     monkeypatch.setattr(Updater, "update", update)
     straight, run = RunFolder.create(root, job), RunFolder.create(root, job)

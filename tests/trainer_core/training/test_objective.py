@@ -13,8 +13,12 @@ from torch import Tensor
 from trainer_core.families.base import stack_text
 from trainer_core.training.step import BLANK, MAIN, OUTPUT, Term
 
+from ..predicting import predicted
+from .updates import drawn, terms_of, update_with
+
 if TYPE_CHECKING:
     from trainer_core.data.scan import Sample
+    from trainer_core.families.conditioning import Conditioning
     from trainer_core.training.loop import Trainer
 
 Made = Callable[..., "Trainer"]
@@ -28,12 +32,17 @@ BPP: dict[str, Any] = {"blank_preservation": True, "blank_preservation_weight": 
 
 
 def terms(trainer: Trainer, batch: list[Sample], step: int = 0, number: int = 0) -> dict[str, Term]:
-    return {term.name: term for term in trainer.objective.terms(batch, step, number, {})}
+    return {term.name: term for term in terms_of(trainer, batch, step, number)}
+
+
+def prompts(conditioning: list[Conditioning] | None) -> list[str]:
+    assert conditioning is not None
+    return [one.prompt for one in conditioning]
 
 
 def gradient(trainer: Trainer, loss: Tensor) -> Tensor:
     """Of all parameters as one vector."""
-    parameters = trainer.adapter.parameters()
+    parameters = trainer.experts.active.adapter.parameters()
     found = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, retain_graph=True)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
@@ -73,8 +82,8 @@ def test_a_preservation_pass_by_hand(
     assert not torch.equal(main.text, text["text"])
     plain = trainer.base.load_denoiser()
     with torch.no_grad():
-        base = trainer.base.predict(plain, main.noisy, main.t, text)
-    mine = trainer.base.predict(trainer.denoiser, main.noisy, main.t, text)
+        base = predicted(trainer.base, plain, main.noisy, main.t, text)
+    mine = predicted(trainer.base, trainer.experts.active.denoiser, main.noisy, main.t, text)
     by_hand = (mine - base).square().mean((1, 2, 3))
     torch.testing.assert_close(found[name].minimised, weight * by_hand, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found[name].shown, by_hand.detach(), rtol=1e-6, atol=1e-6)
@@ -115,12 +124,12 @@ def test_the_gradient_of_a_step_is_that_of_the_sum(made: Made) -> None:
     found = terms(trainer, batch)
     expected = gradient(trainer, torch.stack([term.minimised for term in found.values()]).sum(0).mean())
     kept: list[Tensor] = []
-    original = trainer.optimizer.step
-    trainer.optimizer.step = lambda *a: (  # type: ignore[method-assign]
-        kept.append(torch.cat([p.grad.flatten() for p in trainer.adapter.parameters()])),
+    original = trainer.experts.active.updater.optimizer.step
+    trainer.experts.active.updater.optimizer.step = lambda *a: (  # type: ignore[method-assign]
+        kept.append(torch.cat([p.grad.flatten() for p in trainer.experts.active.adapter.parameters()])),
         original(*a),
     )
-    loss, norm, parts = trainer.update_with([batch])
+    loss, norm, parts = update_with(trainer, batch)
     torch.testing.assert_close(kept[0], expected, rtol=1e-5, atol=1e-6)
     assert norm == pytest.approx(expected.norm().item(), rel=1e-5)
     assert loss == pytest.approx(found[MAIN].shown.mean().item(), rel=1e-6)
@@ -144,7 +153,7 @@ def test_captions_without_the_trigger_contribute_nothing(made: Made, half_trigge
     assert not kept.minimised[2:].any()
     assert not gradient(trainer, kept.minimised[2:]).any()
     assert list(terms(trainer, batch[2:])) == [MAIN]
-    assert trainer.objective.draw(batch, 0, {}).class_captions[:4] == [
+    assert prompts(drawn(trainer, batch).of_class)[:4] == [
         {"one.png": "a red shape", "two.png": "shape on grass", "three.png": "a house", "four.png": "zorbleland"}[name]
         for name in names
     ]
@@ -155,14 +164,14 @@ def test_dropped_captions(made: Made) -> None:
     blank = made(DOP, dataset={"caption_dropout": 1.0, "dropped_caption": "blank"})
     assert list(terms(blank, blank.data.samples[0])) == [MAIN]
     trigger = made(DOP, dataset={"caption_dropout": 1.0, "dropped_caption": "trigger"})
-    draws = trigger.objective.draw(trigger.data.samples[0], 0, {})
-    assert (set(draws.captions), set(draws.class_captions)) == ({"zorble"}, {"shape"})
+    draws = drawn(trigger, trigger.data.samples[0])
+    assert (set(prompts(draws.captioned)), set(prompts(draws.of_class))) == ({"zorble"}, {"shape"})
 
 
 def test_several_class_words_take_turns(made: Made) -> None:
     trainer = made({**DOP, "output_preservation_class": "shape, red thing"})
     (batch,) = trainer.data.samples
-    seen = {c for step in range(40) for c in trainer.objective.draw(batch, step, {}).class_captions}
+    seen = {c for step in range(40) for c in prompts(drawn(trainer, batch, step).of_class)}
     assert seen == {
         f"a {colour} {word}" for colour in ("red", "green", "blue", "white") for word in ("shape", "red thing")
     }
@@ -205,12 +214,12 @@ def test_accumulation_equals_a_batch_with_all_of_the_objective_on(made: Made, ha
     at_once, one_by_one = (made(EVERYTHING, dataset=of_half(half_triggered), train=train) for _ in range(2))
     for _ in range(2):
         (batch,) = at_once.data.samples
-        whole = at_once.update_with([batch])
-        parts = one_by_one.update_with([[sample] for sample in batch])
+        whole = update_with(at_once, batch)
+        parts = update_with(one_by_one, *([sample] for sample in batch))
         for trainer in (at_once, one_by_one):
-            trainer.step += 1
+            trainer.progress.step += 1
         assert parts[:2] == pytest.approx(whole[:2], rel=1e-4)
-        one, other = at_once.adapter.state(), one_by_one.adapter.state()
+        one, other = at_once.experts.active.adapter.state(), one_by_one.experts.active.adapter.state()
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
         assert parts[2] == pytest.approx(whole[2], rel=1e-4), "the parts that are told depend on how they are batched"
@@ -228,8 +237,8 @@ def test_recomputing_activations_changes_nothing_with_all_of_the_objective_on(ma
         )
         for _ in range(2):
             told = trainer.update()
-            trainer.step += 1
-        results.append((told, trainer.adapter.state()))
+            trainer.progress.step += 1
+        results.append((told, trainer.experts.active.adapter.state()))
     (told, state), (told_again, state_again) = results
     assert told_again[:2] == pytest.approx(told[:2], rel=1e-5)
     assert told_again[2] == pytest.approx(told[2], rel=1e-5)

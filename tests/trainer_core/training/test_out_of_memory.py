@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from trainer_core.config import JobConfig
-from trainer_core.data.scan import Sample
 from trainer_core.errors import TrainingError
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import Event, StepDone, Warning
 from trainer_core.runs.run_folder import RunFolder
 from trainer_core.training import loop
+from trainer_core.training.batch_source import TrainBatch
 from trainer_core.training.loop import Trainer
+from trainer_core.training.previews import Previews
 from trainer_core.training.step import Term
 
 from .terms import on_terms
@@ -33,7 +34,7 @@ def new(job: JobConfig, root: Path) -> TrainingJob:
 def small_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
     """Passes of more images do not fit."""
 
-    def change(batch: list[Sample], _draw: int, term: Term) -> Term:
+    def change(batch: TrainBatch, term: Term) -> Term:
         if len(batch) > images:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
         return term
@@ -49,13 +50,13 @@ def test_a_batch_that_does_not_fit_is_run_in_pieces(
     job = job_of(train={"batch_size": 4, "learning_rate": 1e-4}, dataset={"caption_dropout": 0.5})
     whole, pieces = trainer_of(job), trainer_of(job)
     told: list[Event] = []
-    pieces.updater._emit = told.append
-    expected = [whole.update(), setattr(whole, "step", 1), whole.update()][::2]
+    pieces.experts.active.updater._emit = told.append
+    expected = [whole.update(), setattr(whole.progress, "step", 1), whole.update()][::2]
     small_memory(monkeypatch, images)
-    made = [pieces.update(), setattr(pieces, "step", 1), pieces.update()][::2]
+    made = [pieces.update(), setattr(pieces.progress, "step", 1), pieces.update()][::2]
     for one, other in zip(made, expected, strict=True):
         assert (one.loss, one.norm) == pytest.approx((other.loss, other.norm), rel=1e-4)  # type: ignore[union-attr]
-    assert pieces.updater.pieces == {1: 4, 2: 2, 3: 2}[images]
+    assert pieces.experts.active.updater.pieces == {1: 4, 2: 2, 3: 2}[images]
     assert len(told) == {1: 2, 2: 1, 3: 1}[images]
     assert all(isinstance(event, Warning) and OUT_OF_MEMORY in event.message for event in told)
 
@@ -93,8 +94,8 @@ def test_pieces_survive_a_stop(job_of: Jobs, tmp_path: Path, monkeypatch: pytest
 def test_a_single_image_that_does_not_fit_fails_with_advice(
     error: Exception, job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def change(_batch: list[Sample], draw: int, term: Term) -> Term:
-        if draw == 2:
+    def change(batch: TrainBatch, term: Term) -> Term:
+        if batch.number == 2:
             raise error
         return term
 
@@ -116,8 +117,8 @@ def test_a_single_image_that_does_not_fit_fails_with_advice(
 def test_other_errors_are_not_taken_for_want_of_memory(
     job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def change(_batch: list[Sample], draw: int, term: Term) -> Term:
-        if draw == 2:
+    def change(batch: TrainBatch, term: Term) -> Term:
+        if batch.number == 2:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return term
 
@@ -137,7 +138,7 @@ def test_previews_and_measurements_that_do_not_fit_are_left_out(
     def fails(*_: Any) -> None:
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
 
-    monkeypatch.setattr(loop, "draw_samples" if what == "previews" else "validation_loss", fails)
+    monkeypatch.setattr(*((Previews, "draw") if what == "previews" else (loop, "validation_loss")), fails)
     sample = {"prompts": ("a",), "every": 2, "before_training": True}
     job = job_of(train={"steps": 3}, sample=sample).but(validation={"every": 2, "share": 0.25})
     training, events = new(job, tmp_path), []
@@ -157,7 +158,7 @@ def test_gradients_of_a_pass_that_ran_out_of_memory_do_not_count(
     expected = whole.update()
     passes = [0]
 
-    def change(_batch: list[Sample], _draw: int, term: Term) -> Term:
+    def change(_batch: TrainBatch, term: Term) -> Term:
         passes[0] += 1
         if passes[0] == 2:
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
@@ -173,17 +174,17 @@ def test_every_pass_has_dropout_of_its_own(job_of: Jobs, trainer_of: Trainers, m
     """Cut or whole, no two passes of an update are numbered alike, and a micro-batch's first piece keeps its number."""
     trainer = trainer_of(job_of(train={"batch_size": 2, "gradient_accumulation": 2}, adapter={"dropout": 0.5}))
     seeds: list[tuple[int | str, ...]] = []
-    original = trainer.adapter.seed_dropout
+    original = trainer.experts.active.adapter.seed_dropout
 
     def seed(*place: int | str) -> None:
         seeds.append(place)
         original(*place)
 
-    monkeypatch.setattr(trainer.adapter, "seed_dropout", seed)
+    monkeypatch.setattr(trainer.experts.active.adapter, "seed_dropout", seed)
     trainer.update()
     whole = [place for place in seeds if place]
     seeds.clear()
-    trainer.updater.pieces = 2
+    trainer.experts.active.updater.pieces = 2
     trainer.update()
     cut = [place for place in seeds if place]
     assert len(whole) == 2

@@ -181,7 +181,7 @@ def test_killed_by_the_system_and_resumed(job: JobConfig, train: Train, tmp_path
     run = RunFolder.create(tmp_path / "runs", job)
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "import trainer_core.families.sources as sources\n"
+        "from trainer_core.families.sources import source as sources\n"
         "from trainer_core.runs.events import CheckpointSaved, StepDone\n"
         "from trainer_core.job import TrainingJob\n"
         "from trainer_core.runs.run_folder import RunFolder\n"

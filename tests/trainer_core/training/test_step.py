@@ -17,9 +17,16 @@ from trainer_core.families.base import stack_text
 from trainer_core.objective.timesteps import WEIGHT_A, WEIGHT_B, WEIGHT_FLOOR
 from trainer_core.training.step import MAIN, Term
 
+from ..predicting import predicted
+from .updates import drawn, saved, terms_of, update_with
+
 if TYPE_CHECKING:
     from trainer_core.data.scan import Sample
+    from trainer_core.families.conditioning import Conditioning
+    from trainer_core.training.batch_source import TrainBatch
     from trainer_core.training.loop import Trainer
+
+    from .conftest import Call
 
 Made = Callable[..., "Trainer"]
 Record = Callable[["Trainer"], list]
@@ -27,18 +34,23 @@ Record = Callable[["Trainer"], list]
 
 def main_term(trainer: Trainer, batch: list[Sample], step: int = 0, number: int = 0) -> Term:
     """The first term alone."""
-    term = next(trainer.objective.terms(batch, step, number, {}))
+    term = next(terms_of(trainer, batch, step, number))
     assert term.name == MAIN
     return term
 
 
 def gradient(trainer: Trainer, loss: Tensor) -> Tensor:
     """Of all parameters as one vector."""
-    parameters = trainer.adapter.parameters()
+    parameters = trainer.experts.active.adapter.parameters()
     found = torch.autograd.grad(loss.sum(), parameters, allow_unused=True, retain_graph=True)
     return torch.cat(
         [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
     )
+
+
+def predict(trainer: Trainer, batch: TrainBatch, call: Call, prompts: list[Conditioning]) -> Tensor:
+    """For the noisy latents and the guidance of a call."""
+    return trainer.experts.active.objective.predict({"main": call.noisy}, batch.t, prompts, call.guidance)["main"]
 
 
 def sets(trainer: Trainer) -> list[list[Sample]]:
@@ -57,7 +69,7 @@ def test_a_stage_lasts_an_optimizer_step(accumulated: int, made: Made, record: R
     for low, high in [(0.7, 0.9), (0.4, 0.7), (0.1, 0.4), (0.7, 0.9)]:
         calls.clear()
         trainer.update()
-        trainer.step += 1
+        trainer.progress.step += 1
         times = torch.cat([call.t for call in calls])
         assert len(calls) == accumulated
         assert len(times.unique()) == 4 * accumulated
@@ -76,8 +88,8 @@ def test_one_stage_alone_and_slow_changes(made: Made, record: Record) -> None:
 
 
 def test_auto_is_what_the_base_was_made_with(made: Made) -> None:
-    assert made().objective.timesteps.kind == made().base.timestep_type == "shift"
-    assert made(train={"timestep_type": "linear"}).objective.timesteps.kind == "linear"
+    assert made().batches.timesteps.kind == made().base.timestep_type == "shift"
+    assert made(train={"timestep_type": "linear"}).batches.timesteps.kind == "linear"
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -89,8 +101,8 @@ def test_the_kind_of_loss(kind: str, made: Made, record: Record) -> None:
     trainer = made(train={"loss_type": kind, "huber_delta": 0.3})
     calls, batch = record(trainer), sets(trainer)[0]
     term = main_term(trainer, batch)
-    draws = trainer.objective.draw(batch, 0, {})
-    arguments = (calls[0].predicted, draws.noise - draws.clean)
+    draws = drawn(trainer, batch)
+    arguments = (calls[0].predicted, draws.noise["main"] - draws.clean["main"])
     theirs = {
         "mse": lambda: functional.mse_loss(*arguments, reduction="none"),
         "mae": lambda: functional.l1_loss(*arguments, reduction="none"),
@@ -133,10 +145,10 @@ def test_the_loss_weight_of_a_set(made: Made, pictures: Path, others: Path) -> N
     assert (silent.shown > 0).all(), "what is shown does not depend on weights"
     assert not silent.minimised.any()
     assert not gradient(trainer, silent.minimised).any()
-    before = trainer.adapter.state()
-    _, norm, _ = trainer.update_with([none])
+    before = trainer.experts.active.adapter.state()
+    _, norm, _ = update_with(trainer, none)
     assert norm == 0
-    assert all(torch.equal(value, before[name]) for name, value in trainer.adapter.state().items())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.experts.active.adapter.state().items())
     # the same picture in the first and in the third set has another key, so other noise: compare within one set
     loud = main_term(trainer, triple)
     torch.testing.assert_close(loud.minimised, 3 * loud.shown)
@@ -151,8 +163,8 @@ def test_half_the_strength_is_half_of_b(made: Made, record: Record, others: Path
     """The adapter's output is halved in every layer, while its set trains and no longer."""
     trainer = made(datasets=[{"adapter_strength": 0.5}, {"folder": str(others)}, {"adapter_strength": 0.0}])
     full = made(datasets=[{}, {"folder": str(others)}, {}])
-    halved = full.adapter.state()
-    full.adapter.load({name: value / 2 if "lora_B" in name else value for name, value in halved.items()})
+    halved = full.experts.active.adapter.state()
+    full.experts.active.adapter.load({name: value / 2 if "lora_B" in name else value for name, value in halved.items()})
     calls, expected = record(trainer), record(full)
     for number in (0, 1, 0, 2):
         main_term(trainer, sets(trainer)[number])
@@ -160,16 +172,16 @@ def test_half_the_strength_is_half_of_b(made: Made, record: Record, others: Path
     assert [call.strength for call in calls] == [0.5, 1.0, 0.5, 0.0]
     torch.testing.assert_close(calls[0].predicted, expected[0].predicted)
     assert not torch.allclose(calls[1].predicted, expected[1].predicted, rtol=1e-3)
-    with torch.no_grad(), trainer.adapter.disabled():
-        draws = trainer.objective.draw(sets(trainer)[2], 0, {})
-        without = trainer.objective.predict(draws, calls[3].noisy, draws.captions)
+    with torch.no_grad(), trainer.experts.active.adapter.disabled():
+        draws = drawn(trainer, sets(trainer)[2])
+        without = predict(trainer, draws, calls[3], draws.captioned)
     torch.testing.assert_close(calls[3].predicted, without)
     # layer by layer: what is added to the base's output, for any input
-    layer = next(iter(trainer.adapter.layers.values()))
+    layer = next(iter(trainer.experts.active.adapter.layers.values()))
     x = torch.randn(3, layer.base_layer.in_features, generator=torch.Generator().manual_seed(0))
     added = []
     for strength in (1.0, 0.5):
-        trainer.adapter.set_strength(strength)
+        trainer.experts.active.adapter.set_strength(strength)
         added.append((layer(x) - layer.base_layer(x)).detach())
     torch.testing.assert_close(added[1], added[0] / 2)
     assert added[0].abs().max() > 1e-3
@@ -178,11 +190,9 @@ def test_half_the_strength_is_half_of_b(made: Made, record: Record, others: Path
 def test_the_strength_of_training_is_not_in_the_file(made: Made) -> None:
     from safetensors.torch import load
 
-    from trainer_core.training.state import lora_file
-
     trainer, plain = made(dataset={"adapter_strength": 0.5}), made()
     main_term(trainer, sets(trainer)[0])
-    one, other = load(lora_file(trainer)), load(lora_file(plain))
+    one, other = load(saved(trainer).lora.read_bytes()), load(saved(plain).lora.read_bytes())
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
@@ -205,14 +215,14 @@ def test_what_is_masked_out_does_not_count(made: Made, record: Record, masks: Pa
     trainer = made(dataset={"mask_folder": str(masks), "mask_minimum": 0.0}, train={"batch_size": 4})
     batch, calls = sets(trainer)[0], record(trainer)
     term = main_term(trainer, batch)
-    draws = trainer.objective.draw(batch, 0, {})
-    errors = (calls[0].predicted - (draws.noise - draws.clean)).square()
+    draws = drawn(trainer, batch)
+    errors = (calls[0].predicted - (draws.noise["main"] - draws.clean["main"])).square()
     torch.testing.assert_close(term.shown, errors[..., :4].mean((1, 2, 3)))
     torch.testing.assert_close(term.minimised.detach(), term.shown)
     right = torch.zeros_like(errors)
     right[..., 4:] = 100.0
     original = trainer.base.predict
-    trainer.base.predict = lambda *a, **k: original(*a, **k) + right  # type: ignore[method-assign]
+    trainer.base.predict = lambda *a: {"main": original(*a)["main"] + right}  # type: ignore[method-assign]
     spoiled = main_term(trainer, batch)
     assert torch.equal(spoiled.minimised, term.minimised)
     assert torch.equal(gradient(trainer, spoiled.minimised), gradient(trainer, term.minimised))
@@ -224,8 +234,8 @@ def test_a_minimum_leaves_a_little_of_what_is_masked_out(made: Made, record: Rec
         trainer = made(dataset={"mask_folder": str(masks), "mask_minimum": 0.2, "invert_mask": inverted})
         batch, calls = sets(trainer)[0], record(trainer)
         term = main_term(trainer, batch)
-        draws = trainer.objective.draw(batch, 0, {})
-        errors = (calls[0].predicted - (draws.noise - draws.clean)).square()
+        draws = drawn(trainer, batch)
+        errors = (calls[0].predicted - (draws.noise["main"] - draws.clean["main"])).square()
         means = [errors[..., :4].mean((1, 2, 3)), errors[..., 4:].mean((1, 2, 3))]
         torch.testing.assert_close(term.shown, (left * means[0] + right * means[1]) / 1.2, rtol=1e-4, atol=1e-5)
 
@@ -277,8 +287,8 @@ def test_contrastive_guidance(schedule: str, projected: bool, made: Made, record
     assert torch.equal(blank.noisy, prompted.noisy)
     assert torch.equal(blank.t, prompted.t)
     assert torch.equal(blank.text, stack_text([trainer.data.text("")] * 4, trainer.base.device)["text"])
-    draws = trainer.objective.draw(batch, 0, {})
-    target, u = draws.noise - draws.clean, blank.predicted
+    draws = drawn(trainer, batch)
+    target, u = draws.noise["main"] - draws.clean["main"], blank.predicted
     g = torch.full((4,), 4.0) if schedule == "constant" else 1 + 3 * draws.t
     for call in calls:
         torch.testing.assert_close(call.guidance, g)
@@ -288,9 +298,9 @@ def test_contrastive_guidance(schedule: str, projected: bool, made: Made, record
     expected = (prompted.predicted - aim).square().mean((1, 2, 3))
     torch.testing.assert_close(term.minimised.detach(), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(term.shown, (prompted.predicted - target).square().mean((1, 2, 3)))
-    trainer.adapter.seed_dropout()
+    trainer.experts.active.adapter.seed_dropout()
     with torch.no_grad():
-        undropped = trainer.objective.predict(draws, blank.noisy, [""] * 4)
+        undropped = predict(trainer, draws, blank, draws.blank)
     torch.testing.assert_close(blank.predicted, undropped), "a target is made without dropout"
 
 
@@ -299,7 +309,7 @@ def test_preservation_has_the_guidance_of_the_main_pass(made: Made, record: Reco
     preserved = {"output_preservation": True, "output_preservation_class": "cat", "blank_preservation": True}
     trainer = made({**preserved, "contrastive_guidance": True, "contrastive_guidance_scale": 4.0})
     calls = record(trainer)
-    list(trainer.objective.terms(sets(trainer)[0], 0, 0, {}))
+    list(terms_of(trainer, sets(trainer)[0]))
     assert len(calls) == 6  # two for the main term, two for each preservation
     for call in calls:
         torch.testing.assert_close(call.guidance, torch.full((4,), 4.0))
@@ -334,11 +344,11 @@ def test_the_base_as_target_by_hand(made: Made, record: Record, others: Path) ->
     batch, calls = sets(trainer)[1], record(trainer)
     term = main_term(trainer, batch)
     assert [(call.adapted, call.graph) for call in calls] == [(False, False), (True, True)]
-    plain, draws = trainer.base.load_denoiser(), trainer.objective.draw(batch, 0, {})
-    text = stack_text([trainer.data.text(caption) for caption in draws.captions], trainer.base.device)
-    assert sorted(draws.captions) == ["a door, old, blue", "a lamp, tall, green"]
+    plain, draws = trainer.base.load_denoiser(), drawn(trainer, batch)
+    text = stack_text([trainer.data.text(one.prompt) for one in draws.captioned], trainer.base.device)
+    assert sorted(one.prompt for one in draws.captioned) == ["a door, old, blue", "a lamp, tall, green"]
     with torch.no_grad():
-        prior = trainer.base.predict(plain, calls[0].noisy, draws.t, text)
+        prior = predicted(trainer.base, plain, calls[0].noisy, draws.t, text)
     torch.testing.assert_close(term.minimised.detach(), (calls[1].predicted - prior).square().mean((1, 2, 3)))
     assert (term.minimised > 1e-6).all()
 
@@ -346,8 +356,8 @@ def test_the_base_as_target_by_hand(made: Made, record: Record, others: Path) ->
 def test_images_as_target_are_learned_like_any_other(made: Made, record: Record, others: Path) -> None:
     trainer = made(**regularized(others, "images"))
     batch, calls = sets(trainer)[1], record(trainer)
-    term, draws = main_term(trainer, batch), trainer.objective.draw(batch, 0, {})
-    expected = (calls[0].predicted - (draws.noise - draws.clean)).square().mean((1, 2, 3))
+    term, draws = main_term(trainer, batch), drawn(trainer, batch)
+    expected = (calls[0].predicted - (draws.noise["main"] - draws.clean["main"])).square().mean((1, 2, 3))
     torch.testing.assert_close(term.minimised.detach(), expected)
 
 
@@ -366,5 +376,5 @@ def test_regularization_samples_are_not_guided(target: str, made: Made, record: 
 def test_regularization_batches_come_in_their_share(made: Made, others: Path) -> None:
     """floor((n + 1) · 0.25) > floor(n · 0.25): the last of every four micro-batches."""
     trainer = made({"ratio": 0.25}, **regularized(others, "base"))
-    roles = [trainer.order.micro_batch(n)[0].dataset for n in range(8)]
+    roles = [trainer.batches.get(n)[0].samples[0].dataset for n in range(8)]
     assert roles == [0, 0, 0, 1] * 2

@@ -18,6 +18,9 @@ from trainer_core.randomness import normal_like
 from trainer_core.runs.events import StepDone, ValidationDone
 from trainer_core.training.validation import validation_loss, validation_times
 
+from ..predicting import predicted
+from .updates import terms_of
+
 if TYPE_CHECKING:
     from trainer_core.training.loop import Trainer
 
@@ -33,7 +36,8 @@ def held(others: Path, **settings: Any) -> list[dict[str, Any]]:
 
 
 def measured(trainer: Trainer, batch_size: int = 2) -> float:
-    return validation_loss(trainer.objective, 3, batch_size, lambda: False)
+    with trainer.experts.evaluating("raw"):
+        return validation_loss(trainer.experts, trainer.data, 3, batch_size, lambda: False)
 
 
 def test_times_are_spread_evenly() -> None:
@@ -47,17 +51,17 @@ def test_by_hand(made: Made, others: Path) -> None:
     assert [sample.item.key for sample in trainer.data.validation] == ["five.png", "six.png"]
     assert trainer.data.samples[1] == []
     errors = []
-    trainer.denoiser.eval()
+    trainer.experts.active.denoiser.eval()
     for sample in trainer.data.validation:
-        x = trainer.data.latents(sample, Variant()).mean
+        x = trainer.data.latents(sample, Variant()).mean["main"]
         text = stack_text([trainer.data.text(sample.item.captions[0])], trainer.base.device)
         for k, t in enumerate((1 / 6, 1 / 2, 5 / 6)):
             noise = normal_like(x.shape, "validation", sample.item.key, k)
             noisy = ((1 - t) * x + t * noise)[None]
             with torch.no_grad():
-                predicted = trainer.base.predict(trainer.denoiser, noisy, torch.tensor([t]), text)
-            errors.append((predicted[0] - (noise - x)).square().mean().item())
-    trainer.denoiser.train()
+                v = predicted(trainer.base, trainer.experts.active.denoiser, noisy, torch.tensor([t]), text)
+            errors.append((v[0] - (noise - x)).square().mean().item())
+    trainer.experts.active.denoiser.train()
     assert measured(trainer) == pytest.approx(sum(errors) / 6, rel=1e-5)
     assert len(set(errors)) == 6
 
@@ -65,7 +69,7 @@ def test_by_hand(made: Made, others: Path) -> None:
 def test_it_depends_on_the_weights_alone(made: Made, others: Path) -> None:
     """Not on the seed, nor on how training draws, weighs, guides, drops, batches or how strong its sets are."""
     expected = measured(made(validation=CHECKED, datasets=held(others)))
-    weights = made(validation=CHECKED, datasets=held(others)).adapter.state()
+    weights = made(validation=CHECKED, datasets=held(others)).experts.active.adapter.state()
     odd = made(
         {"differential_guidance": True, "blank_preservation": True, "contrastive_guidance": True},
         CHECKED,
@@ -81,8 +85,8 @@ def test_it_depends_on_the_weights_alone(made: Made, others: Path) -> None:
             "min_snr_gamma": 1.0,
         },
     )
-    odd.adapter.load(weights)
-    list(odd.objective.terms(odd.data.samples[0], 3, 0, {}))  # leaves a strength and a place of dropout behind
+    odd.experts.active.adapter.load(weights)
+    list(terms_of(odd, odd.data.samples[0], 3))  # leaves a strength and a place of dropout behind
     for batch_size in (1, 4, 64):
         assert measured(odd, batch_size) == pytest.approx(expected, rel=1e-5)
 
@@ -117,22 +121,22 @@ def test_it_leaves_no_trace(made: Made, others: Path) -> None:
         datasets=[trainer.job.datasets[0].but(adapter_strength=0.5).model_dump(mode="json"), trainer.job.datasets[1]]
     )
     for one in (trainer, undisturbed):
-        one.objective.job = trainer.job
+        one.experts.active.objective.job = trainer.job
     before = torch.get_rng_state()
     trainer.validate()
     assert torch.equal(torch.get_rng_state(), before)
-    assert trainer.denoiser.training
-    assert all(parameter.grad is None for parameter in trainer.adapter.parameters())
+    assert trainer.experts.active.denoiser.training
+    assert all(parameter.grad is None for parameter in trainer.experts.active.adapter.parameters())
     assert trainer.update() == undisturbed.update()
-    one, other = trainer.adapter.state(), undisturbed.adapter.state()
+    one, other = trainer.experts.active.adapter.state(), undisturbed.experts.active.adapter.state()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_it_can_be_interrupted_and_leaves_the_denoiser_in_training(made: Made, others: Path) -> None:
     trainer = made(validation=CHECKED, datasets=held(others))
-    with pytest.raises(Interrupted):
-        validation_loss(trainer.objective, 3, 1, lambda: True)
-    assert trainer.denoiser.training
+    with pytest.raises(Interrupted), trainer.experts.evaluating("raw"):
+        validation_loss(trainer.experts, trainer.data, 3, 1, lambda: True)
+    assert trainer.experts.active.denoiser.training
 
 
 def test_it_measures_the_weights_that_the_file_holds(made: Made, others: Path) -> None:
@@ -142,15 +146,15 @@ def test_it_measures_the_weights_that_the_file_holds(made: Made, others: Path) -
     expected = {}
     for which in ("raw", "ema"):
         trainer = made(**job, save={"weights": which})
-        raw = trainer.adapter.state()
-        assert trainer.ema is not None
+        raw = trainer.experts.active.adapter.state()
+        assert trainer.experts.active.updater.ema is not None
         averaged = {name: value / 3 for name, value in raw.items()}
-        for average, value in zip(trainer.ema.averages, averaged.values(), strict=True):
+        for average, value in zip(trainer.experts.active.updater.ema.averages, averaged.values(), strict=True):
             average.copy_(value)
         trainer.emit = events.append  # type: ignore[assignment]
         trainer.validate()
-        assert all(torch.equal(value, raw[name]) for name, value in trainer.adapter.state().items())
-        trainer.adapter.load(raw if which == "raw" else averaged)
+        assert all(torch.equal(value, raw[name]) for name, value in trainer.experts.active.adapter.state().items())
+        trainer.experts.active.adapter.load(raw if which == "raw" else averaged)
         expected[which] = measured(trainer)
     assert [event.loss for event in events] == pytest.approx([expected["raw"], expected["ema"]], rel=1e-5)
     assert expected["raw"] != pytest.approx(expected["ema"], rel=1e-3)

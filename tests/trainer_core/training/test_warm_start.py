@@ -17,6 +17,8 @@ from trainer_core.job import TrainingJob
 from trainer_core.safetensors_file import read_tensors, serialize
 from trainer_core.training.loop import Trainer
 
+from ..predicting import predicted
+
 Jobs = Callable[..., JobConfig]
 X = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
 T = torch.tensor([0.3, 0.8])
@@ -33,7 +35,7 @@ def trained(job_of: Jobs, train: Callable[..., TrainingJob], tmp_path: Path) -> 
 def output(base: Base, denoiser: torch.nn.Module) -> torch.Tensor:
     text = stack_text(base.encode_prompts(["a red zorble", "a cat"]), base.device)
     with torch.no_grad():
-        return base.predict(denoiser, X, T, text)
+        return predicted(base, denoiser, X, T, text)
 
 
 @pytest.mark.parametrize("adapter", [{"rank": 2, "alpha": 1.0}, {"rank": 2}, {"rank": 8, "alpha": 4.0}, {"rank": 5}])
@@ -46,7 +48,7 @@ def test_the_function_is_kept(
     before = output(base, plain)
     with applied(plain, for_modules(parse(read_tensors(trained)), plain, base), 1.0):
         expected = output(base, plain)
-    found = output(base, trainer.denoiser.eval())
+    found = output(base, trainer.experts.active.denoiser.eval())
     assert (expected - before).norm() > 1e-3 * before.norm(), "the file does something"
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert trainer.step == 0
@@ -69,7 +71,9 @@ def test_a_file_of_fewer_layers(trained: Path, job_of: Jobs, trainer_of: Callabl
     trained.write_bytes(serialize(tensors, {}))
     trainer = trainer_of(job_of(adapter={"warm_start": str(trained)}))
     trainer.restore()
-    changed = {name for name, value in trainer.adapter.state().items() if "lora_B" in name and value.any()}
+    changed = {
+        name for name, value in trainer.experts.active.adapter.state().items() if "lora_B" in name and value.any()
+    }
     assert changed == {"transformer_blocks.0.attn.to_out.0.lora_B.weight"}
 
 
