@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -138,10 +139,8 @@ class DoraLayer(LoraLayer):
 
     def delta(self) -> LowRank:
         delta = super().delta()
-        norms = self._norms
-        longer = changed_norms(dense_weight(self.base_layer), norms, delta.down, delta.up, self.scale)
-        dora_scale = self.trained["magnitude"] * (norms / longer)
-        return LowRank(delta.down, delta.up, self.scale, dora_scale, norms)
+        longer = changed_norms(dense_weight(self.base_layer), self._norms, delta.down, delta.up, self.scale)
+        return replace(delta, dora_scale=self.trained["magnitude"] * (self._norms / longer), norms=self._norms)
 
     def started_from(self, delta: Delta) -> dict[str, Tensor]:
         low_rank = _of_kind(delta, LowRank, "LoRA")

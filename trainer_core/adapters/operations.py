@@ -124,9 +124,9 @@ def dense_weight(module: nn.Module) -> Tensor:
     if not isinstance(weight, Tensor):
         reason = "it has none"
     elif operation is None or weight.shape != operation.weight_shape or not weight.is_floating_point():
-        reason = f"it is packed as {tuple(weight.shape)}, {weight.dtype}, and has no dequantize()"
+        reason = f"it is packed as {tuple(weight.shape)}, {weight.dtype}, and no dequantize() unpacks it"
     elif weight.itemsize == 1 and any("scale" in name for name, _ in own):
-        reason = f"it is {weight.dtype} with scales beside it, and has no dequantize()"
+        reason = f"it is {weight.dtype} with scales beside it, and no dequantize() applies them"
     else:
         return weight
     raise AdapterError(f"the weight of this {type(module).__name__} cannot be read: {reason}")

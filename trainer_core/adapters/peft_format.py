@@ -72,8 +72,11 @@ def _layer(delta: Delta, module: nn.Module) -> tuple[int, dict[str, Tensor]]:
     """A layer's rank as PEFT counts it, and its tensors."""
     if isinstance(delta, Hadamard):
         return delta.rank, delta.named()
-    if isinstance(delta, Kronecker):
-        return _lokr(delta)
+    if isinstance(delta, Kronecker):  # w2 is whole where the rank is at least half of its larger side
+        half = max(delta.w2_shape[:2]) / 2
+        if delta.w2 is None and (rank := delta.factors[1].shape[0]) < half:
+            return rank, delta.named()
+        return max(1, math.ceil(half)), {"lokr_w1": delta.w1, "lokr_w2": delta.whole_w2}
     parts = {"lora_A.weight": delta.down, "lora_B.weight": delta.up_weight}
     if delta.dora_scale is not None and delta.norms is not None:
         longer = changed_norms(dense_weight(module), delta.norms, delta.down, delta.up, delta.scale)
@@ -81,16 +84,6 @@ def _layer(delta: Delta, module: nn.Module) -> tuple[int, dict[str, Tensor]]:
         kernel = delta.up_weight.shape[2:]
         parts["lora_magnitude_vector"] = magnitude.reshape((1, -1, *kernel) if kernel else (-1,))
     return delta.rank, parts
-
-
-def _lokr(delta: Kronecker) -> tuple[int, dict[str, Tensor]]:
-    """PEFT's w2 is whole where the rank is at least half of its larger side, and has two factors otherwise."""
-    if delta.w2 is None:
-        w2_a, w2_b = delta.factors
-        if w2_b.shape[0] < max(w2_a.shape[0], w2_b.shape[1]) / 2:
-            return w2_b.shape[0], delta.named()
-    w2 = delta.whole_w2
-    return max(1, math.ceil(max(w2.shape[:2]) / 2)), {"lokr_w1": delta.w1, "lokr_w2": w2}
 
 
 def _factor(changes: Mapping[str, Delta]) -> int:
