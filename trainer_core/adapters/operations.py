@@ -133,7 +133,10 @@ def dense_weight(module: nn.Module) -> Tensor:
 
 
 def with_gradient(module: nn.Module, operation: Operation, x: Tensor, y: Tensor) -> Tensor:
-    """A layer's output y for x; if the layer computed it without graph, one that leads to x by the layer's weight."""
+    """A layer's output y for an input x, with a gradient to x even if the layer computes without autograd.
+
+    It then comes from the dense weight; the backward pass raises AdapterError if that cannot be read.
+    """
     if y.requires_grad or not torch.is_grad_enabled():
         return y
     if not torch.compiler.is_compiling() and y.is_inference():
