@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import AdapterError
 from .deltas import Delta, Hadamard, Kronecker, LowRank, changed_norms, mapped, row_norms
 from .key_names import OTHER_KINDS, PARTS, names_of, split_key, split_text
-from .operations import Operation, dense_weight, device_of, layers_of, operation_of, weight_shapes
+from .operations import Operation, dense_weight, device_of, layers_of, weight_shapes
 
 if TYPE_CHECKING:
     from ..families.base import Base
@@ -87,23 +87,18 @@ def _fused(parts: list[tuple[Place, LowRank]]) -> LowRank:
 def _written(name: str, delta: Delta, kohya: bool, dtype: torch.dtype) -> dict[str, Tensor]:
     """One layer's tensors; ComfyUI divides alpha by the rank it sees, and takes 1 where it sees none."""
     if isinstance(delta, LowRank):
-        kernel = (1,) * (delta.down.dim() - 2)
         down, up = ("lora_down.weight", "lora_up.weight") if kohya else ("lora_A.weight", "lora_B.weight")
-        parts = {down: delta.down, up: delta.up.reshape(*delta.up.shape, *kernel)}
-        alpha = delta.scale * delta.down.shape[0]
+        parts, alpha = {down: delta.down, up: delta.up_weight}, delta.scale * delta.rank
     elif isinstance(delta, Hadamard):
-        parts = {f"hada_{part}": getattr(delta, part) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
-        alpha = delta.scale * delta.w1_b.shape[0]
-    elif delta.w2 is not None:
-        parts, alpha = {"lokr_w1": delta.w1 * delta.scale, "lokr_w2": delta.w2}, 1.0
+        parts, alpha = delta.named(), delta.scale * delta.rank
+    elif delta.w2 is None:
+        parts, alpha = delta.named(), delta.scale * delta.factors[1].shape[0]
     else:
-        w2_a, w2_b = delta.factors
-        parts = {"lokr_w1": delta.w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b.flatten(1)}
-        alpha = delta.scale * w2_b.shape[0]
+        parts, alpha = {**delta.named(), "lokr_w1": delta.w1 * delta.scale}, 1.0
     tensors = {f"{name}.{part}": value.to(dtype).contiguous() for part, value in parts.items()}
     tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
     if isinstance(delta, LowRank) and delta.dora_scale is not None:
-        rows = (-1,) + (1,) * (delta.down.dim() - 1)
+        rows = (-1, *(1 for _ in delta.down.shape[1:]))
         tensors[f"{name}.dora_scale"] = delta.dora_scale.float().reshape(rows).contiguous()
     return tensors
 
@@ -257,7 +252,7 @@ def _for_module(name: str, delta: Delta, place: Place, module: nn.Module, operat
     part = _rows(name, _swapped(delta, name) if place.swap_halves else delta, place)
     out, into, *kernel = operation.weight_shape
     try:
-        fits = _size(part) == (out, into * math.prod(kernel))
+        fits = part.size == (out, into * math.prod(kernel))
         if isinstance(part, Hadamard):
             shaped: Delta = part
         elif isinstance(part, Kronecker):
@@ -274,7 +269,7 @@ def _for_module(name: str, delta: Delta, place: Place, module: nn.Module, operat
     except (RuntimeError, ZeroDivisionError):
         fits = False
     if not fits:
-        rows, columns = _size(part)
+        rows, columns = part.size
         raise AdapterError(f"{name}: the LoRA's shape, {rows}x{columns}, does not fit this base")
     return shaped
 
@@ -291,16 +286,6 @@ def _with_norms(name: str, delta: LowRank, module: nn.Module) -> LowRank:
         longer = changed_norms(weight.cpu(), norms, delta.down, delta.up, delta.scale)
         delta = replace(delta, dora_scale=delta.magnitude * norms / longer, magnitude=None)
     return replace(delta, norms=norms)
-
-
-def _size(delta: Delta) -> tuple[int, int]:
-    """Rows and columns of ΔW, a convolution's kernel flattened."""
-    if isinstance(delta, LowRank):
-        return delta.up.shape[0], delta.down[0].numel()
-    if isinstance(delta, Hadamard):
-        return delta.w1_a.shape[0], delta.w1_b.shape[1]
-    left, right = delta.factors if delta.w2 is None else (delta.w2, delta.w2)
-    return delta.w1.shape[0] * left.shape[0], delta.w1.shape[1] * right[0].numel()
 
 
 def _rows(name: str, delta: Delta, place: Place) -> Delta:
@@ -335,14 +320,13 @@ def _over_rows(name: str, delta: Delta, function: Callable[[Tensor], Tensor], pa
 @contextmanager
 def applied(model: nn.Module, changes: Mapping[str, Delta], strength: float) -> Iterator[None]:
     """The model with a LoRA added in its forward passes, at a strength; nothing is merged, so nothing is rounded."""
-    modules = dict(model.named_modules())
+    layers = layers_of(model)
     handles = []
     try:
         for path, delta in changes.items():
-            module, operation = modules[path], operation_of(modules[path])
-            assert operation is not None, "for_modules gives layers only"
+            module, operation = layers[path]
             moved = mapped(delta, device=device_of(module), dtype=torch.float32)
-            handles.append(module.register_forward_hook(_added(moved, operation, strength)))
+            handles.append(model.get_submodule(path).register_forward_hook(_added(moved, operation, strength)))
         yield
     finally:
         for handle in handles:
@@ -361,9 +345,7 @@ def applied_text(base: Base, changes: Mapping[str, Delta], strength: float) -> I
         yield
 
 
-def _added(
-    delta: Delta, operation: Operation, strength: float
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+def _added(delta: Delta, operation: Operation, strength: float) -> Callable[..., Tensor]:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         bias = getattr(module, "bias", None)
         added = delta.added(operation, inputs[0].float(), output, bias, strength)

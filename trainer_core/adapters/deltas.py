@@ -6,9 +6,10 @@ only for LoHa.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,24 @@ class LowRank:
     """(out,): ‖W‖ of each row; there if `dora_scale` is."""
     magnitude: Tensor | None = None
     """(out,): the paper's m, in files of PEFT; `for_modules` makes `dora_scale` of it"""
+
+    @property
+    def kind(self) -> str:
+        return "LoRA" if self.dora_scale is None else "DoRA"
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of ΔW, a convolution's kernel flattened."""
+        return self.up.shape[0], self.down[0].numel()
+
+    @property
+    def up_weight(self) -> Tensor:
+        """`up` as the weight of the layer that it is in files: in a convolution (out, rank, 1, 1)."""
+        return self.up.reshape(*self.up.shape, *(1 for _ in self.down.shape[2:]))
 
     def added(self, layer: Operation, x: Tensor, y: Tensor, bias: Tensor | None, strength: float) -> Tensor:
         """What is added to a layer's output.
@@ -72,6 +91,7 @@ class Kronecker:
     w2_b: Tensor | None
     """(rank, d), or (rank, d, height, width)"""
     scale: float
+    kind: ClassVar[str] = "LoKr"
 
     def added(self, layer: Operation, x: Tensor, y: Tensor, bias: Tensor | None, strength: float) -> Tensor:  # noqa: ARG002
         """As `LowRank.added`. (w1 ⊗ w2) x is w1 X w2ᵀ, X being x as a (c, d) matrix."""
@@ -96,6 +116,30 @@ class Kronecker:
         assert self.w2_b is not None
         return self.w2_a, self.w2_b
 
+    @property
+    def whole_w2(self) -> Tensor:
+        """w2, of its factors if need be."""
+        return torch.tensordot(*self.factors, dims=1) if self.w2 is None else self.w2
+
+    @property
+    def w2_shape(self) -> tuple[int, ...]:
+        """(b, d), or (b, d, height, width)"""
+        left, right = self.factors if self.w2 is None else (self.w2, self.w2)
+        return (left.shape[0], *right.shape[1:])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """As `LowRank.size`."""
+        (a, c), (b, *row) = self.w1.shape, self.w2_shape
+        return a * b, c * math.prod(row)
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors in LyCORIS' names, in which w2_b has no kernel."""
+        if self.w2 is not None:
+            return {"lokr_w1": self.w1, "lokr_w2": self.w2}
+        w2_a, w2_b = self.factors
+        return {"lokr_w1": self.w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b.flatten(1)}
+
 
 @dataclass(frozen=True)
 class Hadamard:
@@ -108,6 +152,20 @@ class Hadamard:
     w2_a: Tensor
     w2_b: Tensor
     scale: float
+    kind: ClassVar[str] = "LoHa"
+
+    @property
+    def rank(self) -> int:
+        return self.w1_b.shape[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """As `LowRank.size`."""
+        return self.w1_a.shape[0], self.w1_b.shape[1]
+
+    def named(self) -> dict[str, Tensor]:
+        """The tensors in LyCORIS' names."""
+        return {f"hada_{part}": getattr(self, part) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
 
     def added(self, layer: Operation, x: Tensor, y: Tensor, bias: Tensor | None, strength: float) -> Tensor:  # noqa: ARG002
         """As `LowRank.added`; here the whole ΔW has to be built."""

@@ -19,7 +19,7 @@ from ..errors import AdapterError, SaveError
 from ..families.sources.source import is_repository_id
 from ..files import save_error, write_durably, write_fresh
 from .key_names import split_key, split_text
-from .peft_format import kind_of, to_peft
+from .peft_format import to_peft
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +152,7 @@ def to_diffusers(
         for path, delta in own.items():
             if not isinstance(delta, LowRank):
                 raise AdapterError(
-                    f"{path} is a {kind_of(delta)}, which diffusers' load_lora_weights does not read. Export it with "
+                    f"{path} is a {delta.kind}, which diffusers' load_lora_weights does not read. Export it with "
                     "--to peft, and load it with PeftModel.from_pretrained"
                 )
             if root and delta.dora_scale is not None:
@@ -205,7 +205,7 @@ def to_kohya(changes: Mapping[str, Delta], models: Mapping[str, nn.Module], base
         delta = changes[path]
         if (place.total > 1 or place.swap_halves) and not (isinstance(delta, LowRank) and delta.dora_scale is None):
             raise AdapterError(
-                f"{path} is a {kind_of(delta)}; sd-scripts has this layer as a part of {place.name}, for which such a "
+                f"{path} is a {delta.kind}; sd-scripts has this layer as a part of {place.name}, for which such a "
                 "change cannot be written. Use the file for ComfyUI as it is, or --to peft"
             )
         return place

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class AdaptedLayer(nn.Module, ABC):
         """
 
     def forward(self, x: Tensor) -> Tensor:
-        y = with_gradient(self.base_layer, x, self.base_layer(x))
+        y = with_gradient(self.base_layer, self.operation, x, self.base_layer(x))
         if not self.enabled:
             return y
         bias = getattr(self.base_layer, "bias", None)
@@ -138,10 +139,8 @@ class DoraLayer(LoraLayer):
 
     def delta(self) -> LowRank:
         delta = super().delta()
-        norms = self._norms
-        longer = changed_norms(dense_weight(self.base_layer), norms, delta.down, delta.up, self.scale)
-        dora_scale = self.trained["magnitude"] * (norms / longer)
-        return LowRank(delta.down, delta.up, self.scale, dora_scale, norms)
+        longer = changed_norms(dense_weight(self.base_layer), self._norms, delta.down, delta.up, self.scale)
+        return replace(delta, dora_scale=self.trained["magnitude"] * (self._norms / longer), norms=self._norms)
 
     def started_from(self, delta: Delta) -> dict[str, Tensor]:
         low_rank = _of_kind(delta, LowRank, "LoRA")
@@ -177,10 +176,8 @@ class LokrLayer(AdaptedLayer):
         given = _of_kind(delta, Kronecker, "LoKr")
         mine = self.trained
         found = {"lokr_w1": given.w1 * (given.scale / self.scale)}
-        if "lokr_w2" in mine and given.w2 is not None:
-            found["lokr_w2"] = given.w2
-        elif "lokr_w2" in mine:
-            found["lokr_w2"] = _product(*given.factors)
+        if "lokr_w2" in mine:
+            found["lokr_w2"] = given.whole_w2
         elif given.w2 is None:
             found["lokr_w2_a"], found["lokr_w2_b"] = given.factors
         else:
@@ -215,13 +212,10 @@ class LohaLayer(AdaptedLayer):
 
     def started_from(self, delta: Delta) -> dict[str, Tensor]:
         given = _of_kind(delta, Hadamard, "LoHa")
-        if given.w1_b.shape != self.trained["hada_w1_b"].shape:
-            raise AdapterError(
-                f"the file's rank is {given.w1_b.shape[0]}, the job's is {self.trained['hada_w1_b'].shape[0]}. Set "
-                "adapter.rank to it"
-            )
-        w1_a = given.w1_a * (given.scale / self.scale)
-        return {"hada_w1_a": w1_a, "hada_w1_b": given.w1_b, "hada_w2_a": given.w2_a, "hada_w2_b": given.w2_b}
+        rank = self.trained["hada_w1_b"].shape[0]
+        if given.rank != rank:
+            raise AdapterError(f"the file's rank is {given.rank}, the job's is {rank}. Set adapter.rank to it")
+        return {**given.named(), "hada_w1_a": given.w1_a * (given.scale / self.scale)}
 
 
 KINDS: dict[str, type[AdaptedLayer]] = {"lora": LoraLayer, "dora": DoraLayer, "lokr": LokrLayer, "loha": LohaLayer}
@@ -258,15 +252,9 @@ def fitted(delta: LowRank, rank: int, scale: float, fresh_down: Tensor) -> tuple
 
 
 def _of_kind(delta: Delta, kind: Any, name: str) -> Any:
-    names = {LowRank: "LoRA", Kronecker: "LoKr", Hadamard: "LoHa"}
     if not isinstance(delta, kind):
-        raise AdapterError(f"the file is a {names[type(delta)]}, the job's adapter.type makes a {name}")
+        raise AdapterError(f"the file is a {delta.kind}, the job's adapter.type makes a {name}")
     return delta
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, where right may have a kernel's dimensions behind."""
-    return torch.tensordot(left, right, dims=1)
 
 
 def _kaiming(shape: tuple[int, ...], source: torch.Generator) -> Tensor:

@@ -38,7 +38,7 @@ class Operation:
         return (self.outputs, self.inputs, *self.kernel)
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The output for an input x with some weight (rows, in, *kernel): (…, rows), or (N, rows, …)."""
+        """The output for an input x with a weight (rows, in, *kernel): (…, rows), or (N, rows, …)."""
         if not self.kernel:
             return F.linear(x, weight)
         return _CONVOLUTIONS[len(self.kernel)](x, weight, None, self.stride, self.padding, self.dilation)
@@ -60,19 +60,19 @@ def operation_of(module: nn.Module) -> Operation | None:
     """
     if type(module).forward is nn.Module.forward or next(_tensors(module), None) is None:
         return None
-    given: Any = module
-    if _is_size(module, "in_features") and _is_size(module, "out_features"):
-        return Operation(given.out_features, given.in_features)
-    kernel = getattr(module, "kernel_size", None)
-    if not (isinstance(kernel, tuple) and len(kernel) in _CONVOLUTIONS):
-        return None
+
+    def given(**usual: Any) -> dict[str, Any]:
+        return {name: getattr(module, name, value) for name, value in usual.items()}
+
     usual = {"transposed": False, "groups": 1, "padding_mode": "zeros"}
-    if not (_is_size(module, "in_channels") and _is_size(module, "out_channels")) or any(
-        getattr(module, name, value) != value for name, value in usual.items()
-    ):
-        return None
-    rest = {name: getattr(module, name) for name in ("stride", "padding", "dilation") if hasattr(module, name)}
-    return Operation(given.out_channels, given.in_channels, kernel, **rest)
+    match given(out_features=None, in_features=None, out_channels=None, in_channels=None, kernel_size=None):
+        case {"out_features": int(out), "in_features": int(into)}:
+            return Operation(out, into)
+        case {"out_channels": int(out), "in_channels": int(into), "kernel_size": tuple(kernel)} if (
+            len(kernel) in _CONVOLUTIONS and given(**usual) == usual
+        ):
+            return Operation(out, into, kernel, **given(stride=1, padding=0, dilation=1))
+    return None
 
 
 def layers_of(model: nn.Module) -> dict[str, tuple[nn.Module, Operation]]:
@@ -87,6 +87,18 @@ def weight_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return shapes | {f"{path}.weight": operation.weight_shape for path, (_, operation) in layers_of(model).items()}
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a layer's tensors are."""
+    return next(_tensors(module)).device
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Those that a module itself holds, its weight first."""
+    weight = getattr(module, "weight", None)
+    own = [weight] if isinstance(weight, Tensor) else []
+    return chain(own, module.parameters(recurse=False), module.buffers(recurse=False))
+
+
 def dense_weight(module: nn.Module) -> Tensor:
     """A layer's weight (out, in, *kernel), in any floating-point precision; it may be the layer's own tensor.
 
@@ -95,7 +107,8 @@ def dense_weight(module: nn.Module) -> Tensor:
     Raises:
         AdapterError: if none of them is such a tensor, with the reason.
     """
-    weight, operation = getattr(module, "weight", None), operation_of(module)
+    weight: Any = getattr(module, "weight", None)
+    operation = operation_of(module)
     with torch.no_grad():
         if isinstance(weight, Tensor) and type(weight).dequantize is not Tensor.dequantize:
             weight = weight.dequantize()
@@ -107,61 +120,39 @@ def dense_weight(module: nn.Module) -> Tensor:
             if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
                 module.state_dict()  # undoes how inference on some CPUs packs it
             weight = dequantize_bnb_weight(weight, getattr(module, "state", None))
+    own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
     if not isinstance(weight, Tensor):
         reason = "it has none"
     elif operation is None or weight.shape != operation.weight_shape or not weight.is_floating_point():
-        reason = f"it is packed as {tuple(weight.shape)}, {weight.dtype}, and has no dequantize()"
-    elif weight.itemsize == 1 and any("scale" in name for name in _names(module)):
-        reason = f"it is {weight.dtype} with scales beside it, and has no dequantize()"
+        reason = f"it is packed as {tuple(weight.shape)}, {weight.dtype}, and no dequantize() unpacks it"
+    elif weight.itemsize == 1 and any("scale" in name for name, _ in own):
+        reason = f"it is {weight.dtype} with scales beside it, and no dequantize() applies them"
     else:
         return weight
     raise AdapterError(f"the weight of this {type(module).__name__} cannot be read: {reason}")
 
 
-def device_of(module: nn.Module) -> torch.device:
-    """Where a layer's tensors are."""
-    return next(_tensors(module)).device
+def with_gradient(module: nn.Module, operation: Operation, x: Tensor, y: Tensor) -> Tensor:
+    """A layer's output y for an input x, with a gradient to x even if the layer computes without autograd.
 
-
-def with_gradient(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """A layer's output y for x; if the layer computed it without graph, one that leads to x by the layer's weight."""
+    It then comes from the dense weight; the backward pass raises AdapterError if that cannot be read.
+    """
     if y.requires_grad or not torch.is_grad_enabled():
         return y
-    y = y.clone() if y.is_inference() else y  # autograd keeps no inference tensors
-    return _InputGradient.apply(x, y, module) if x.requires_grad else y  # type: ignore[no-any-return]
+    if not torch.compiler.is_compiling() and y.is_inference():
+        y = y.clone()  # autograd keeps no inference tensors
+    return _InputGradient.apply(x, y, module, operation) if x.requires_grad else y
 
 
 class _InputGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, module: nn.Module) -> Tensor:
-        ctx.module, ctx.shape = module, x.shape
+    def forward(ctx: Any, x: Tensor, y: Tensor, module: nn.Module, operation: Operation) -> Tensor:
+        ctx.module, ctx.operation, ctx.shape = module, operation, x.shape
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        (gradient,) = gradients
-        operation = operation_of(ctx.module)
-        assert operation is not None
-        weight = dense_weight(ctx.module).to(gradient)
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         with torch.enable_grad():
             x = gradient.new_zeros(ctx.shape).requires_grad_()
-            y = operation(x, weight)
-        return *torch.autograd.grad(y, x, gradient), None, None
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    """Those that a module itself holds, its weight first."""
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor):
-        yield weight
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
-
-
-def _names(module: nn.Module) -> Iterator[str]:
-    own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
-    return (name for name, _ in own)
-
-
-def _is_size(module: nn.Module, name: str) -> bool:
-    return isinstance(getattr(module, name, None), int)
+            y = ctx.operation(x, dense_weight(ctx.module).to(gradient))
+        return *torch.autograd.grad(y, x, gradient), None, None, None

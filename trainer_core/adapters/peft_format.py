@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import AdapterError
-from .deltas import Delta, Hadamard, Kronecker, LowRank, changed_norms
-from .operations import dense_weight, operation_of
+from .deltas import Delta, Hadamard, Kronecker, changed_norms
+from .operations import dense_weight
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,6 @@ class PeftAdapter:
         return classes.get(self.kind, peft.LoraConfig)(**self.settings, inference_mode=True)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    rank: int
-    scale: float
-    tensors: dict[str, Tensor]
-
-
 def to_peft(changes: Mapping[str, Delta], model: nn.Module) -> PeftAdapter:
     """The changes of one model's layers, by module path, as an adapter of PEFT's that does the same.
 
@@ -51,18 +44,18 @@ def to_peft(changes: Mapping[str, Delta], model: nn.Module) -> PeftAdapter:
     Raises:
         AdapterError: for what PEFT has no adapter for, with the reason.
     """
-    kinds = sorted({kind_of(delta) for delta in changes.values()})
+    kinds = sorted({delta.kind for delta in changes.values()})
     if len(kinds) > 1:
         raise AdapterError(f"the file mixes {' and '.join(kinds)}, and an adapter of PEFT is of one kind")
     (kind,) = kinds
     layers = {path: _layer(delta, model.get_submodule(path)) for path, delta in changes.items()}
-    ranks = {path: layer.rank for path, layer in layers.items()}
-    alphas = {path: _number(layer.scale * layer.rank) for path, layer in layers.items()}
+    ranks = {path: rank for path, (rank, _) in layers.items()}
+    alphas = {path: _number(changes[path].scale * rank) for path, rank in ranks.items()}
     rank, alpha = _usual(ranks), _usual(alphas)
     settings: dict[str, Any] = {
         "r": rank,
         "lora_alpha" if kind in ("LoRA", "DoRA") else "alpha": alpha,
-        "target_modules": _targets(layers, model),
+        "target_modules": _targets(layers.keys(), model),
         # without the anchor a pattern also means the layers whose paths end like it
         "rank_pattern": {f"^{path}": value for path, value in ranks.items() if value != rank},
         "alpha_pattern": {f"^{path}": value for path, value in alphas.items() if value != alpha},
@@ -70,48 +63,30 @@ def to_peft(changes: Mapping[str, Delta], model: nn.Module) -> PeftAdapter:
     if kind == "DoRA":
         settings["use_dora"] = True
     if kind == "LoKr":
-        settings["decompose_factor"] = _factor(changes, model)
-    return PeftAdapter(
-        kind, settings, {f"{path}.{key}": value for path, one in layers.items() for key, value in one.tensors.items()}
-    )
+        settings["decompose_factor"] = _factor(changes)
+    tensors = {f"{path}.{key}": value for path, (_, own) in layers.items() for key, value in own.items()}
+    return PeftAdapter(kind, settings, tensors)
 
 
-def kind_of(delta: Delta) -> str:
-    """LoRA, DoRA, LoKr or LoHa."""
-    if isinstance(delta, LowRank):
-        return "LoRA" if delta.dora_scale is None else "DoRA"
-    return "LoKr" if isinstance(delta, Kronecker) else "LoHa"
-
-
-def _layer(delta: Delta, module: nn.Module) -> _Layer:
+def _layer(delta: Delta, module: nn.Module) -> tuple[int, dict[str, Tensor]]:
+    """A layer's rank as PEFT counts it, and its tensors."""
     if isinstance(delta, Hadamard):
-        parts = {f"hada_{part}": getattr(delta, part) for part in ("w1_a", "w1_b", "w2_a", "w2_b")}
-        return _Layer(delta.w1_b.shape[0], delta.scale, parts)
-    if isinstance(delta, Kronecker):
-        return _lokr(delta)
-    kernel = (1,) * (delta.down.dim() - 2)
-    parts = {"lora_A.weight": delta.down, "lora_B.weight": delta.up.reshape(*delta.up.shape, *kernel)}
+        return delta.rank, delta.named()
+    if isinstance(delta, Kronecker):  # w2 is whole where the rank is at least half of its larger side
+        half = max(delta.w2_shape[:2]) / 2
+        if delta.w2 is None and (rank := delta.factors[1].shape[0]) < half:
+            return rank, delta.named()
+        return max(1, math.ceil(half)), {"lokr_w1": delta.w1, "lokr_w2": delta.whole_w2}
+    parts = {"lora_A.weight": delta.down, "lora_B.weight": delta.up_weight}
     if delta.dora_scale is not None and delta.norms is not None:
         longer = changed_norms(dense_weight(module), delta.norms, delta.down, delta.up, delta.scale)
         magnitude = delta.dora_scale * (longer / delta.norms)  # the paper's m
+        kernel = delta.up_weight.shape[2:]
         parts["lora_magnitude_vector"] = magnitude.reshape((1, -1, *kernel) if kernel else (-1,))
-    return _Layer(delta.down.shape[0], delta.scale, parts)
+    return delta.rank, parts
 
 
-def _lokr(delta: Kronecker) -> _Layer:
-    """PEFT's w2 is whole where the rank is at least half of its larger side, and has two factors otherwise."""
-    w2 = delta.w2
-    if w2 is None:
-        w2_a, w2_b = delta.factors
-        rank = w2_b.shape[0]
-        if rank < max(w2_a.shape[0], w2_b.shape[1]) / 2:
-            return _Layer(rank, delta.scale, {"lokr_w1": delta.w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b.flatten(1)})
-        w2 = (w2_a @ w2_b.flatten(1)).reshape(-1, *w2_b.shape[1:])
-    rank = max(1, math.ceil(max(w2.shape[:2]) / 2))
-    return _Layer(rank, delta.scale, {"lokr_w1": delta.w1, "lokr_w2": w2})
-
-
-def _factor(changes: Mapping[str, Delta], model: nn.Module) -> int:
+def _factor(changes: Mapping[str, Delta]) -> int:
     """The `decompose_factor` with which PEFT cuts all layers as these LoKrs are cut.
 
     Raises:
@@ -122,10 +97,8 @@ def _factor(changes: Mapping[str, Delta], model: nn.Module) -> int:
     cuts: dict[tuple[int, int], str] = {}
     for path, delta in changes.items():
         assert isinstance(delta, Kronecker)
-        operation = operation_of(model.get_submodule(path))
-        assert operation is not None
-        for size, factor in zip((operation.outputs, operation.inputs), delta.w1.shape, strict=True):
-            cuts.setdefault((size, factor), path)
+        for factor, rest in zip(delta.w1.shape, delta.w2_shape, strict=False):
+            cuts.setdefault((factor * rest, factor), path)
 
     def wrong(factor: int) -> tuple[int, int] | None:
         return next((cut for cut in cuts if factorization(cut[0], factor)[0] != cut[1]), None)
@@ -141,7 +114,7 @@ def _factor(changes: Mapping[str, Delta], model: nn.Module) -> int:
     return found
 
 
-def _targets(layers: Mapping[str, _Layer], model: nn.Module) -> list[str] | str:
+def _targets(layers: Collection[str], model: nn.Module) -> list[str] | str:
     """The layers' paths; as a regular expression if in a list they would also mean others that end like them."""
     paths = sorted(layers)
     ends = tuple(f".{path}" for path in paths)

@@ -191,10 +191,12 @@ def test_lycoris_files_are_counted(tmp_path: Path) -> None:
             "lora_unet_conv_in.lora_down.weight": torch.ones(5, 4, 3, 3),
             "lora_unet_conv_in.lora_up.weight": torch.ones(8, 5, 1, 1),
             "lora_unet_conv_in.dora_scale": torch.ones(8, 1, 1, 1),
+            "lora_unet_in_time.lora_down.weight": torch.ones(5, 4, 3, 1, 1),
+            "lora_unet_in_time.lora_up.weight": torch.ones(8, 5, 1, 1, 1),
         },
         tmp_path,
     )
-    assert (found["modules"], found["text_encoder_modules"], found["convolutions"]) == (3, 1, 1)
+    assert (found["modules"], found["text_encoder_modules"], found["convolutions"]) == (4, 1, 2)
     assert (found["rank"], found["alpha"], found["names"]) == ([2, 3, 5], [1.0], "kohya")
     assert "DoRA, LoHa, LoKr" in found["format"]
 

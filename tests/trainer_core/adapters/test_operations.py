@@ -152,7 +152,7 @@ def test_without_its_weight_a_layer_gets_all_but_dora(kind: str) -> None:
     model = nn.Sequential(Unreadable(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 2))
     config = AdapterConfig(type=kind, rank=2)  # type: ignore[arg-type]
     if kind == "dora":
-        with pytest.raises(AdapterError, match=r"^adapter.type: 0: the weight of this Unreadable .* uint8"):
+        with pytest.raises(AdapterError, match=r"^adapter.type: 0: the weight of this Unreadable .*uint8"):
             Adapter(model, config, ["0"], 1)
         return
     adapter = Adapter(model, config, ["0"], 1)
@@ -234,7 +234,7 @@ def test_what_inference_packs_otherwise_is_read() -> None:
     layer, weight = quantized("bitsandbytes 4 bit")
     with torch.no_grad():
         layer.eval()(torch.ones(1, 64))
-    torch.testing.assert_close(dense_weight(layer), weight)
+    torch.testing.assert_close(dense_weight(layer), weight, rtol=2**-8, atol=0)  # its scales are bfloat16 now
 
 
 @pytest.mark.parametrize("library", ["bitsandbytes 4 bit", "bitsandbytes 8 bit", "torchao", "quanto"])

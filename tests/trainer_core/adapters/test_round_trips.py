@@ -12,13 +12,15 @@ from torch import nn
 from trainer_core.adapters.adapter import Adapter
 from trainer_core.adapters.comfy_format import applied_text, for_modules, for_roots, parse, to_comfy
 from trainer_core.adapters.deltas import Delta
+from trainer_core.adapters.export_as import to_kohya
 from trainer_core.adapters.key_names import split_text
+from trainer_core.adapters.peft_format import to_peft
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
 from trainer_core.families.base import Base
 from trainer_core.families.stable_diffusion.sdxl import StableDiffusionXL
 
-from .packed_layers import packed
+from .packed_layers import dequantized, packed
 from .small_sdxl import CONV, TO_Q, adapted, dense, outputs
 
 KINDS = {
@@ -52,6 +54,22 @@ def test_there_and_back(
             torch.testing.assert_close(fresh.state()[name], value, rtol=1e-5, atol=1e-6)
     for mine, its in zip(outputs(plain), outputs(unet), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=list(KINDS))
+def test_other_forms_of_a_packed_models_adapter_are_those_of_its_weights(
+    config: AdapterConfig, sdxl: Base, unet: nn.Module
+) -> None:
+    plain = packed(unet)
+    changes = adapted(sdxl, packed(unet), {}, config.but(text_encoders=False)).changes()
+    forms = []
+    for model in (plain, dequantized(plain)):
+        peft = to_peft(changes, model)
+        forms.append((peft.settings, peft.tensors, to_kohya(changes, {"": model}, sdxl)))
+    assert forms[0][0] == forms[1][0]
+    for mine, its in zip(forms[0][1:], forms[1][1:], strict=True):
+        assert mine.keys() == its.keys()
+        assert all(torch.equal(mine[key], its[key]) for key in its)
 
 
 def test_the_files_precision_is_not_doras(sdxl: Base, unet: nn.Module) -> None:
