@@ -218,8 +218,10 @@ def _warm(folder: Path) -> dict[str, Any]:
             for number in range(300):
                 began = time.perf_counter()
                 for place, sample in enumerate(order.micro_batch(number)):
-                    data.latents(sample, choose_variant(job.datasets[0], 42, number, place, sample.key))
-                    data.text(choose(data.texts_of(sample), job.datasets[0], 42, number, place, sample.key))
+                    drawn = job.datasets[0], 42, number, place, sample.key
+                    variant = choose_variant(*drawn)
+                    latents = data.latents(sample, variant)
+                    data.conditioning(sample, variant, latents, choose(data.texts_of(sample), *drawn))
                 times.append(1000 * (time.perf_counter() - began))
             figures[f"{name}_mean_ms"] = round(statistics.fmean(times), 3)
             figures[f"{name}_median_ms"] = round(statistics.median(times), 3)
@@ -230,11 +232,13 @@ def _stand_in() -> Any:
     """Encodes nothing, in the right shapes."""
     import torch
 
+    from trainer_core.families.conditioning import MAIN, Streams
     from trainer_core.families.registry import family_spec
 
-    def encode_pixels(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_pixels(pixels: torch.Tensor) -> tuple[Streams, Streams]:
         count, _, height, width = pixels.shape
-        return torch.zeros(count, 16, height // 8, width // 8), torch.ones(count, 16, height // 8, width // 8)
+        shape = (count, 16, height // 8, width // 8)
+        return {MAIN: torch.zeros(shape)}, {MAIN: torch.ones(shape)}
 
     return SimpleNamespace(
         spec=family_spec("flux1"),
@@ -244,7 +248,7 @@ def _stand_in() -> Any:
         free_text_encoders=_silent,
         load_vae=_silent,
         free_vae=_silent,
-        encode_prompts=lambda texts: [{"text": torch.zeros(16, 64), "pooled": torch.zeros(64)} for _ in texts],
+        encode_prompts=lambda texts, _: [{"text": torch.zeros(16, 64), "pooled": torch.zeros(64)} for _ in texts],
         encode_pixels=encode_pixels,
     )
 

@@ -27,7 +27,7 @@ from trainer_core.demo import plain_job
 from trainer_core.embedded.demo_data import TRIGGER
 from trainer_core.embedded.evaluate import Painter
 from trainer_core.embedded.shapes import CONCEPT, random_scene
-from trainer_core.families.base import stack_text
+from trainer_core.families.conditioning import MAIN, Conditioning
 from trainer_core.job import TrainingJob
 from trainer_core.randomness import normal_like
 
@@ -43,9 +43,9 @@ def losses(lora: Path | None, folder: Path) -> torch.Tensor:
     painter = Painter(lora)
     base, items = painter.base, scan(DatasetConfig(folder=str(folder), resolutions=(64,)))
     pixels = torch.stack([to_bucket(load_image(item.path), (64, 64)) for item in items])
-    clean, _ = base.encode_pixels(pixels)
+    clean = base.encode_pixels(pixels)[0][MAIN]
     captions = [item.captions[0].replace("[trigger]", TRIGGER) for item in items]
-    text = stack_text(base.encode_prompts(captions), base.device)
+    given = base.collate(list(map(Conditioning, captions, base.encode_prompts(captions))))
     found = []
     with torch.no_grad(), applied(painter.denoiser, painter.changes, 1.0) if painter.changes else nullcontext():
         for level in range(LEVELS):
@@ -54,7 +54,7 @@ def losses(lora: Path | None, folder: Path) -> torch.Tensor:
             for k in range(_NOISES):
                 noise = normal_like(clean.shape, "weights", level, k)
                 noisy = base.schedule.noised(clean, noise, t)
-                predicted = base.predict(painter.denoiser, noisy, t, text)
+                predicted = base.predict(painter.denoiser, {MAIN: noisy}, t, given)[MAIN]
                 errors.append((predicted - (noise - clean)).square().mean())
             found.append(torch.stack(errors).mean())
     return torch.stack(found)

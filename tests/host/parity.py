@@ -26,7 +26,8 @@ import torch  # noqa: E402
 from trainer_core.adapters.adapter import Adapter  # noqa: E402
 from trainer_core.adapters.comfy_format import to_comfy  # noqa: E402
 from trainer_core.config import AdapterConfig, ModelConfig  # noqa: E402
-from trainer_core.families.base import stack_text  # noqa: E402
+from trainer_core.families.base import Base, stack_text  # noqa: E402
+from trainer_core.families.conditioning import MAIN, Collated  # noqa: E402
 from trainer_core.families.registry import open_base  # noqa: E402
 from trainer_core.safetensors_file import serialize  # noqa: E402
 
@@ -58,6 +59,12 @@ def in_comfyui(file: Path, lora: Path | None, strength: float, inputs: dict[str,
     return output
 
 
+def predicted(base: Base, denoiser: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the trainer's denoiser gives."""
+    text = {name: inputs[name] for name in ("text", "pooled")}
+    return base.predict(denoiser, {MAIN: inputs["x"]}, inputs["t"], Collated(text))[MAIN]
+
+
 @torch.no_grad()
 def main() -> None:
     random = torch.Generator().manual_seed(0)
@@ -68,15 +75,13 @@ def main() -> None:
     t = torch.tensor([0.9, 0.3])
     inputs = {"x": x, "t": t, "text": text["text"].float(), "pooled": text["pooled"].float()}
     found = {
-        "base": relative(
-            in_comfyui(base.denoiser_file, None, 0, inputs), base.predict(base.load_denoiser(), x, t, text)
-        )
+        "base": relative(in_comfyui(base.denoiser_file, None, 0, inputs), predicted(base, base.load_denoiser(), inputs))
     }
     for name, settings in ADAPTERS.items():
         denoiser = base.load_denoiser()
         config = AdapterConfig(rank=8, alpha=3.0, **settings)  # type: ignore[arg-type]
         adapter = Adapter(denoiser, config, base.spec.targets[config.targets], seed=0)
-        bare = base.predict(denoiser, x, t, text)
+        bare = predicted(base, denoiser, inputs)
         # trained, and more than usual, so that the adapter matters
         adapter.load(
             {
@@ -88,7 +93,7 @@ def main() -> None:
         file.write_bytes(serialize(to_comfy(adapter.changes(), base, torch.float32), {}))
         for strength in STRENGTHS:
             adapter.set_strength(strength)
-            ours = base.predict(denoiser, x, t, text)
+            ours = predicted(base, denoiser, inputs)
             found[f"{name} {strength}"] = relative(in_comfyui(base.denoiser_file, file, strength, inputs), ours)
             found[f"effect of {name} {strength}"] = relative(ours, bare)
     print(json.dumps(found))

@@ -37,6 +37,7 @@ from trainer_core.adapters.adapter import Adapter  # noqa: E402
 from trainer_core.adapters.comfy_format import to_comfy  # noqa: E402
 from trainer_core.config import AdapterConfig, ModelConfig  # noqa: E402
 from trainer_core.families.base import stack_text  # noqa: E402
+from trainer_core.families.conditioning import MAIN, Collated  # noqa: E402
 from trainer_core.families.registry import open_base  # noqa: E402
 from trainer_core.families.sources.tokenizers import register_tokenizers  # noqa: E402
 from trainer_core.safetensors_file import serialize  # noqa: E402
@@ -114,7 +115,7 @@ def compare(family: str, file: str) -> Iterator[tuple[str, dict[str, float]]]:
     config = ModelConfig(family=family, source=file, device="cpu", dtype="float32", **beside)
     base, theirs = open_base(config), Theirs(family, file)
     random = torch.Generator().manual_seed(0)
-    x = torch.randn(1, base.spec.latent_channels, 8, 8, generator=random)
+    x = torch.randn(1, base.spec.main.channels, 8, 8, generator=random)
     t = torch.tensor([0.4])
     # what ComfyUI's denoiser reads as time: the step of a thousand for DDPM, the time itself for flow
     their_t = torch.tensor([0.4 if base.schedule.prediction == "flow" else 400.0])
@@ -122,7 +123,8 @@ def compare(family: str, file: str) -> Iterator[tuple[str, dict[str, float]]]:
 
     def ours(denoiser: torch.nn.Module) -> tuple[dict[str, Tensor], Tensor]:
         text = stack_text(base.encode_prompts([PROMPT]), torch.device("cpu"))
-        return text, base.predict(denoiser, x, t, text, GUIDANCE, sizes=sizes)
+        given = Collated(text, time_ids=sizes, guidance=GUIDANCE)
+        return text, base.predict(denoiser, {MAIN: x}, t, given)[MAIN]
 
     base.load_text_encoders()
     bare_text, bare = ours(base.load_denoiser())

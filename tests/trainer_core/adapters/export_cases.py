@@ -17,6 +17,8 @@ from trainer_core.families.base import Base
 from trainer_core.families.registry import open_base
 from trainer_core.safetensors_file import serialize
 
+from ..predicting import predicted
+
 METADATA = {"modelspec.title": "tiny", "modelspec.trigger_phrase": "zorble", "lora_foundry.weights": "raw"}
 Loaded = Callable[[Mapping[str, nn.Module]], None]
 
@@ -48,7 +50,7 @@ def outputs(base: Base, models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """What each model gives for fixed inputs."""
     source = torch.Generator().manual_seed(5)
     given: dict[str, Tensor] = {}
-    noisy = torch.randn(1, base.spec.latent_channels, 8, 8, generator=source)
+    noisy = torch.randn(1, base.spec.main.channels, 8, 8, generator=source)
     if base.spec.name.startswith("flux1"):
         text = {"pooled": torch.randn(1, 64, generator=source), "text": torch.randn(1, 6, 32, generator=source)}
     else:
@@ -59,7 +61,7 @@ def outputs(base: Base, models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
             if root:
                 given[root] = model(torch.tensor([[3, 50, 70, 9, 2]])).last_hidden_state
             else:
-                given[root] = base.predict(model, noisy, torch.tensor([0.5]), text)
+                given[root] = predicted(base, model, noisy, torch.tensor([0.5]), text)
     return given
 
 

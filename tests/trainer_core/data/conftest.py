@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer_core.config import DatasetConfig, JobConfig, ModelConfig
 from trainer_core.data.cache import TensorCache
 from trainer_core.data.prepare import PreparedData
+from trainer_core.families.conditioning import MAIN, Stream, Streams
 
 CELL = 8
 
@@ -21,7 +22,16 @@ CELL = 8
 class PixelMeans:
     """Stands for a base: a picture's latents are the means of its pixels over cells of 8x8, red, green and blue."""
 
-    spec = SimpleNamespace(name="means", vae_factor=CELL, bucket_divisor=16, max_controls=3, title="Means")
+    main = Stream(MAIN, channels=3, factor=CELL)
+    spec = SimpleNamespace(
+        name="means",
+        title="Means",
+        main=main,
+        streams=(main,),
+        bucket_divisor=16,
+        max_controls=3,
+        text_sees_controls=False,
+    )
     vae_dtype = torch.float32
 
     def __init__(self, mark: str = "") -> None:
@@ -29,12 +39,12 @@ class PixelMeans:
         self.batches: list[tuple[int, ...]] = []
         self.texts: list[str] = []
 
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
         self.batches.append(tuple(pixels.shape))
         means = torch.nn.functional.avg_pool2d(pixels, CELL)
-        return means, torch.full_like(means, 0.5)
+        return {MAIN: means}, {MAIN: torch.full_like(means, 0.5)}
 
-    def encode_prompts(self, prompts: list[str]) -> list[dict[str, Tensor]]:
+    def encode_prompts(self, prompts: list[str], _: object = ()) -> list[dict[str, Tensor]]:
         self.texts += dict.fromkeys(prompts)  # a batch is filled up with its last one
         return [{"text": torch.tensor([float(len(prompt))])} for prompt in prompts]
 

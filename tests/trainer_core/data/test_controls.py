@@ -22,6 +22,7 @@ from trainer_core.data.prepare import Latents, check_controls
 from trainer_core.data.scan import Sample
 from trainer_core.data.variants import CROPS, Variant, box_of, variants_of
 from trainer_core.errors import ConfigError, DatasetError
+from trainer_core.families.conditioning import MAIN
 from trainer_core.families.registry import family_spec
 
 CELL = 8
@@ -91,9 +92,9 @@ def test_mask_and_controls_show_what_the_target_shows(
     seen = []
     for variant in variants_of(data.datasets[0]):
         latents: Latents = data.latents(sample, variant)
-        where_from = positions(latents.mean)
+        where_from = positions(latents.mean[MAIN])
         torch.testing.assert_close(where_from, cell_centres(sample, variant), rtol=0, atol=0.02)
-        assert latents.mean.shape == (3, size[1] // CELL, size[0] // CELL)
+        assert latents.mean[MAIN].shape == (3, size[1] // CELL, size[0] // CELL)
         for control in latents.controls:
             torch.testing.assert_close(positions(control), where_from, rtol=0, atol=0.02)
         torch.testing.assert_close(latents.mask, where_from[:1] / where_from[0].mean(), rtol=0.04, atol=0.04)
@@ -275,4 +276,4 @@ def test_samples_of_several_sizes_have_controls_and_masks_of_each(prepared: Any,
     for sample in samples:
         latents = data.latents(sample, Variant())
         shape = (sample.size[1] // CELL, sample.size[0] // CELL)
-        assert latents.mean.shape[1:] == latents.controls[0].shape[1:] == latents.mask.shape[1:] == shape
+        assert latents.mean[MAIN].shape[1:] == latents.controls[0].shape[1:] == latents.mask.shape[1:] == shape

@@ -19,6 +19,7 @@ from trainer_core.data.prepare import PreparedData
 from trainer_core.data.variants import Variant
 from trainer_core.errors import Interrupted
 from trainer_core.families.base import Base
+from trainer_core.families.conditioning import MAIN
 from trainer_core.families.registry import open_base
 
 
@@ -30,9 +31,9 @@ class Counter:
         self.images = 0
         self._prompts, self._pixels = base.encode_prompts, base.encode_pixels
 
-    def encode_prompts(self, prompts: list[str]) -> Any:
+    def encode_prompts(self, prompts: list[str], pictures: Any = ()) -> Any:
         self.texts += dict.fromkeys(prompts)  # the same with texts
-        return self._prompts(prompts)
+        return self._prompts(prompts, pictures)
 
     def encode_pixels(self, pixels: torch.Tensor) -> Any:
         self.images += len(torch.unique(pixels, dim=0))  # the last of a batch is repeated to fill it
@@ -94,7 +95,7 @@ def test_a_changed_picture_is_encoded_again_even_under_its_old_time_and_size(
     new, counter = prepare(job)
     assert counter.images == 1
     (sample,) = [s for s in new.samples[0] if s.item.key == "red.bmp"]
-    assert not torch.equal(old.latents(sample, Variant()).mean, new.latents(sample, Variant()).mean)
+    assert not torch.equal(old.latents(sample, Variant()).mean[MAIN], new.latents(sample, Variant()).mean[MAIN])
 
 
 def test_a_changed_caption_is_encoded_again_alone(job_of: Any, prepare: Any, copied: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_damaged_entry_is_made_again(job_of: Any, prepare: Any, tmp_path: Path
     after, counter = prepare(job_of())
     assert (len(counter.texts), counter.images) == (4, 4)
     sample = before.samples[0][0]
-    assert torch.equal(before.latents(sample, Variant()).mean, after.latents(sample, Variant()).mean)
+    assert torch.equal(before.latents(sample, Variant()).mean[MAIN], after.latents(sample, Variant()).mean[MAIN])
 
 
 def test_latents_are_what_the_vae_gives_for_the_picture(job_of: Any, prepare: Any, base: Base) -> None:
@@ -134,11 +135,11 @@ def test_latents_are_what_the_vae_gives_for_the_picture(job_of: Any, prepare: An
     for sample in data.samples[0]:
         pixels = to_bucket(load_image(sample.item.path), sample.size)
         for flip in (False, True):
-            mean, spread = base.encode_pixels((pixels.flip(-1) if flip else pixels)[None])
+            mean, std = base.encode_pixels((pixels.flip(-1) if flip else pixels)[None])
             latents = data.latents(sample, Variant(flip_x=flip))
             # the VAE computes a little differently for one picture than for several
-            torch.testing.assert_close(latents.mean, mean[0], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(latents.spread, spread[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(latents.mean[MAIN], mean[MAIN][0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(latents.std[MAIN], std[MAIN][0], rtol=1e-4, atol=1e-5)
 
 
 def test_latents_do_not_depend_on_what_else_was_missing(job_of: Any, prepare: Any, tmp_path: Path) -> None:
@@ -152,8 +153,8 @@ def test_latents_do_not_depend_on_what_else_was_missing(job_of: Any, prepare: An
     assert counter.images
     again = [after.latents(sample, Variant(flip)) for sample in after.samples[0] for flip in (False, True)]
     for one, other in zip(kept, again, strict=True):
-        assert torch.equal(one.mean, other.mean)
-        assert torch.equal(one.spread, other.spread)
+        assert torch.equal(one.mean[MAIN], other.mean[MAIN])
+        assert torch.equal(one.std[MAIN], other.std[MAIN])
 
 
 def test_texts_are_what_the_encoders_give_alone(job_of: Any, prepare: Any, base: Base) -> None:
@@ -182,7 +183,7 @@ def test_a_stop_is_heard_while_encoding(job_of: Any, base: Base, tmp_path: Path)
         data.encode_images(progress)
     data.encode_texts([], lambda *_: None)
     data.encode_images(lambda *_: None)
-    assert data.latents(data.samples[0][0], Variant()).mean.shape == (16, 8, 8)
+    assert data.latents(data.samples[0][0], Variant()).mean[MAIN].shape == (16, 8, 8)
 
 
 def test_digest_of_the_data_is_of_its_content_and_not_of_its_place(
@@ -202,4 +203,4 @@ def test_the_memory_limit_holds_and_loses_nothing(job_of: Any, prepare: Any, mon
     data, _ = prepare(job_of())
     for _ in range(2):
         for sample in data.samples[0]:
-            assert data.latents(sample, Variant()).mean.shape == (16, 8, 8)
+            assert data.latents(sample, Variant()).mean[MAIN].shape == (16, 8, 8)

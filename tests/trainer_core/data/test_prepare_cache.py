@@ -19,6 +19,7 @@ from trainer_core.data import views
 from trainer_core.data.prepare import PreparedData
 from trainer_core.data.variants import CROPS, Variant, variants_of
 from trainer_core.errors import BaseModelError, DatasetError
+from trainer_core.families.conditioning import MAIN, each
 
 NAMES = ("a", "b", "c")
 
@@ -122,11 +123,11 @@ def test_an_edited_file_is_encoded_again_alone(
     after, counts = prepare(config)
     assert counts == cost
     old, new = plain(before, "b"), plain(after, "b")
-    assert torch.equal(old.mean, new.mean) is (which != "images")
+    assert torch.equal(old.mean[MAIN], new.mean[MAIN]) is (which != "images")
     assert torch.equal(old.mask, new.mask) is (which != "masks")
     assert torch.equal(old.controls[0], new.controls[0]) is (which != "controls")
     for name in ("a", "c"):
-        assert torch.equal(plain(before, name).mean, plain(after, name).mean)
+        assert torch.equal(plain(before, name).mean[MAIN], plain(after, name).mean[MAIN])
 
 
 def test_random_parts_follow_the_picture_for_its_mask_and_control_too(
@@ -182,7 +183,7 @@ def test_a_change_of_background_shows_where_a_picture_is_transparent(prepare: An
     config = {"folder": str(folder / "images")}
     for colour, expected in (("red", [1, -1, -1]), ("blue", [-1, -1, 1]), ("red", [1, -1, -1])):
         data, _ = prepare({**config, "background": colour})
-        mean = data.latents(data.samples[0][0], Variant()).mean
+        mean = data.latents(data.samples[0][0], Variant()).mean[MAIN]
         assert mean.mean((1, 2)).tolist() == expected
 
 
@@ -240,15 +241,15 @@ def test_latents_that_are_not_finite_are_told_and_not_kept(
     good = base.encode_pixels
 
     def overflowing(pixels: torch.Tensor) -> Any:
-        mean, spread = good(pixels)
-        return mean.fill_(float("nan")), spread
+        mean, std = good(pixels)
+        return each(lambda one: one.fill_(float("nan")), mean), std
 
     monkeypatch.setattr(base, "encode_pixels", overflowing)
     with pytest.raises(BaseModelError, match=r"not finite.*vae_dtype"):
         data.encode_images(lambda *_: None)
     monkeypatch.setattr(base, "encode_pixels", good)
     data.encode_images(lambda *_: None)
-    assert plain(data, "a").mean.isfinite().all()
+    assert plain(data, "a").mean[MAIN].isfinite().all()
 
 
 def test_a_broken_file_ends_the_encoding_with_its_name(prepared: Any, config: dict[str, Any], folder: Path) -> None:
@@ -263,7 +264,7 @@ def test_a_text_is_encoded_the_same_alone_and_among_others(
 ) -> None:
     """Libraries compute differently for another number of texts: here the number is all that the embedding says."""
 
-    def by_number(self: Any, prompts: list[str]) -> list[dict[str, torch.Tensor]]:
+    def by_number(self: Any, prompts: list[str], _: object) -> list[dict[str, torch.Tensor]]:
         return [{"text": torch.tensor([float(len(prompts))])} for _ in prompts]
 
     for number in range(9):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from trainer_core.config import RegularizationConfig, ValidationConfig
-from trainer_core.data.encoded import EncodedPictures
+from trainer_core.data.cache import CacheMiss
 from trainer_core.data.prepare import PreparedData
 from trainer_core.data.variants import Variant
 from trainer_core.errors import DatasetError
@@ -73,19 +73,12 @@ def test_a_validation_set_is_not_trained_on_and_seen_plainly(prepared: Any, tmp_
     assert len(base.batches) == 1, "six pictures, none of them flipped"
 
 
-def test_what_is_held_out_is_seen_plainly_where_training_flips_and_crops(
-    prepared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_held_out_is_seen_plainly_where_training_flips_and_crops(prepared: Any, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "one", range(6))
     data, _ = prepared({"folder": folder, "flip_x": True, "crop": "random"}, **HALF)
-
-    def encode(*_: Any) -> None:
-        raise LookupError("it was not encoded before")
-
-    monkeypatch.setattr(EncodedPictures, "encode", encode)
     for sample in data.validation:
         data.latents(sample, Variant())
-        with pytest.raises(LookupError):
+        with pytest.raises(CacheMiss):
             data.latents(sample, Variant(flip_x=True, crop=1))
 
 

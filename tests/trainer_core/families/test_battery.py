@@ -15,12 +15,14 @@ from trainer_core.adapters.comfy_format import applied, for_modules, parse
 from trainer_core.config import JobConfig, ModelConfig, SampleConfig
 from trainer_core.errors import ConfigError
 from trainer_core.families.base import stack_text
+from trainer_core.families.conditioning import Conditioning
 from trainer_core.families.registry import family_spec, open_base
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import StepDone
 from trainer_core.runs.run_folder import RunFolder
 from trainer_core.sampling.preview import preview
 
+from ..predicting import predicted
 from .checkpoints import write_checkpoint
 from .small_models import SMALL
 
@@ -69,7 +71,7 @@ def lora(run: RunFolder) -> Path:
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([value.flatten() for value in trainer.adapter.state().values()])
+    return torch.cat([value.flatten() for value in trainer.experts.active.adapter.state().values()])
 
 
 @every_family
@@ -101,7 +103,7 @@ def test_accumulation_equals_a_batch(
         start = weights(trainer)
         for _ in range(2):
             trainer.update()
-            trainer.step += 1
+            trainer.progress.step += 1
         moved.append(weights(trainer) - start)
     assert moved[0].norm() > 0
     assert (moved[0] - moved[1]).norm() < 1e-4 * moved[0].norm()
@@ -136,31 +138,33 @@ def test_the_exported_file_is_what_was_trained(
     name: str, small: Callable[[str], Small], job_of: Jobs, trainer_of: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     """Its names are the family's, and beside a fresh base it predicts as the trained one did; previews show it."""
-    from trainer_core.training.state import lora_file
+    from trainer_core.training.state import lora_files
 
     model = small(name).folder
     trainer = trainer_of(job_of(name, model=model, train={"learning_rate": 0.1}))
     for _ in range(2):
         trainer.update()
-        trainer.step += 1
+        trainer.progress.step += 1
     file = tmp_path / "lora.safetensors"
-    file.write_bytes(lora_file(trainer))
+    (content,) = lora_files(trainer.experts, trainer.base, trainer.job, {}).values()
+    file.write_bytes(content)
     tensors = load_file(file)
     assert all(key.startswith(family_spec(name).lora.denoiser) for key in tensors)
 
     base = open_base(trainer.job.model)
     base.load_text_encoders()
     text = stack_text(base.encode_prompts(["a red fox"]), base.device)
-    x = torch.randn(1, base.spec.latent_channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, base.spec.main.channels, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0.6])
     denoiser = base.load_denoiser()
-    trainer.denoiser.eval()
-    trainer.adapter.set_strength(1.0)
+    expert = trainer.experts.active
+    expert.denoiser.eval()
+    expert.adapter.set_strength(1.0)
     with torch.no_grad():
-        trained = base.predict(trainer.denoiser, x, t, text)
-        plain = base.predict(denoiser, x, t, text)
+        trained = predicted(base, expert.denoiser, x, t, text)
+        plain = predicted(base, denoiser, x, t, text)
         with applied(denoiser, for_modules(parse(tensors), denoiser, base), 1.0):
-            exported = base.predict(denoiser, x, t, text)
+            exported = predicted(base, denoiser, x, t, text)
     change = (trained - plain).norm()
     assert change > 0
     assert (exported - trained).norm() < 1e-3 * change + 1e-5 * plain.norm()
@@ -184,17 +188,18 @@ def test_text_encoders_are_trained_where_the_family_allows_it(
             spec.check_adapter(job.adapter)
         return
     trainer = trainer_of(job)
-    before = trainer.adapter.state()
-    plain = trainer.objective.texts(["a red fox"])
+    adapter, prompt = trainer.experts.active.adapter, [Conditioning("a red fox")]
+    before = adapter.state()
+    plain = trainer.base.collate(prompt).text
     trainer.update()
     with torch.no_grad():
-        trained = trainer.objective.texts(["a red fox"])
-        with trainer.adapter.disabled():
-            disabled = trainer.objective.texts(["a red fox"])
+        trained = trainer.base.collate(prompt).text
+        with adapter.disabled():
+            disabled = trainer.base.collate(prompt).text
     for root in spec.lora.text_encoders:
         names = [key for key in before if key.startswith(f"{root}.")]
         assert names
-        assert any(not torch.equal(before[key], trainer.adapter.state()[key]) for key in names)
+        assert any(not torch.equal(before[key], adapter.state()[key]) for key in names)
     for key, values in plain.items():
         assert not torch.equal(values, trained[key])
         assert torch.equal(values, disabled[key])

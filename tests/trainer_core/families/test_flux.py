@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from trainer_core.config import ModelConfig
 from trainer_core.errors import AdapterError, BaseModelError
 from trainer_core.families.base import Base, stack_text
+from trainer_core.families.conditioning import MAIN
 from trainer_core.families.flux1.model import Flux, pack, position_ids, unpack
 from trainer_core.families.registry import open_base
 from trainer_core.families.sources import source as sources
 from trainer_core.families.sources.source import Source
+
+from ..predicting import predicted
 
 SHAPES = [(2, 16, 8, 8), (1, 16, 4, 12), (3, 4, 6, 2)]
 
@@ -48,9 +51,9 @@ def test_positions_are_those_of_flux_pipeline() -> None:
     assert torch.equal(position_ids(4, 6, torch.device("cpu")), theirs)
 
 
-def test_image_tokens_are_the_packed_length(base: Base) -> None:
+def test_tokens_are_the_packed_length(base: Base) -> None:
     for _, _, h, w in SHAPES:
-        assert base.image_tokens(h, w) == pack(noise(1, 16, h, w)).shape[1]
+        assert base.tokens((16, h, w)) == pack(noise(1, 16, h, w)).shape[1]
 
 
 def tiny(guidance: bool) -> FluxTransformer2DModel:
@@ -94,7 +97,7 @@ def test_predict_is_the_transformer_as_the_pipeline_calls_it(
     x, t = noise(*shape), torch.tensor([0.9, 0.25])[: shape[0]]
     text = stack_text(base.encode_prompts(["a red circle", "a green star"][: shape[0]]), base.device)
     with torch.no_grad():
-        ours = base.predict(denoiser, x, t, text)
+        ours = predicted(base, denoiser, x, t, text)
     assert ours.shape == x.shape
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, as_pipeline(denoiser, x, t, text, None), rtol=1e-6, atol=1e-6)
@@ -107,7 +110,7 @@ def test_guidance_of_a_distilled_model(given: float | None, used: float, base: B
     assert distilled.guidance_distilled
     x, t, text = noise(2, 16, 4, 4), torch.tensor([0.5, 0.7]), {"text": noise(2, 16, 64), "pooled": noise(2, 64)}
     with torch.no_grad():
-        ours = distilled.predict(model, x, t, text, given)
+        ours = predicted(distilled, model, x, t, text, given)
     torch.testing.assert_close(ours, as_pipeline(model, x, t, text, used), rtol=1e-6, atol=1e-6)
 
 
@@ -115,9 +118,9 @@ def test_samples_of_a_batch_do_not_see_each_other(base: Base, denoiser: nn.Modul
     x, t = noise(3, 16, 8, 8), torch.tensor([0.2, 0.5, 0.9])
     texts = base.encode_prompts(["a", "a red circle", "zorble"])
     with torch.no_grad():
-        together = base.predict(denoiser, x, t, stack_text(texts, base.device))
+        together = predicted(base, denoiser, x, t, stack_text(texts, base.device))
         for k in range(3):
-            alone = base.predict(denoiser, x[k : k + 1], t[k : k + 1], stack_text(texts[k : k + 1], base.device))
+            alone = predicted(base, denoiser, x[k : k + 1], t[k : k + 1], stack_text(texts[k : k + 1], base.device))
             torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -167,14 +170,14 @@ def test_latents_are_shifted_and_scaled_as_the_pipeline_does(base: Base) -> None
     pixels = noise(2, 3, 64, 48).clamp(-1, 1)
     with torch.no_grad():
         posterior = vae.encode(pixels).latent_dist
-    mean, spread = base.encode_pixels(pixels)
-    assert (mean.shape, spread.shape, mean.dtype) == ((2, 16, 8, 6), (2, 16, 8, 6), torch.float32)
+    mean, std = (streams[MAIN] for streams in base.encode_pixels(pixels))
+    assert (mean.shape, std.shape, mean.dtype) == ((2, 16, 8, 6), (2, 16, 8, 6), torch.float32)
     torch.testing.assert_close(mean, (posterior.mean - 0.1159) * 0.3611, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(spread, posterior.std * 0.3611, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(std, posterior.std * 0.3611, rtol=1e-5, atol=1e-5)
     # a draw: (sample - shift) · scale, as the training scripts of diffusers do
     draw = noise(2, 16, 8, 6, seed=1)
     sample = posterior.mean + posterior.std * draw
-    torch.testing.assert_close(mean + spread * draw, (sample - 0.1159) * 0.3611, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(mean + std * draw, (sample - 0.1159) * 0.3611, rtol=1e-4, atol=1e-5)
 
 
 def test_decoding_is_that_of_the_pipeline(base: Base) -> None:
@@ -183,7 +186,7 @@ def test_decoding_is_that_of_the_pipeline(base: Base) -> None:
     with torch.no_grad():
         image = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor, return_dict=False)[0]
     expected = VaeImageProcessor().postprocess(image, output_type="pt") * 2 - 1
-    torch.testing.assert_close(base.decode_latents(latents), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(base.decode_latents({MAIN: latents}), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_picture_survives_the_vae(base: Base) -> None:

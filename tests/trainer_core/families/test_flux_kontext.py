@@ -17,9 +17,12 @@ from trainer_core.config import ModelConfig, ValidationConfig
 from trainer_core.data.images import to_bucket
 from trainer_core.errors import BaseModelError, ConfigError
 from trainer_core.families.base import Base, stack_text
+from trainer_core.families.conditioning import MAIN
 from trainer_core.families.flux1.model import Flux, pack, position_ids, unpack
 from trainer_core.families.registry import family_names, family_spec, open_base
 from trainer_core.families.sources import source as sources
+
+from ..predicting import predicted
 
 MODEL = ModelConfig(family="flux1_kontext", device="cpu")
 
@@ -103,12 +106,12 @@ def test_predict_is_what_the_pipeline_computes_while_it_edits(
     kontext.load_text_encoders()
     kontext.load_vae()
     text = stack_text(kontext.encode_prompts(["a red circle"]), kontext.device)
-    control, _ = kontext.encode_pixels(to_bucket(picture, (width, height))[None])
+    control = kontext.encode_pixels(to_bucket(picture, (width, height))[None])[0][MAIN]
     assert len(recorder.calls) == 2
     for given, answer in recorder.calls:
         noisy = unpack(given["hidden_states"][:, :16], 8, 8)
         with torch.no_grad():
-            ours = kontext.predict(denoiser, noisy, given["timestep"], text, controls=[control])
+            ours = predicted(kontext, denoiser, noisy, given["timestep"], text, controls=[control])
         torch.testing.assert_close(ours, unpack(answer[:, :16], 8, 8), rtol=1e-4, atol=1e-4)
 
 
@@ -150,7 +153,7 @@ def test_several_controls_are_counted_by_the_first_axis(count: int, kontext: Bas
     text = {"text": noise(2, 16, 64, seed=1), "pooled": noise(2, 64, seed=2)}
     controls = [noise(2, 16, *size, seed=3 + k) for k, size in enumerate([(8, 8), (4, 12), (6, 6)][:count])]
     with torch.no_grad():
-        ours = kontext.predict(denoiser, x, t, text, controls=controls)
+        ours = predicted(kontext, denoiser, x, t, text, controls=controls)
     assert (ours.shape, ours.dtype) == (x.shape, torch.float32)
     torch.testing.assert_close(ours, by_hand(denoiser, x, t, text, controls), rtol=1e-5, atol=1e-5)
 
@@ -160,7 +163,9 @@ def test_a_control_and_its_place_matter(kontext: Base, denoiser: nn.Module) -> N
     text = {"text": noise(1, 16, 64, seed=1), "pooled": noise(1, 64, seed=2)}
     one, other = noise(1, 16, 8, 8, seed=3), noise(1, 16, 8, 8, seed=4)
     with torch.no_grad():
-        answers = [kontext.predict(denoiser, x, t, text, controls=c) for c in ((), (one,), (one, other), (other, one))]
+        answers = [
+            predicted(kontext, denoiser, x, t, text, controls=c) for c in ((), (one,), (one, other), (other, one))
+        ]
     for k, answer in enumerate(answers):
         for another in answers[k + 1 :]:
             assert (answer - another).abs().max() > 1e-3
@@ -170,7 +175,7 @@ def test_without_controls_it_is_flux(base: Base, kontext: Base, denoiser: nn.Mod
     x, t = noise(1, 16, 8, 8), torch.tensor([0.5])
     text = {"text": noise(1, 16, 64, seed=1), "pooled": noise(1, 64, seed=2)}
     with torch.no_grad():
-        assert torch.equal(kontext.predict(denoiser, x, t, text), base.predict(denoiser, x, t, text))
+        assert torch.equal(predicted(kontext, denoiser, x, t, text), predicted(base, denoiser, x, t, text))
 
 
 @pytest.mark.parametrize("guidance", [2.5, torch.tensor([1.0, 4.0])], ids=["one", "each its own"])
@@ -190,11 +195,11 @@ def test_guidance_is_one_number_or_one_for_each_sample(guidance: Any, tmp_path: 
     text = {"text": noise(2, 16, 64, seed=1), "pooled": noise(2, 64, seed=2)}
     recorder = Recorder(model)
     with torch.no_grad():
-        both = opened.predict(model, x, t, text, guidance, [control])
+        both = predicted(opened, model, x, t, text, guidance, [control])
         values = torch.as_tensor(guidance).expand(2)
         for k in range(2):
             some = {name: value[k : k + 1] for name, value in text.items()}
-            alone = opened.predict(model, x[k : k + 1], t[k : k + 1], some, float(values[k]), [control[k : k + 1]])
+            alone = predicted(opened, model, x[k : k + 1], t[k : k + 1], some, float(values[k]), [control[k : k + 1]])
             torch.testing.assert_close(both[k : k + 1], alone, rtol=1e-4, atol=1e-5)
     assert [given["guidance"].tolist() for given, _ in recorder.calls] == [
         values.tolist(),

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from trainer_core.config import ModelConfig
 from trainer_core.families.registry import open_base
 
+from ..predicting import predicted
+
 HOST = """
 import sys
 sys.argv, inputs, output, weights = sys.argv[:1] + ["--cpu"], *sys.argv[1:4]
@@ -57,5 +59,5 @@ def test_control_images_are_seen_as_comfyui_sees_them(comfyui: Path, tmp_path: P
     for name, count in (("one", 1), ("several", 3)):
         controls = [given[f"control{k}"] for k in range(count)]
         with torch.no_grad():
-            ours = opened.predict(denoiser, given["x"], given["t"], text, controls=controls)
+            ours = predicted(opened, denoiser, given["x"], given["t"], text, controls=controls)
         assert float((ours - theirs[name]).norm() / theirs[name].norm()) < 1e-4, name

@@ -13,6 +13,7 @@ import torch
 from trainer_core.config import ModelConfig
 from trainer_core.errors import BaseModelError
 from trainer_core.families.base import Base
+from trainer_core.families.conditioning import MAIN
 from trainer_core.families.registry import open_base
 from trainer_core.families.sources import source as sources
 
@@ -35,12 +36,13 @@ def test_statistics_of_each_channel(tmp_path: Path) -> None:
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for base in (one, raw):
         base.load_vae()
-    mean, spread = one.encode_pixels(pixels)
-    raw_mean, raw_spread = raw.encode_pixels(pixels)
+    mean, std = (streams[MAIN] for streams in one.encode_pixels(pixels))
+    raw_mean, raw_std = (streams[MAIN] for streams in raw.encode_pixels(pixels))
     for channel, (m, s) in enumerate(zip(MEANS, SPREADS, strict=True)):
         torch.testing.assert_close(mean[:, channel], (raw_mean[:, channel] - m) * 0.5 / s)
-        torch.testing.assert_close(spread[:, channel], raw_spread[:, channel] * 0.5 / s)
-    torch.testing.assert_close(one.decode_latents(mean), raw.decode_latents(raw_mean), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(std[:, channel], raw_std[:, channel] * 0.5 / s)
+    pictures, expected = one.decode_latents({MAIN: mean}), raw.decode_latents({MAIN: raw_mean})
+    torch.testing.assert_close(pictures, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("config", [{}, {"latents_mean": None, "latents_std": None}])
@@ -49,12 +51,12 @@ def test_one_number_computes_the_same_bits_as_ever(config: dict[str, Any], tmp_p
     other.load_vae()
     pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     vae = json.loads((sources.EMBEDDED / "vae" / "config.json").read_text(encoding="utf-8"))
-    mean, spread = other.encode_pixels(pixels)
+    mean, std = (streams[MAIN] for streams in other.encode_pixels(pixels))
     with torch.no_grad():
         posterior = other._vae.encode(pixels).latent_dist  # type: ignore[attr-defined]
     shift, scale = float(vae.get("shift_factor") or 0), float(vae["scaling_factor"])
     assert torch.equal(mean, (posterior.mean - shift) * scale)
-    assert torch.equal(spread, posterior.std * scale)
+    assert torch.equal(std, posterior.std * scale)
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,21 @@ from typing import Any, cast
 import pytest
 import torch
 from diffusers import ModelMixin
-from torch import Tensor, nn
+from torch import nn
 
 from trainer_core.adapters.adapter import Adapter
 from trainer_core.config import AdapterConfig, DatasetConfig, JobConfig, ModelConfig, TrainConfig
 from trainer_core.data.encoded import Latents
 from trainer_core.data.prepare import PreparedData
 from trainer_core.data.scan import Item, Sample
+from trainer_core.data.variants import Variant
 from trainer_core.families import registry
 from trainer_core.families.base import Base
+from trainer_core.families.conditioning import MAIN, Conditioning, Streams, TextEmbedding
 from trainer_core.families.sources.layout import Layout
 from trainer_core.families.sources.source import Source
+from trainer_core.training.batch_source import BatchSource
+from trainer_core.training.experts import stages_of
 from trainer_core.training.optimizers import make_optimizer
 from trainer_core.training.step import Objective
 
@@ -66,23 +70,30 @@ class Described:
 
 
 class OnePicture:
-    """What the objective asks of prepared data: a picture of the family's own size, and any text."""
+    """What a batch source asks of prepared data: a picture of the family's own size, and any text."""
 
     def __init__(self, base: Base) -> None:
-        self.base = base
+        self.base, own = base, base.sampling
+        item = Item(Path("x.png"), "x.png", own.width, own.height, ("a zorble",))
+        self.samples = [[Sample(0, item, (own.width, own.height))]]
 
     def latents(self, *_: Any) -> Latents:
-        own, spec = self.base.sampling, self.base.spec
-        shape = (spec.latent_channels, own.height // spec.vae_factor, own.width // spec.vae_factor)
-        sizes = (own.height, own.width, 0, 0, own.height, own.width)
-        return Latents(torch.zeros(shape), torch.ones(shape), sizes)
+        own = self.base.sampling
+        shapes = self.base.latent_shapes(own.width, own.height)
+        mean, std = ({name: fill(shape) for name, shape in shapes.items()} for fill in (torch.zeros, torch.ones))
+        return Latents(mean, std, (own.height, own.width, 0, 0, own.height, own.width))
 
     def texts_of(self, _sample: Sample) -> list[str]:
         return ["a zorble"]
 
-    def text(self, prompt: str) -> dict[str, Tensor]:
+    def conditioning(self, _sample: Sample, _variant: Variant, latents: Latents, *texts: str) -> list[Conditioning]:
+        return [Conditioning(text, self._embedding(text), time_ids=latents.time_ids) for text in texts]
+
+    def _embedding(self, text: str) -> TextEmbedding | None:
+        if self.base.spec.lora.text_encoders:  # which the job then trains
+            return None
         with torch.no_grad():
-            return {name: values[0] for name, values in self.base.embed([prompt]).items()}
+            return {name: values[0] for name, values in self.base.embed([text]).items()}
 
 
 @pytest.fixture(params=REAL)
@@ -122,19 +133,23 @@ def test_a_whole_training_step(base: Base, monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(parameter.numel() for parameter in denoiser.parameters()) == REAL[base.spec.name]
     adapter = Adapter.of(job, base, denoiser)
     optimizer = make_optimizer(adapter.parameters(), job.train, adapter.text_parameters())
-    objective = Objective(job, base, cast(PreparedData, OnePicture(base)), denoiser, adapter)
+    objective = Objective(job, base, denoiser, adapter)
+    data = OnePicture(base)
+    source = BatchSource(job, base, cast(PreparedData, data), objective.timesteps, stages_of(job, base.spec))
+    batch = source.draw(data.samples[0] * 2, 0, {})
     own = base.sampling
-    batch = [Sample(0, Item(Path("x.png"), "x.png", own.width, own.height, ("a zorble",)), (own.width, own.height))] * 2
 
-    predicted: list[Tensor] = []
+    predicted: list[Streams] = []
     predict = base.predict
     monkeypatch.setattr(
         base, "predict", lambda *args, **given: predicted.append(predict(*args, **given)) or predicted[0]
     )
-    (term,) = objective.terms(batch, 0, 0, {})
+    (term,) = objective.terms(batch, 0)
     assert (term.minimised.shape, term.minimised.dtype) == ((2,), torch.float32)
-    expected = (2, base.spec.latent_channels, own.height // base.spec.vae_factor, own.width // base.spec.vae_factor)
-    assert [(one.shape, one.dtype, one.device.type) for one in predicted] == [(expected, torch.float32, "meta")]
+    main = base.spec.main
+    expected = (2, main.channels, own.height // main.factor, own.width // main.factor)
+    shown = [(name, one.shape, one.dtype, one.device.type) for streams in predicted for name, one in streams.items()]
+    assert shown == [(MAIN, expected, torch.float32, "meta")]
     term.minimised.sum().backward()
     without = [
         name
@@ -150,7 +165,7 @@ def test_a_whole_training_step(base: Base, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_real_vae_encodes_and_decodes(base: Base) -> None:
     base.load_vae()
-    vae, own, spec = base._vae, base.sampling, base.spec  # type: ignore[attr-defined]
+    vae, own, main = base._vae, base.sampling, base.spec.main  # type: ignore[attr-defined]
     latents = vae.encode(torch.zeros(1, 3, own.height, own.width, dtype=base.vae_dtype, device="meta")).latent_dist.mean
-    assert latents.shape == (1, spec.latent_channels, own.height // spec.vae_factor, own.width // spec.vae_factor)
+    assert latents.shape == (1, main.channels, own.height // main.factor, own.width // main.factor)
     assert vae.decode(latents).sample.shape == (1, 3, own.height, own.width)

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from trainer_core.config import AdapterConfig, ModelConfig, SampleConfig
 from trainer_core.errors import AdapterError, BaseModelError, ConfigError
 from trainer_core.families.base import Base, stack_text
+from trainer_core.families.conditioning import MAIN, Conditioning
 from trainer_core.families.registry import family_spec, open_base
 from trainer_core.sampling.sampler import SamplerSettings, draw
 
+from ..predicting import predicted
 from .small_models import SMALL
 
 NAMES = ("sd15", "sdxl")
@@ -155,7 +157,7 @@ def test_predict_is_the_unet_as_the_pipeline_calls_it(name: str, bases: dict[str
         extra = {"text_embeds": text["pooled"], "time_ids": whole.repeat(2, 1)}
     with torch.no_grad():
         expected = pipeline.unet(x, steps, encoder_hidden_states=text["text"], added_cond_kwargs=extra).sample
-        ours = base.predict(denoiser, x, t, text)
+        ours = predicted(base, denoiser, x, t, text)
     assert (ours.shape, ours.dtype) == (x.shape, torch.float32)
     torch.testing.assert_close(ours, expected, **CLOSE)
 
@@ -169,7 +171,7 @@ def test_sdxl_is_told_sizes_and_crops_in_the_pipelines_order(bases: dict[str, Ba
     with torch.no_grad():
         extra = {"text_embeds": text["pooled"], "time_ids": ids}
         expected = pipeline.unet(x, 500, encoder_hidden_states=text["text"], added_cond_kwargs=extra).sample
-        ours, whole = base.predict(denoiser, x, t, text, sizes=sizes), base.predict(denoiser, x, t, text)
+        ours, whole = predicted(base, denoiser, x, t, text, time_ids=sizes), predicted(base, denoiser, x, t, text)
     torch.testing.assert_close(ours, expected, **CLOSE)
     assert (ours - whole).abs().max() > 1e-3
 
@@ -183,7 +185,7 @@ def test_sizes_are_exact_in_low_precision(folders: dict[str, Path]) -> None:
     text = {"text": noise(1, 77, 96), "pooled": noise(1, 64)}
     sizes = torch.tensor([[1023, 1537, 3, 259, 1021, 1535]], dtype=torch.float32)
     with torch.no_grad():
-        base.predict(denoiser, noise(1, 4, 8, 8), torch.tensor([0.5]), text, sizes=sizes)
+        predicted(base, denoiser, noise(1, 4, 8, 8), torch.tensor([0.5]), text, time_ids=sizes)
     assert given[0].tolist() == sizes[0].tolist()
 
 
@@ -198,8 +200,10 @@ def test_previews_are_what_the_pipeline_draws_with_ddim(
     """The whole way from prompt to pixels, with the same noise; both draw 64x64 whole."""
     base, pipeline = bases[name], pipelines[name]
     settings = SamplerSettings(width=64, height=64, steps=5, guidance=guidance)
-    texts = base.encode_prompts(["a red fox", ""])
-    latents = draw(base, base.load_denoiser(), texts[:1], [7], settings, texts[1])
+    prompts = ["a red fox", ""]
+    shown, negative = map(Conditioning, prompts, base.encode_prompts(prompts))
+    denoiser = base.load_denoiser()
+    latents = draw(base, lambda _: denoiser, [shown], [7], settings, negative)[MAIN]
     drawn = pipeline(
         "a red fox",
         negative_prompt="",
@@ -219,11 +223,12 @@ def test_latents_are_scaled_as_the_pipeline_does(name: str, bases: dict[str, Bas
     scale = {"sd15": 0.18215, "sdxl": 0.13025}[name]
     with torch.no_grad():
         posterior = vae.encode(pixels).latent_dist
-        mean, spread = bases[name].encode_pixels(pixels)
+        mean, std = (streams[MAIN] for streams in bases[name].encode_pixels(pixels))
         decoded = vae.decode(noise(1, 4, 8, 8) / scale).sample.clamp(-1, 1)
     torch.testing.assert_close(mean, posterior.mean * scale, **CLOSE)
-    torch.testing.assert_close(spread, posterior.std * scale, **CLOSE)
-    torch.testing.assert_close(bases[name].decode_latents(noise(1, 4, 8, 8)), decoded, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(std, posterior.std * scale, **CLOSE)
+    ours = bases[name].decode_latents({MAIN: noise(1, 4, 8, 8)})
+    torch.testing.assert_close(ours, decoded, rtol=1e-4, atol=1e-4)
 
 
 def test_a_v_prediction_checkpoint_of_zero_terminal_snr(tmp_path: Path) -> None:

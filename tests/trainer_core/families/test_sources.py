@@ -206,7 +206,7 @@ def test_a_part_that_is_cut_off_is_told_before_anything_is_made(part: str, tmp_p
 def test_families() -> None:
     assert "flux1" in family_names()
     spec = family_spec("flux1")
-    assert (spec.latent_channels, spec.vae_factor, spec.bucket_divisor, spec.category) == (16, 8, 16, "image")
+    assert (spec.main.channels, spec.main.factor, spec.bucket_divisor, spec.category) == (16, 8, 16, "image")
     with pytest.raises(ConfigError, match="flux1"):
         family_spec("flux")
 

@@ -19,6 +19,7 @@ from trainer_core.config import ModelConfig
 from trainer_core.families.device import autocast
 from trainer_core.families.registry import open_base
 
+from ..predicting import predicted
 from .small_models import seeded, small_sd, small_sdxl
 
 TIMES = [0.5013, 0.5003, 0.9, 0.9007, 0.0004]
@@ -90,7 +91,7 @@ def embedded(model: nn.Module, dtype: str, times: list[float] = TIMES) -> tuple[
         torch.no_grad(),
         autocast(base.device, base.dtype),
     ):
-        base.predict(model, torch.zeros(count, 16, 4, 4), torch.tensor(times), text, GUIDANCE)
+        predicted(base, model, torch.zeros(count, 16, 4, 4), torch.tensor(times), text, GUIDANCE)
     assert of_time[0].dtype == base.dtype
     return of_time[0], of_guidance[0]
 
@@ -160,7 +161,7 @@ def test_unets_embed_the_step_itself_in_any_precision(
     base.load_text_encoders()
     text = {name: value.expand(3, *value.shape[1:]) for name, value in base.embed(["a"]).items()}
     with given_to(unet.time_embedding) as seen, torch.no_grad(), autocast(base.device, base.dtype):
-        base.predict(unet, torch.zeros(3, 4, 8, 8), (steps + 0.5) / 1000, text)
+        predicted(base, unet, torch.zeros(3, 4, 8, 8), (steps + 0.5) / 1000, text)
     width = seen[0].shape[1] // 2
     angles = steps.double()[:, None] * 10000.0 ** (-torch.arange(width).double() / width)
     expected = torch.cat([angles.cos(), angles.sin()], dim=1)

@@ -19,10 +19,13 @@ from trainer_core.adapters.deltas import LowRank
 from trainer_core.config import ModelConfig, SampleConfig
 from trainer_core.errors import AdapterError, ConfigError, Interrupted
 from trainer_core.families.base import Base, stack_text
+from trainer_core.families.conditioning import MAIN, Collated, Conditioning, Streams, each
 from trainer_core.families.sources import source as sources
 from trainer_core.safetensors_file import serialize
 from trainer_core.sampling.preview import preview
 from trainer_core.sampling.sampler import SamplerSettings, draw
+
+from ..predicting import predicted
 
 MODEL = ModelConfig(source="embedded", device="cpu")
 SETTINGS = SamplerSettings(width=64, height=48, steps=4, guidance=1.0)
@@ -35,8 +38,15 @@ def denoiser(base: Base) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def texts(base: Base) -> list[dict[str, Tensor]]:
-    return base.encode_prompts(["a red circle on a blue background", "a green star", ""])
+def prompts(base: Base) -> list[Conditioning]:
+    """Two prompts, and the blank one."""
+    texts = ["a red circle on a blue background", "a green star", ""]
+    return list(map(Conditioning, texts, base.encode_prompts(texts)))
+
+
+def drawn(base: Base, denoiser: nn.Module, prompts: list[Conditioning], *rest: Any, **given: Any) -> Tensor:
+    """The main stream of what is drawn with one denoiser for all times."""
+    return draw(base, lambda _: denoiser, prompts, *rest, **given)[MAIN]
 
 
 def seeded(seed: int, *shape: int) -> Tensor:
@@ -46,56 +56,56 @@ def seeded(seed: int, *shape: int) -> Tensor:
         return torch.randn(shape)
 
 
-def euler(base: Base, denoiser: nn.Module, x: Tensor, texts: list[dict[str, Tensor]], guidance: float) -> Tensor:
+def euler(base: Base, denoiser: nn.Module, x: Tensor, prompts: list[Conditioning], guidance: float) -> Tensor:
     """Euler steps with classifier-free guidance, each pass alone; shift 3 by hand."""
     times = [3 * s / (1 + 2 * s) for s in (1.0, 0.75, 0.5, 0.25, 0.0)]
-    text, empty = (stack_text([one], base.device) for one in texts)
+    text, empty = (stack_text([one.text], base.device) for one in prompts if one.text)
     with torch.no_grad():
         for here, there in pairwise(times):
             t = torch.tensor([here])
-            with_text, without = base.predict(denoiser, x, t, text), base.predict(denoiser, x, t, empty)
+            with_text, without = predicted(base, denoiser, x, t, text), predicted(base, denoiser, x, t, empty)
             x = x + (there - here) * (without + guidance * (with_text - without))
     return x
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.5, 0.0])
-def test_draw_is_euler_with_guidance(guidance: float, base: Base, denoiser: nn.Module, texts: list) -> None:
+def test_draw_is_euler_with_guidance(guidance: float, base: Base, denoiser: nn.Module, prompts: list) -> None:
     settings = SamplerSettings(64, 48, 4, guidance)
-    assert settings.needs_blank(base) == (guidance != 1.0)
-    ours = draw(base, denoiser, texts[:1], [11], settings, texts[2])
-    expected = euler(base, denoiser, seeded(11, 1, 16, 6, 8), [texts[0], texts[2]], guidance)
+    assert settings.needs_negative(base) == (guidance != 1.0)
+    ours = drawn(base, denoiser, prompts[:1], [11], settings, prompts[2])
+    expected = euler(base, denoiser, seeded(11, 1, 16, 6, 8), [prompts[0], prompts[2]], guidance)
     assert ours.shape == (1, 16, 6, 8)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_noise_is_that_of_the_seed(base: Base, texts: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_is_that_of_the_seed(base: Base, prompts: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, each picture of a batch with its own."""
-    monkeypatch.setattr(base, "predict", lambda denoiser, x, t, text, **_: torch.zeros_like(x))
-    drawn = draw(base, nn.Identity(), texts[:2], [5, 2**63 - 1], SETTINGS)
-    assert torch.equal(drawn[:1], seeded(5, 1, 16, 6, 8))
-    assert torch.equal(drawn[1:], seeded(2**63 - 1, 1, 16, 6, 8))
+    monkeypatch.setattr(base, "predict", lambda _, noisy, *__: each(torch.zeros_like, noisy))
+    both = drawn(base, nn.Identity(), prompts[:2], [5, 2**63 - 1], SETTINGS)
+    assert torch.equal(both[:1], seeded(5, 1, 16, 6, 8))
+    assert torch.equal(both[1:], seeded(2**63 - 1, 1, 16, 6, 8))
 
 
-def test_with_guidance_one_nothing_is_drawn_twice(base: Base, texts: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[float | None] = []
+def test_with_guidance_one_nothing_is_drawn_twice(base: Base, prompts: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
 
-    def predict(denoiser: Any, x: Tensor, t: Tensor, text: Any, guidance: float | None = None, **_: Any) -> Tensor:
-        calls.append(guidance)
-        return torch.zeros_like(x)
+    def predict(denoiser: Any, noisy: Streams, t: Tensor, conditioning: Collated) -> Streams:
+        calls.append(conditioning.guidance)
+        return each(torch.zeros_like, noisy)
 
     monkeypatch.setattr(base, "predict", predict)
-    draw(base, nn.Identity(), texts[:1], [1], SETTINGS, texts[2])
+    drawn(base, nn.Identity(), prompts[:1], [1], SETTINGS, prompts[2])
     assert calls == [1.0] * 4
-    draw(base, nn.Identity(), texts[:1], [1], SamplerSettings(64, 48, 4, 2.0), texts[2])
+    drawn(base, nn.Identity(), prompts[:1], [1], SamplerSettings(64, 48, 4, 2.0), prompts[2])
     assert len(calls) == 12
     monkeypatch.setattr(base, "_distilled", True)  # a distilled model takes guidance as an input
-    draw(base, nn.Identity(), texts[:1], [1], SamplerSettings(64, 48, 4, 3.5), texts[2])
+    drawn(base, nn.Identity(), prompts[:1], [1], SamplerSettings(64, 48, 4, 3.5), prompts[2])
     assert calls[12:] == [3.5] * 4
 
 
-def test_a_batch_is_its_pictures(base: Base, denoiser: nn.Module, texts: list) -> None:
-    together = draw(base, denoiser, texts[:2], [5, 6], SETTINGS)
-    alone = [draw(base, denoiser, [texts[k]], [5 + k], SETTINGS) for k in range(2)]
+def test_a_batch_is_its_pictures(base: Base, denoiser: nn.Module, prompts: list) -> None:
+    together = drawn(base, denoiser, prompts[:2], [5, 6], SETTINGS)
+    alone = [drawn(base, denoiser, [prompts[k]], [5 + k], SETTINGS) for k in range(2)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
@@ -121,16 +131,16 @@ def test_pictures_are_those_of_flux_pipeline(guidance: float, base: Base, denois
     assert abs(difference).max() <= 2
 
 
-def test_stop_is_heard_between_steps(base: Base, denoiser: nn.Module, texts: list) -> None:
+def test_stop_is_heard_between_steps(base: Base, denoiser: nn.Module, prompts: list) -> None:
     asked = iter([False, False, True])
     with pytest.raises(Interrupted):
-        draw(base, denoiser, texts[:1], [1], SETTINGS, should_stop=lambda: next(asked))
+        drawn(base, denoiser, prompts[:1], [1], SETTINGS, should_stop=lambda: next(asked))
     assert next(asked, None) is None
 
 
-def test_nothing_global_is_touched(base: Base, denoiser: nn.Module, texts: list) -> None:
+def test_nothing_global_is_touched(base: Base, denoiser: nn.Module, prompts: list) -> None:
     before = torch.get_rng_state()
-    draw(base, denoiser, texts[:1], [1], SETTINGS)
+    drawn(base, denoiser, prompts[:1], [1], SETTINGS)
     preview(MODEL, ["a"], sample=SAMPLE)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.is_grad_enabled()
@@ -174,14 +184,14 @@ def pixels(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
-def test_previews(base: Base, denoiser: nn.Module, texts: list) -> None:
+def test_previews(base: Base, denoiser: nn.Module, prompts: list) -> None:
     steps: list[tuple[int, int]] = []
-    prompts = ["a red circle on a blue background", "a green star"]
-    images = preview(MODEL, prompts, sample=SAMPLE, progress=lambda done, total: steps.append((done, total)))
+    told = [one.prompt for one in prompts[:2]]
+    images = preview(MODEL, told, sample=SAMPLE, progress=lambda done, total: steps.append((done, total)))
     assert [image.size for image in images] == [(64, 48)] * 2
     assert {image.mode for image in images} == {"RGB"}
     assert steps == [(0, 2), (1, 2), (2, 2)]
-    walked = draw(base, denoiser, texts[:2], [11, 12], SETTINGS)
+    walked = draw(base, lambda _: denoiser, prompts[:2], [11, 12], SETTINGS)
     expected = ((base.decode_latents(walked) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
     assert abs(pixels(images) - expected).max() <= 1
     still = preview(MODEL, ["a green star"] * 2, sample=SAMPLE.but(walk_seed=False))
@@ -199,15 +209,17 @@ def test_a_lora_from_a_file_and_from_tensors(lora: dict[str, Tensor], tmp_path: 
     assert (pixels(preview(MODEL, ["a"], lora=path, strength=0.0, sample=SAMPLE)) == plain).all()
 
 
-def test_strength_scales_the_difference(lora: dict[str, Tensor], base: Base, denoiser: nn.Module, texts: list) -> None:
+def test_strength_scales_the_difference(
+    lora: dict[str, Tensor], base: Base, denoiser: nn.Module, prompts: list
+) -> None:
     """Half the strength is half of alpha."""
     half = {key: value / 2 if key.endswith(".alpha") else value for key, value in lora.items()}
 
-    def drawn(tensors: dict[str, Tensor], strength: float) -> Tensor:
+    def with_lora(tensors: dict[str, Tensor], strength: float) -> Tensor:
         with applied(denoiser, for_modules(parse(tensors), denoiser, base), strength):
-            return draw(base, denoiser, texts[:1], [1], SETTINGS)
+            return drawn(base, denoiser, prompts[:1], [1], SETTINGS)
 
-    torch.testing.assert_close(drawn(lora, 0.5), drawn(half, 1.0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(with_lora(lora, 0.5), with_lora(half, 1.0), rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_no_lora_of_this_base_is_told(lora: dict[str, Tensor], tmp_path: Path) -> None:
