@@ -46,7 +46,7 @@ def read_once(read: Callable[Concatenate[Path, _P], _T]) -> Callable[Concatenate
     kept: dict[object, tuple[_Identity, _T]] = {}
 
     @wraps(read)
-    def known(path: Path, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def known(path: Path, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             now = _identity(path)
         except (OSError, ValueError):

@@ -97,7 +97,7 @@ def index(dataset: DatasetConfig) -> Index:
     found = walk(folder, folders_beside(dataset))
     images = {key: path for key, path in found.images.items() if not dataset.kohya_folders or kohya_folder(key)[0]}
     metadata = read_metadata(folder, found.tables, dataset.caption_column)
-    problems, masks, controls = list(metadata.problems), None, ()
+    problems, masks, controls = list(metadata.problems), None, tuple[Counterparts, ...]()
     if not images:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         there = "".join(f"; there are {some(keys)}: {what}" for _, keys, what in found.left_out())

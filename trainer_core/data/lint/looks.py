@@ -9,7 +9,7 @@ thumbnail agree too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ def look_at(path: Path, background: str = "white") -> Look:
     pixels = np.asarray(_small(path, background), np.float32)
     grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     thumbnail = pixels.reshape(_GRID, _GRID + 1, _GRID, _GRID + 1, 3).mean((1, 3)).round().astype(np.uint8)
-    return Look(*astuple(header), _hash(grey), _hash(grey[:, ::-1]), thumbnail.tobytes())
+    return Look(header.width, header.height, header.transparent, _hash(grey), _hash(grey[:, ::-1]), thumbnail.tobytes())
 
 
 class Looks:
