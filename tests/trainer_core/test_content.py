@@ -160,6 +160,13 @@ def test_what_is_read_once_depends_on_file_and_arguments(told: Told, tmp_path: P
     assert len(read) == 5
 
 
+def test_what_was_written_just_now_is_read_each_time(told: Told, tmp_path: Path) -> None:
+    read, text = told
+    (tmp_path / "one").write_text("1")
+    assert [text(tmp_path / "one") for _ in range(3)] == ["1"] * 3
+    assert len(read) == 3
+
+
 def test_errors_are_not_kept_and_are_the_function_s_own(told: Told, tmp_path: Path) -> None:
     read, text = told
     with pytest.raises(FileNotFoundError):

@@ -212,14 +212,16 @@ def test_threads_look_while_files_change(folder: Path) -> None:
     threads = [threading.Thread(target=look) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for number in range(50):
-        other = bmp(folder / "new", *sizes[number % 2])
-        os.utime(other, LONG_AGO)
-        other.replace(folder / "a.bmp")
-        assert looked(folder)["a.bmp"][0] == sizes[number % 2]
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        for number in range(50):
+            other = bmp(folder / "new", *sizes[number % 2])
+            os.utime(other, LONG_AGO)
+            other.replace(folder / "a.bmp")
+            assert looked(folder)["a.bmp"][0] == sizes[number % 2]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     assert not wrong
 
 
