@@ -1,4 +1,4 @@
-"""How the data side fares with 10,000 images: lint, the first scan, drawing batches; their time and peak memory.
+"""How the data side fares with 10,000 images: lint, scan, a press of Run, drawing batches; time and peak memory.
 
     python benchmarks/data_at_scale.py --images 10000 --folder /tmp/data_at_scale [--json figures.json]
 
@@ -11,13 +11,17 @@ shows how memory grows. "Warm" draws are those of an epoch whose order is known;
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -157,6 +161,74 @@ def _scan(folder: Path) -> dict[str, Any]:
     return {"images": len(scan(_dataset(folder, default_caption="zorble")))}
 
 
+def _press(folder: Path) -> dict[str, Any]:
+    """All looks at the data that a press of Run in ComfyUI takes, twice, on 500 images: what they read, and seconds."""
+    from trainer_core.config import JobConfig, validated
+    from trainer_core.data.cache import TensorCache
+    from trainer_core.data.folder import data_files
+    from trainer_core.data.lint import lint_job
+    from trainer_core.data.prepare import PreparedData
+    from trainer_core.data.summary import digest, summarize
+
+    figures: dict[str, Any] = {}
+    base = _stand_in()  # imports what takes long
+    with tempfile.TemporaryDirectory() as work:
+        small = Path(work) / "set"
+        small.mkdir()
+        for path in sorted(folder.glob("0*.jpg"))[:500]:
+            shutil.copy2(path, small)
+            (small / path.name).with_suffix(".txt").write_text(f"zorble {path.stem}")
+        for path in small.iterdir():  # what was written within the last seconds is read again
+            os.utime(path, (1e9, 1e9))
+        settings = {"folder": str(small), "resolutions": [512], "trigger": "zorble"}
+        job = validated(JobConfig, {"name": "x", "datasets": [settings], "validation": {"share": 0.1}})
+        (dataset,) = job.datasets
+        looks: dict[str, Callable[[], object]] = {
+            "fingerprint": lambda: digest(dataset),
+            "links": lambda: list(data_files(dataset)),
+            "check": lambda: lint_job(job, tokenizers=()),
+            "summary": lambda: summarize(dataset),
+            "captions": lambda: summarize(dataset),
+            "job": lambda: summarize(dataset),
+            "session": lambda: PreparedData(job, base, TensorCache(Path(work) / "cache")).digest(),
+        }
+        read = Counter[str]()
+        sha256 = hashlib.sha256
+
+        def hear(event: str, args: tuple[Any, ...]) -> None:
+            if event in {"open", "os.scandir"} and str(args[0]).startswith(str(small)):
+                of_picture = str(args[0]).endswith(".jpg")
+                read["walks" if event == "os.scandir" else "image opens" if of_picture else "caption opens"] += 1
+
+        class Counting:
+            """A digest that counts the bytes which go in."""
+
+            def __init__(self, data: bytes = b"") -> None:
+                self._digest = sha256(data)
+
+            def update(self, data: bytes) -> None:
+                read["bytes hashed"] += len(data) if len(data) > 10_000 else 0  # files, not keys
+                self._digest.update(data)
+
+            def hexdigest(self) -> str:
+                return self._digest.hexdigest()
+
+            def digest(self) -> bytes:
+                return self._digest.digest()
+
+        sys.addaudithook(hear)
+        for press in ("first", "second"):
+            read.clear()
+            seconds = {}
+            with patch.object(hashlib, "sha256", Counting):
+                for name, look in looks.items():
+                    began = time.perf_counter()
+                    look()
+                    seconds[name] = round(time.perf_counter() - began, 3)
+            figures[press] = {**read, "seconds of each": seconds, "seconds in all": round(sum(seconds.values()), 3)}
+    return figures
+
+
 def _draw(folder: Path) -> dict[str, Any]:
     """Draws three epochs in order, then far jumps as after a resume; milliseconds for each micro-batch."""
     from trainer_core.data.batches import BatchOrder
@@ -257,7 +329,7 @@ def _silent(*_: object) -> None:
     pass
 
 
-_PHASES = {"lint": _lint, "scan": _scan, "draw": _draw, "warm": _warm}
+_PHASES = {"lint": _lint, "scan": _scan, "press": _press, "draw": _draw, "warm": _warm}
 _BATCH = 4
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,69 @@ def test_processes_that_hash_the_same_files_at_once(tmp_path: Path) -> None:
     assert found == ["".join(f"{content.whole_file(path)}\n" for path in files)] * 3
     entries = list((state_folder() / "digests").iterdir())
     assert len(entries) == 20
+
+
+@pytest.fixture
+def told() -> tuple[list[str], Callable[..., str]]:
+    """A function that is read once, and what it has read."""
+    read: list[str] = []
+
+    @content.read_once
+    def text(path: Path, ending: str = "") -> str:
+        read.append(path.name + ending)
+        return path.read_text() + ending
+
+    return read, text
+
+
+Told = tuple[list[str], Callable[..., str]]
+
+
+def settled(path: Path, text: str) -> Path:
+    path.write_text(text)
+    os.utime(path, LONG_AGO)
+    return path
+
+
+def test_what_is_read_once_depends_on_file_and_arguments(told: Told, tmp_path: Path) -> None:
+    read, text = told
+    one, other = settled(tmp_path / "one", "1"), settled(tmp_path / "other", "2")
+    for _ in range(2):
+        assert [text(one), text(one, "!"), text(one, ending="!"), text(other)] == ["1", "1!", "1!", "2"]
+    assert read == ["one", "one!", "one!", "other"]
+    settled(one, "33")
+    assert text(one) == "33"
+    assert text(other) == "2"
+    assert len(read) == 5
+
+
+def test_what_was_written_just_now_is_read_each_time(told: Told, tmp_path: Path) -> None:
+    read, text = told
+    (tmp_path / "one").write_text("1")
+    assert [text(tmp_path / "one") for _ in range(3)] == ["1"] * 3
+    assert len(read) == 3
+
+
+def test_errors_are_not_kept_and_are_the_function_s_own(told: Told, tmp_path: Path) -> None:
+    read, text = told
+    with pytest.raises(FileNotFoundError):
+        text(tmp_path / "one")
+    with pytest.raises(ValueError, match="null"):
+        text(tmp_path / "one\0")
+    (tmp_path / "one").write_bytes(b"\xff")
+    os.utime(tmp_path / "one", LONG_AGO)
+    for _ in range(2):
+        with pytest.raises(UnicodeDecodeError):
+            text(tmp_path / "one")
+    assert len(read) == 4
+
+
+def test_what_is_kept_has_an_end(told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, text = told
+    monkeypatch.setattr(content, "_MOST", 3)
+    files = [settled(tmp_path / str(k), str(k)) for k in range(10)]
+    assert [text(file) for file in files] == list("0123456789")
+    assert text(files[9]) == "9"
+    assert len(read) == 10
+    assert text(files[0]) == "0"
+    assert len(read) == 11

@@ -16,9 +16,9 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from trainer_core.config import DatasetConfig
-from trainer_core.data.folder import DatasetFolder
 from trainer_core.data.header import MAX_PIXELS, UNREADABLE, read_header
 from trainer_core.data.images import load_image
+from trainer_core.data.index import index
 from trainer_core.data.lint import lint
 from trainer_core.data.lint.looks import look_at
 from trainer_core.data.scan import scan
@@ -207,7 +207,7 @@ def test_metadata_nested_too_deeply_are_refused(folder: Path) -> None:
 
 def test_a_name_too_long_for_any_file_is_only_absent(folder: Path) -> None:
     rows(folder, {"file_name": "x" * 5000 + ".png", "text": "x"})
-    assert DatasetFolder.of(config(folder)).absent() == ["x" * 5000 + ".png"]
+    assert index(config(folder)).absent() == ["x" * 5000 + ".png"]
 
 
 # images

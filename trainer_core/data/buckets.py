@@ -33,7 +33,7 @@ def bucket_size(width: int, height: int, resolution: int, divisor: int) -> Size:
         return {edge for edge in (below, below + divisor) if edge <= longest}
 
     candidates = [(w, h) for w in around(ideal_width, width) for h in around(ideal_height, height) if w * h <= limit]
-    return min(candidates, key=lambda size: (round(_cropped(width, height, size), 9), -size[0] * size[1], size))
+    return min(candidates, key=lambda size: (round(cropped_share(width, height, size), 9), -size[0] * size[1], size))
 
 
 def bucket_sizes(width: int, height: int, resolutions: Sequence[int], divisor: int) -> list[Size]:
@@ -53,7 +53,7 @@ def cover_box(width: int, height: int, size: Size) -> tuple[float, float, float,
     return left, top, min(width, left + shown_width), min(height, top + shown_height)
 
 
-def _cropped(width: int, height: int, size: Size) -> float:
+def cropped_share(width: int, height: int, size: Size) -> float:
     """Share of the image that a bucket of this aspect cuts off."""
     left, top, right, bottom = cover_box(width, height, size)
     return 1 - (right - left) * (bottom - top) / (width * height)

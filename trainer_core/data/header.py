@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from PIL import Image, features
 
+from ..content import read_once
+
 UNREADABLE = (
     *(OSError, ValueError, SyntaxError, Image.DecompressionBombError),  # what Pillow means to raise
     *(
@@ -91,6 +93,7 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+@read_once
 def read_header(path: Path) -> Header:
     """Opens an image without decoding its pixels; broken pixels are not noticed.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from ..content import read_once
 from ..errors import DatasetError
 from ..reading import TEXT_LIMIT, parse_json, read_regular
 from .text import NO_TEXT, composed, is_text
@@ -33,33 +34,46 @@ class Metadata:
     """All images that are named, as they are written, and where."""
     columns: set[str] = field(default_factory=set)
     """All columns that there are."""
+    problems: list[str] = field(default_factory=list)
+    """What is wrong with the files that cannot be used, each with file and line; nothing of these is here."""
 
 
 def read_metadata(folder: Path, files: Iterable[Path], column: str) -> Metadata:
-    """Reads metadata files that lie in a folder or below it. A file that lies nearer to an image wins.
+    """Reads metadata files that lie in a folder or below it. A file that lies nearer to an image wins."""
+    metadata, tables = Metadata(), list[Metadata]()
+    # the deepest first, and in a folder METADATA_FILES' order
+    for path in sorted(files, key=lambda path: (-len(path.parts), path.parent, METADATA_FILES.index(path.name))):
+        try:
+            tables.append(_table(path, path.parent.relative_to(folder).as_posix(), column))
+        except DatasetError as error:
+            metadata.problems.append(str(error))
+    for table in reversed(tables):  # those that come first have the last word
+        metadata.captions |= table.captions
+        metadata.files |= table.files
+        metadata.columns |= table.columns
+    return metadata
+
+
+@read_once
+def _table(path: Path, below: str, column: str) -> Metadata:
+    """What a single file says; `below` is its own folder, relative to the data set's.
 
     Raises:
         DatasetError: for a file that cannot be read, is no valid JSON or CSV, or holds rows without a file name, with
             one that leads out of the folder, or with a caption that is no text; the message has file and line.
     """
-    metadata = Metadata()
-    # the deepest first, and in a folder METADATA_FILES' order: what is known already stays
-    for path in sorted(files, key=lambda path: (-len(path.parts), path.parent, METADATA_FILES.index(path.name))):
-        below = path.parent.relative_to(folder).as_posix()
-        rows = _json_lines(path) if path.suffix == ".jsonl" else _csv_rows(path)
-        found: dict[str, list[str]] = {}
-        for line, row in rows:
-            name = row.get(_NAME)
-            if not isinstance(name, str) or not name.strip() or not is_text(name):
-                raise DatasetError(f"{path}, line {line}: has no `{_NAME}`. Each row names its image there")
-            key = _key(below, name.strip(), f"{path}, line {line}")
-            metadata.files.setdefault(key, path)
-            metadata.columns.update(row.keys())
-            found.setdefault(composed(key), []).extend(_captions(row.get(column), f"{path}, line {line}: `{column}`"))
-        for key, captions in found.items():
-            if captions:
-                metadata.captions.setdefault(key, tuple(captions))
-    return metadata
+    table = Metadata()
+    captions: dict[str, list[str]] = {}
+    for line, row in _json_lines(path) if path.suffix == ".jsonl" else _csv_rows(path):
+        name = row.get(_NAME)
+        if not isinstance(name, str) or not name.strip() or not is_text(name):
+            raise DatasetError(f"{path}, line {line}: has no `{_NAME}`. Each row names its image there")
+        key = _key(below, name.strip(), f"{path}, line {line}")
+        table.files.setdefault(key, path)
+        table.columns.update(row.keys())
+        captions.setdefault(composed(key), []).extend(_captions(row.get(column), f"{path}, line {line}: `{column}`"))
+    table.captions = {key: tuple(texts) for key, texts in captions.items() if texts}
+    return table
 
 
 def _key(below: str, name: str, where: str) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import DatasetConfig, JobConfig
+from ..content import sha256_once
 from ..errors import ConfigError, DatasetError
 from ..families.conditioning import Conditioning
-from ..files import sha256_of
 from .cache import RecentEntries, TensorCache, key_of
 from .captions import encoder_text, variants, with_class
 from .encoded import EncodedPictures, EncodedTexts, Latents, Prompt
@@ -254,7 +254,7 @@ def _digests(paths: Iterable[Path]) -> dict[Path, str]:
 
     def digest(path: Path) -> str:
         try:
-            return sha256_of(path)
+            return sha256_once(path)
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror or error}). Check the file") from None
 

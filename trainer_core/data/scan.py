@@ -8,8 +8,9 @@ from pathlib import Path
 from ..config import DatasetConfig
 from ..errors import DatasetError
 from .buckets import Size, bucket_sizes
-from .folder import DatasetFolder, some
 from .header import UNREADABLE, read_header
+from .index import Index, index
+from .text import some
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Sample:
 
 @dataclass
 class Scan:
-    """What a data set's folder holds, and what keeps it from being trained on."""
+    """What a data set's images are, and what keeps them from being trained on."""
 
-    folder: DatasetFolder
+    index: Index
     items: list[Item] = field(default_factory=list)
     """Images that can be opened; one without any caption has an empty one, one without its mask has none."""
     broken: list[str] = field(default_factory=list)
@@ -81,25 +82,22 @@ def examine(dataset: DatasetConfig) -> Scan:
     Raises:
         DatasetError: for a missing or empty folder, and for caption and metadata files that cannot be read.
     """
-    folder = DatasetFolder.of(dataset)
-    found = Scan(folder)
-    for key, path in folder.images.items():
+    found = Scan(index(dataset))
+    if found.index.problems:
+        raise DatasetError(found.index.problems[0])
+    for key, path in found.index.images.items():
         try:
             header = read_header(path)
         except UNREADABLE as error:
             found.broken.append(f"{key} ({error})")
             continue
-        captions = folder.own_captions(key)
-        if not captions:
-            found.silent.append(key)
-            fallback = folder.fallback_caption(key)
-            if fallback is None:
-                found.wordless.append(key)
-            captions = (fallback or "",)
-        found.unmatched += [f"{key} in {beside}" for beside in folder.lacks(key)]
+        captions, own = found.index.captions(key)
+        found.silent += [] if own else [key]
+        found.wordless += [] if captions else [key]
+        found.unmatched += [f"{key} in {beside}" for beside in found.index.lacks(key)]
         found.transparent += header.transparent
-        mask, controls = folder.mask(key), folder.control_images(key)
-        found.items.append(Item(path, key, header.width, header.height, captions, folder.repeats(key), mask, controls))
+        also = (found.index.repeats(key), found.index.mask(key), found.index.control_images(key))
+        found.items.append(Item(path, key, header.width, header.height, captions or ("",), *also))
     return found
 
 
@@ -110,11 +108,11 @@ def refuse(found: Scan) -> None:
         DatasetError: if there are images that cannot be opened, have no caption and no default one, or lack their mask
             or a control image; one message names them all.
     """
-    folder, dataset = found.folder.path, found.folder.dataset
+    folder, dataset = found.index.path, found.index.dataset
     if found.broken:
         raise DatasetError(f"{folder}: {some(found.broken)} cannot be read as an image. Replace or remove it")
     if found.wordless:
-        column, columns = dataset.caption_column, found.folder.metadata.columns
+        column, columns = dataset.caption_column, found.index.metadata.columns
         there = f" (which has: {', '.join(sorted(columns))})" if columns and column not in columns else ""
         raise DatasetError(
             f"{folder}: {some(found.wordless)} has no caption. Write one into a "

@@ -11,8 +11,9 @@ from pathlib import Path
 from ..config import DatasetConfig, ModelConfig
 from ..errors import DatasetError
 from .captions import encoder_text
-from .folder import data_files, kohya_folder, some
+from .folder import data_files, kohya_folder
 from .scan import Scan, examine, refuse, sizes_of
+from .text import some
 
 _DEFAULT_DIVISOR = 16
 
@@ -77,9 +78,9 @@ def _warnings(found: Scan, dataset: DatasetConfig) -> Iterator[str]:
     """What a user should know and nothing is wrong with."""
     if found.silent:
         yield f"{len(found.silent)} images have no caption of their own"
-    for _, keys, what in found.folder.found.left_out():
+    for _, keys, what in found.index.found.left_out():
         yield f"{some(keys)}: {what}"
-    if absent := found.folder.absent():
+    if absent := found.index.absent():
         yield f"metadata files name {len(absent)} images that are not there: {some(absent)}"
     folders = {item.key.split("/")[0] for item in found.items if kohya_folder(item.key)[1]}
     if not dataset.kohya_folders and all(kohya_folder(item.key)[1] for item in found.items):

@@ -1,8 +1,9 @@
-"""What counts as text in captions and names, and when two texts are the same one."""
+"""What counts as text in captions and names, when two texts are the same one, and many names in few words."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 _MOST_ACCENTS = 100
 """On one letter, for `composed`; Unicode's own limit (UAX 15, Stream-Safe Text) is 30."""
@@ -29,3 +30,8 @@ def composed(value: str) -> str:
         if accents > _MOST_ACCENTS:
             return value
     return unicodedata.normalize("NFC", value)
+
+
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -148,8 +148,10 @@ def test_masks_and_control_images(put: Put, tmp_path: Path) -> None:
             str(tmp_path / "set"),
         )
     ]  # fmt: skip
-    found = report(tmp_path / "set", mask_folder=str(tmp_path / "gone"))
-    assert "mask_folder" in found.of("folder")[0].message
+    for wrong in (tmp_path / "gone", tmp_path / "set"):
+        found = report(tmp_path / "set", mask_folder=str(wrong))
+        assert "mask_folder" in found.of("folder")[0].message
+        assert found.images == 4, "what can be read is looked at"
 
 
 def test_kohya_folders_that_do_nothing(put: Put, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainer_core.config import DatasetConfig
-from trainer_core.data.folder import DatasetFolder
+from trainer_core.data.index import index
 from trainer_core.data.metadata import read_metadata
 from trainer_core.data.scan import scan
 from trainer_core.errors import DatasetError
@@ -123,7 +123,7 @@ def test_images_that_are_not_there_are_told_of(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"x")
     names = ("a.png", "gone.png", "film.mp4", "x" * 300 + ".png")
     lines(tmp_path / "metadata.jsonl", *({"file_name": name, "text": "x"} for name in names))
-    folder = DatasetFolder.of(DatasetConfig(folder=str(tmp_path)))
+    folder = index(DatasetConfig(folder=str(tmp_path)))
     assert folder.absent() == ["gone.png", "x" * 300 + ".png"]
 
 

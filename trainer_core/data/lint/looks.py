@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..header import SIDEWAYS, TURNS, opened, orientation
+from ...content import read_once
+from ..header import TURNS, Header, opened, orientation, read_header
 from ..images import load_image
 
 if TYPE_CHECKING:
@@ -36,13 +37,9 @@ _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Look:
+class Look(Header):
     """What an image looks like."""
 
-    width: int
-    height: int
-    """As it is seen, EXIF rotation applied."""
-    transparent: bool
     bits: bytes
     """128 bits of difference hash, 16 bytes."""
     mirrored_bits: bytes
@@ -51,6 +48,7 @@ class Look:
     """8 x 8 x 3 mean colours, 192 bytes."""
 
 
+@read_once
 def look_at(path: Path, background: str = "white") -> Look:
     """Reads an image to its last byte, JPEGs at an eighth of their size, and says what it looks like.
 
@@ -60,11 +58,11 @@ def look_at(path: Path, background: str = "white") -> Look:
     """
     import numpy as np
 
-    small, width, height, transparent = _small(path, background)
-    pixels = np.asarray(small, np.float32)
+    header = read_header(path)
+    pixels = np.asarray(_small(path, background), np.float32)
     grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     thumbnail = pixels.reshape(_GRID, _GRID + 1, _GRID, _GRID + 1, 3).mean((1, 3)).round().astype(np.uint8)
-    return Look(width, height, transparent, _hash(grey), _hash(grey[:, ::-1]), thumbnail.tobytes())
+    return Look(header.width, header.height, header.transparent, _hash(grey), _hash(grey[:, ::-1]), thumbnail.tobytes())
 
 
 class Looks:
@@ -127,20 +125,15 @@ class Looks:
         return columns[alike]
 
 
-def _small(path: Path, background: str) -> tuple[Image.Image, int, int, bool]:
-    """An image as it is seen, shrunk to 72 x 72 RGB, its own width and height, and whether it has transparency."""
+def _small(path: Path, background: str) -> Image.Image:
+    """An image as it is seen, shrunk to 72 x 72 RGB."""
     with opened(path) as image:
-        transparent = image.has_transparency_data
-        if image.mode in {"RGB", "L"} and not transparent:
-            width, height = image.size
+        if image.mode in {"RGB", "L"} and not image.has_transparency_data:
             turned = orientation(image)
             image.draft(image.mode, (_EDGE, _EDGE))
             small = _shrunk(image)
-            if turned in SIDEWAYS:
-                width, height = height, width
-            return small.transpose(TURNS[turned]) if turned in TURNS else small, width, height, False
-    seen = load_image(path, background)
-    return _shrunk(seen), seen.width, seen.height, transparent
+            return small.transpose(TURNS[turned]) if turned in TURNS else small
+    return _shrunk(load_image(path, background))
 
 
 def _shrunk(image: Image.Image) -> Image.Image:

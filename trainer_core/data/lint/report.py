@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ..text import some
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -79,11 +81,6 @@ class LintReport:
             elif seen[kind] == per_check + 1:
                 rows.append((*kind, "", f"and {totals[kind] - per_check} more of this kind"))
         return rows
-
-
-def some(names: tuple[str, ...], limit: int = 3) -> str:
-    """The first few of many names."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def ordered(findings: list[Finding]) -> tuple[Finding, ...]:

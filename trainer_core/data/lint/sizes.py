@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from ..buckets import Size, bucket_sizes, cover_box
+from ..buckets import Size, bucket_sizes, cropped_share
 from .report import Finding, Severity
 from .survey import Circumstances, Picture, Survey
 
@@ -42,7 +42,7 @@ def check_sizes(survey: Survey, where: Circumstances) -> Iterator[Finding]:
         if largest < SHRUNK * edge:
             shrunk[picture.key] = f"{width}x{height}"
         sizes = bucket_sizes(width, height, dataset.resolutions, where.divisor)
-        lost, size = max((_lost(width, height, size), size) for size in sizes)
+        lost, size = max((cropped_share(width, height, size), size) for size in sizes)
         if lost > CROPPED:
             cropped[picture.key] = f"{lost:.0%} of {width}x{height} for {size[0]}x{size[1]}"
 
@@ -122,12 +122,6 @@ def _told(count: int) -> list[dict[str, str]]:
 def _size(picture: Picture) -> Size:
     assert picture.look is not None
     return picture.look.width, picture.look.height
-
-
-def _lost(width: int, height: int, size: Size) -> float:
-    """Share of an image's area that its bucket cuts off."""
-    left, top, right, bottom = cover_box(width, height, size)
-    return 1 - (right - left) * (bottom - top) / (width * height)
 
 
 def _names(surveys: Sequence[Survey], paths: set[str]) -> tuple[str, ...]:

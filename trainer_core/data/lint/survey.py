@@ -1,12 +1,11 @@
 """A walk through a data set that stops at nothing: every image is looked at, and what is broken becomes a finding.
 
-Training refuses a folder that cannot be read and then the first kind of trouble with images (`scan.refuse`); lint opens
-the folder in the same way, tells every kind at once, and goes on with what can be read.
+Training refuses a folder that cannot be read and then the first kind of trouble with images (`scan.refuse`); lint takes
+the same index of the folder, tells every kind at once, and goes on with what can be read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +18,8 @@ from PIL import Image
 from ...config import DatasetConfig
 from ...errors import DatasetError
 from ..captions import encoder_text
-from ..folder import DatasetFolder, data_files, folder_of, kohya_folder
-from ..header import IMAGE_SUFFIXES, UNREADABLE
-from ..metadata import METADATA_FILES, Metadata, read_metadata
+from ..header import UNREADABLE
+from ..index import Index, index
 from .looks import Look, look_at
 from .report import Finding
 from .tokens import TextTokenizer
@@ -83,8 +81,6 @@ class Survey:
     """Images that metadata name and that are not there."""
     left_out: list[tuple[str, list[str], str]] = field(default_factory=list)
     """What lies there and is no part of the data set (`walk.Found.left_out`)."""
-    wordless_known: bool = True
-    """Whether it is known which images have no caption; not if a metadata file that could hold some is broken."""
 
     def complain(self, check: str, message: str, *files: str) -> None:
         """Adds an error."""
@@ -111,60 +107,31 @@ class Survey:
 def look_over(dataset: DatasetConfig, progress: Progress) -> Survey:
     """Looks at every image and caption of a data set; raises nothing for what it finds there."""
     found = Survey(dataset)
-    folder = _opened(found)
-    if folder is not None:
-        found.absent, found.left_out = folder.absent(), list(folder.found.left_out())
-        _look_at_all(found, [_picture(found, folder, key) for key in folder.images], progress)
+    try:
+        files = index(dataset)
+    except DatasetError as error:
+        found.complain("folder", str(error))
+        return found
+    for problem in files.problems:
+        found.complain("folder", problem)
+    if not files.problems:
+        found.absent, found.left_out = files.absent(), list(files.found.left_out())
+    if files.images:
+        _look_at_all(found, [_picture(found, files, key) for key in files.images], progress)
     return found
 
 
-def _opened(found: Survey) -> DatasetFolder | None:
-    """The folder; if something in it is broken that stops training, with as much of it as can be read."""
-    dataset = found.dataset
-    try:
-        return DatasetFolder.of(dataset)
-    except DatasetError as error:
-        told = str(error)
-        found.complain("folder", told)
-    images, metadata = dict[str, Path](), Metadata()
-    with contextlib.suppress(DatasetError):  # comes when the images are listed already, or there are none
-        path = folder_of(dataset)
-        beside = [Path(name).expanduser() for name in (dataset.mask_folder, *dataset.control_folders) if name]
-        for file in data_files(dataset):
-            if not file.is_relative_to(path) or any(file.is_relative_to(folder) for folder in beside):
-                continue
-            key = file.relative_to(path).as_posix()
-            if file.name in METADATA_FILES:
-                found.wordless_known = _merged(found, metadata, path, file, told) and found.wordless_known
-            elif file.suffix.lower() in IMAGE_SUFFIXES and (not dataset.kohya_folders or kohya_folder(key)[0]):
-                images[key] = file
-    return DatasetFolder(dataset, path, images, metadata) if images else None
-
-
-def _merged(found: Survey, metadata: Metadata, folder: Path, table: Path, told: str) -> bool:
-    """Adds a metadata file's captions if it can be read; complains otherwise, unless that has been told."""
-    try:
-        metadata.captions |= read_metadata(folder, [table], found.dataset.caption_column).captions
-    except DatasetError as error:
-        if str(error) != told:
-            found.complain("folder", str(error))
-        return False
-    return True
-
-
-def _picture(found: Survey, folder: DatasetFolder, key: str) -> Picture:
-    path, repeats = folder.images[key], folder.repeats(key)
-    for beside in folder.lacks(key):
+def _picture(found: Survey, files: Index, key: str) -> Picture:
+    path, repeats = files.images[key], files.repeats(key)
+    for beside in files.lacks(key):
         found.lacking.setdefault(beside, []).append(key)
     try:
-        captions = folder.own_captions(key)
+        captions, own = files.captions(key)
     except DatasetError as error:
         found.complain("unreadable-caption", str(error), key)
         return Picture(path, key, repeats=repeats)
-    if captions:
-        return Picture(path, key, captions, repeats=repeats)
-    fallback = folder.fallback_caption(key)
-    return Picture(path, key, (fallback,) if fallback else (), own=not found.wordless_known, repeats=repeats)
+    # while a metadata file is broken it is not known which images have no caption
+    return Picture(path, key, captions, own=own or bool(files.metadata.problems), repeats=repeats)
 
 
 def _look_at_all(found: Survey, pictures: list[Picture], progress: Progress) -> None:
