@@ -34,6 +34,36 @@ _POLL_SECONDS = 0.2
 """Between two looks at the queue and at requests, while waiting."""
 
 
+def check_job(job: JobConfig) -> None:
+    """Whether data, base and preview size of a job can be used; loads no weights.
+
+    Raises:
+        FoundryError: what is wrong with them.
+    """
+    from .data.prepare import check_controls
+    from .data.summary import summarize
+    from .families.registry import open_base
+    from .sampling.controls import check_controls_of
+    from .sampling.sampler import SamplerSettings
+    from .training.optimizers import check_optimizer, text_ratio
+    from .training.state import read_warm_start
+    from .training.step import timesteps_of
+
+    base = open_base(job.model)
+    base.check_parts()
+    check_optimizer(job.train, base.device)
+    if job.adapter.text_encoders:
+        text_ratio(job.train)
+    check_controls(job, base.spec)
+    check_controls_of(job.sample, base.spec)
+    base.spec.check_adapter(job.adapter)
+    read_warm_start(job)
+    timesteps_of(job, base).check(base.schedule)
+    for dataset in job.datasets:
+        summarize(dataset, job.model)
+    SamplerSettings.of(job.sample, base)
+
+
 class TrainingJob:
     """Trains one run, from its newest intact checkpoint if there is one. The thread calls nothing of its host."""
 
@@ -64,33 +94,12 @@ class TrainingJob:
 
     @classmethod
     def new(cls, runs_root: Path, job: JobConfig, queue_up: bool = True) -> TrainingJob:
-        """A job in a new run folder, which is made only if data, base and preview size can be used.
+        """A job in a new run folder, which is made only if `check_job` finds nothing wrong.
 
         Raises:
-            FoundryError: what is wrong with them, or with writing the folder; then nothing is left behind.
+            FoundryError: as `check_job`, or if the folder cannot be written; then nothing is left behind.
         """
-        from .data.prepare import check_controls
-        from .data.summary import summarize
-        from .families.registry import open_base
-        from .sampling.controls import check_controls_of
-        from .sampling.sampler import SamplerSettings
-        from .training.optimizers import check_optimizer, text_ratio
-        from .training.state import read_warm_start
-        from .training.step import timesteps_of
-
-        base = open_base(job.model)
-        base.check_parts()
-        check_optimizer(job.train, base.device)
-        if job.adapter.text_encoders:
-            text_ratio(job.train)
-        check_controls(job, base.spec)
-        check_controls_of(job.sample, base.spec)
-        base.spec.check_adapter(job.adapter)
-        read_warm_start(job)
-        timesteps_of(job, base).check(base.schedule)
-        for dataset in job.datasets:
-            summarize(dataset, job.model)
-        SamplerSettings.of(job.sample, base)
+        check_job(job)
         return cls(RunFolder.create(runs_root, job), job, queue_up=queue_up)
 
     # --- from other threads ------------------------------------------------------------------------------------------
@@ -225,12 +234,10 @@ class TrainingJob:
                     self._enter(outcome, emit)
                     return outcome
                 if ticket:
-                    ticket.yield_device()
+                    ticket.leave(keep_place=True)
         finally:
-            if ticket and self._keeps_place:
-                ticket.yield_device()
-            elif ticket:
-                ticket.leave()
+            if ticket:
+                ticket.leave(keep_place=self._keeps_place)
 
     def _ticket(self, emit: Listener, device: torch.device) -> Ticket | None:
         from .runs.queue import DeviceQueue, device_key

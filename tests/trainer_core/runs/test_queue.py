@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -17,28 +18,40 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer_core.errors import RunError, RunHeld, SaveError
-from trainer_core.runs import queue_files
+from trainer_core.files import state_folder
+from trainer_core.runs import queue as queue_module
 from trainer_core.runs.locks import NoLocks, try_lock
-from trainer_core.runs.queue import DeviceQueue, Ticket, device_key, queues, state_folder
+from trainer_core.runs.queue import DeviceQueue, Ticket, device_key, queues
+from trainer_core.runs.run_lock import RunLock
 
 OBEY = """
 import sys
 from pathlib import Path
-from trainer_core.training.queue import DeviceQueue
-ticket = DeviceQueue("cpu").join(Path(sys.argv[1]))
+from trainer_core.runs.queue import DeviceQueue
+from trainer_core.runs.run_lock import RunLock
+run = Path(sys.argv[1])
+lock = RunLock(run)
+lock.acquire()
+ticket = DeviceQueue("cpu").join(run)
 print("joined", flush=True)
 for line in sys.stdin:
     word = line.strip()
     if word == "ahead":
         print(*[one.run.name for one in ticket.ahead()], flush=True)
+    elif word == "pause":
+        print(ticket.leave(keep_place=True), flush=True)
     else:
         print(getattr(ticket, word)(), flush=True)
 """
 TAKE_TURNS = """
 import sys, time
 from pathlib import Path
-from trainer_core.training.queue import DeviceQueue
+from trainer_core.runs.queue import DeviceQueue
+from trainer_core.runs.run_lock import RunLock
 run, device = Path(sys.argv[1]), Path(sys.argv[2])
+run.mkdir()
+lock = RunLock(run)
+lock.acquire()
 for turn in range(4):
     ticket = DeviceQueue("cpu").join(run)
     while not ticket.try_enter():
@@ -47,7 +60,7 @@ for turn in range(4):
     time.sleep(0.002)
     device.unlink()
     if turn == 1:
-        ticket.yield_device()
+        ticket.leave(keep_place=True)
         while not ticket.try_enter():
             time.sleep(0.002)
         device.touch(exist_ok=False)
@@ -60,6 +73,7 @@ class Worker:
     """A process that stands in the queue for a run and does as it is told."""
 
     def __init__(self, run: Path) -> None:
+        run.mkdir(exist_ok=True)
         command = [sys.executable, "-c", OBEY, str(run)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._answer() == "joined"
@@ -145,7 +159,7 @@ def test_a_killed_holder_frees_the_device_at_once(worker: Callable[[str], Worker
 def test_a_pause_gives_the_device_up_and_keeps_the_place(worker: Callable[[str], Worker]) -> None:
     first, second, third = worker("a"), worker("b"), worker("c")
     assert first.enters()
-    first.ask("yield_device")
+    first.ask("pause")
     assert second.ask("ahead") == ""
     assert second.enters()
     assert names() == ["a", "b", "c"]
@@ -180,6 +194,11 @@ def test_threads_of_one_process_wait_for_one_another(tmp_path: Path) -> None:
     inside, most, ended = [0], [0], []
 
     def work(name: str) -> None:
+        (tmp_path / name).mkdir()
+        with RunLock(tmp_path / name):
+            take_turns(name)
+
+    def take_turns(name: str) -> None:
         for _ in range(5):
             ticket = DeviceQueue("cpu").join(tmp_path / name)
             while not ticket.try_enter():
@@ -208,9 +227,12 @@ def test_it_does_what_a_list_of_names_would(operations: list[tuple[str, int]]) -
     there: set[int] = set()
     holder: int | None = None
     tickets: dict[int, Ticket] = {}
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         root = Path(folder).resolve()
-        queue = DeviceQueue("cpu", root)
+        patch.setenv("LORA_FOUNDRY_STATE", folder)
+        # who works on a run is for its lock to say, which the other tests have
+        patch.setattr(queue_module, "owner_of", lambda run: int(run.name) in tickets or None)
+        queue = DeviceQueue("cpu")
         for operation, who in operations:
             run = root / str(who)
             if operation == "join" and who not in there and who not in tickets:
@@ -232,7 +254,7 @@ def test_it_does_what_a_list_of_names_would(operations: list[tuple[str, int]]) -
                 holder = None if holder == who else holder
                 there.discard(who)
                 if operation == "yield":
-                    tickets[who].yield_device()
+                    tickets[who].leave(keep_place=True)
                 elif operation == "leave":
                     line = [one for one in line if one != who]
                     tickets.pop(who).leave()
@@ -266,9 +288,20 @@ def test_move_and_remove(tmp_path: Path) -> None:
         queue.remove(tmp_path / "c")
 
 
-def test_who_has_the_device_keeps_it_when_others_are_put_before_it(tmp_path: Path) -> None:
+@pytest.fixture
+def at_work(tmp_path: Path) -> Iterator[list[Path]]:
+    """Folders of two runs that this process works on."""
+    runs = [tmp_path / "a", tmp_path / "b"]
+    with ExitStack() as locks:
+        for run in runs:
+            run.mkdir()
+            locks.enter_context(RunLock(run))
+        yield runs
+
+
+def test_who_has_the_device_keeps_it_when_others_are_put_before_it(tmp_path: Path, at_work: list[Path]) -> None:
     queue = DeviceQueue("cpu")
-    first, second = queue.join(tmp_path / "a"), queue.join(tmp_path / "b")
+    first, second = (queue.join(run) for run in at_work)
     assert first.try_enter()
     queue.move(tmp_path / "b", 1)
     assert names() == ["b", "a"]
@@ -280,15 +313,6 @@ def test_who_has_the_device_keeps_it_when_others_are_put_before_it(tmp_path: Pat
     first.leave()
     assert second.try_enter()
     second.leave()
-
-
-def test_one_process_stands_for_a_run(tmp_path: Path) -> None:
-    queue = DeviceQueue("cpu")
-    ticket = queue.join(tmp_path / "a")
-    with pytest.raises(RunHeld, match="another process stands in the queue"):
-        queue.join(tmp_path / "a")
-    ticket.leave()
-    queue.join(tmp_path / "a").leave()
 
 
 def test_devices_have_queues_of_their_own(tmp_path: Path) -> None:
@@ -303,26 +327,41 @@ def test_devices_have_queues_of_their_own(tmp_path: Path) -> None:
 # trouble
 
 
-def test_a_damaged_ticket_is_passed_over_and_mended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"run": 7}', "\x00" * 9, "[" * 9999])
+def test_a_damaged_list_is_made_again_by_those_that_wait(damage: str, tmp_path: Path, at_work: list[Path]) -> None:
+    queue = DeviceQueue("cpu")
+    holder, waiter = (queue.join(run) for run in at_work)
+    assert holder.try_enter()
+    (state_folder() / "queue" / "cpu.json").write_text(damage, encoding="utf-8")
+    assert queue.tickets() == []
+    assert not waiter.try_enter(), "the device is taken, whatever the list says"
+    assert names() == ["b"]
+    holder.leave()
+    assert waiter.try_enter()
+    waiter.leave()
+
+
+def test_entries_that_make_no_sense_are_passed_over(tmp_path: Path) -> None:
     queue = DeviceQueue("cpu")
     for name in "abc":
         queue.add(tmp_path / name)
-    file = sorted(state_folder().glob("queue/cpu/tickets/*.json"))[1]
-    for damage in ("", "[]", '{"run": "/elsewhere", "queued_at": 1}', '{"run": 7, "queued_at": 1}'):
-        file.write_text(damage, encoding="utf-8")
-        (file.parent / "not a ticket").touch()
-        assert names() == ["a", "c"]
-        queue.join(tmp_path / "b")._release()
-        assert names() == ["a", "b", "c"], "at its old place"
+    file = state_folder() / "queue" / "cpu.json"
+    order = json.loads(file.read_text(encoding="utf-8"))
+    for damage in ({"run": 7}, {"queued_at": "now"}, {"queued_at": [1]}, {"paused": "half"}, 7, None, []):
+        spoiled = {**order[1], **damage} if isinstance(damage, dict) else damage
+        file.write_text(json.dumps([order[0], spoiled, order[2]]), encoding="utf-8")
+        assert names() in (["a", "c"], ["a", "b", "c"])
+        assert [one.paused for one in queue.tickets()] == [False] * len(queue.tickets())
 
 
-def test_a_ticket_that_somebody_took_away_comes_back_at_the_end(tmp_path: Path) -> None:
+def test_a_run_that_somebody_took_out_comes_back_at_the_end(tmp_path: Path, at_work: list[Path]) -> None:
     queue = DeviceQueue("cpu")
-    ticket = queue.join(tmp_path / "a")
-    queue.add(tmp_path / "b")
-    sorted(state_folder().glob("queue/cpu/tickets/*.json"))[0].unlink()
+    ticket = queue.join(at_work[0])
+    queue.add(tmp_path / "c")
+    with queue.alone() as order:
+        del order[0]
     assert ticket.try_enter()
-    assert names() == ["b", "a"]
+    assert names() == ["c", "a"]
     ticket.leave()
 
 
@@ -333,33 +372,56 @@ def test_looking_makes_no_files() -> None:
 
 def test_a_folder_that_cannot_be_used_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SaveError, match="file"):
-        DeviceQueue("cpu", tmp_path / "file").join(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setenv("LORA_FOUNDRY_STATE", str(tmp_path / "file"))
+        with pytest.raises(SaveError, match="file"):
+            DeviceQueue("cpu").join(tmp_path / "a")
 
     def refuse(path: Path, patience: float = 0.0) -> None:
         raise NoLocks
 
-    monkeypatch.setattr(queue_files, "try_lock", refuse)
+    monkeypatch.setattr(queue_module, "try_lock", refuse)
     with pytest.raises(SaveError, match=r"no locks.* Set LORA_FOUNDRY_STATE"):
         DeviceQueue("cpu").join(tmp_path / "a")
 
 
-def test_a_halted_process_makes_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_files, "_PATIENCE", 0.05)
+def test_a_halted_process_makes_others_wait(monkeypatch: pytest.MonkeyPatch, at_work: list[Path]) -> None:
+    monkeypatch.setattr(queue_module, "_PATIENCE", 0.05)
     queue = DeviceQueue("cpu")
-    ticket = queue.join(tmp_path / "a")
-    halted = try_lock(state_folder() / "queue" / "cpu" / "queue.lock")
+    ticket, other = (queue.join(run) for run in at_work)
+    halted = try_lock(state_folder() / "queue" / "cpu.lock")
     assert halted is not None
     assert not ticket.try_enter()
     with pytest.raises(SaveError, match="kept the queue to itself"):
         queue.tickets()
     halted.release()
     assert ticket.try_enter()
-    halted = try_lock(state_folder() / "queue" / "cpu" / "queue.lock")
+    halted = try_lock(state_folder() / "queue" / "cpu.lock")
     assert halted is not None
     ticket.leave()  # does not fail, and frees the device
     halted.release()
-    assert [(one.live, one.running) for one in queue.tickets()] == [(False, False)]
+    assert not any(one.running for one in queue.tickets())
+    queue.move(at_work[1], 1)
+    assert other.try_enter()
+    other.leave()
+
+
+def test_a_full_disk_takes_nobody_the_device(monkeypatch: pytest.MonkeyPatch, at_work: list[Path]) -> None:
+    queue = DeviceQueue("cpu")
+    ticket, other = (queue.join(run) for run in at_work)
+
+    def full(*_: object, **__: object) -> None:
+        raise SaveError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(queue_module, "write_atomically", full)
+        assert ticket.try_enter()
+        assert not other.try_enter()
+        ticket.leave()
+    assert ticket.try_enter()
+    ticket.leave()
+    assert other.try_enter()
+    other.leave()
 
 
 # names
