@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,25 @@ def step(number: int, of: int, loss: float = 0.5) -> events.StepDone:
 
 def test_table_has_columns_as_wide_as_needed(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("a", "long head"), [("value", None), ("v", 3)])
-    assert capsys.readouterr().out.splitlines() == ["a      long head", "-----  ---------", "value", "v      3"]
+    assert capsys.readouterr().out.splitlines() == ["a      long head", "----------------", "value", "v      3"]
+
+
+def test_table_is_aligned_for_wide_letters_and_obeys_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("a", "b"), [("漢字", 1), ("[bold]", ":smile:"), ("x\x1b[2J", "\n")])
+    assert capsys.readouterr().out.splitlines()[2:] == ["漢字      1", "[bold]    :smile:", r"x\x1b[2J  \n"]
+
+
+def test_table_wraps_on_a_narrow_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "20")
+    words = "one two three four five six"
+    print_table(("a", "b"), [("x", words)])
+    assert capsys.readouterr().out.splitlines()[2:] == [f"x  {words}"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(("a", "b"), [("x", words)])
+    assert capsys.readouterr().out.splitlines()[2:] == ["x  one two three", "   four five six"]
 
 
 def test_plain_output_tells_the_story_in_few_lines() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from ..api import GB, CacheUsage, LintReport, Phase, cache_of, find_tokenizers, 
 from ..config import DatasetConfig, load_job, validated
 from ..errors import ConfigError
 from . import FAILED, OK
-from .terminal import Progress, print_json, say
+from .terminal import Progress, print_json, print_table, say
 
 _FOLDER_OPTIONS = {
     "trigger": "--trigger",
@@ -121,18 +119,9 @@ class _Reading:
 
 
 def _print_report(report: LintReport) -> None:
-    """A table whose last column, files and message, wraps to the terminal's width."""
     rows = report.rows()
     if rows:
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        indent = sum(widths) + 4
-        columns = shutil.get_terminal_size((120, 24)).columns
-        for severity, check, files, message in rows:
-            text = f"{files}: {message}" if files else message
-            lines = textwrap.wrap(text, max(40, columns - indent), break_long_words=False, break_on_hyphens=False)
-            say(f"{severity:{widths[0]}}  {check:{widths[1]}}  {lines[0]}")
-            for line in lines[1:]:
-                say(" " * indent + line)
+        print_table((), ((kind, check, f"{files}: {text}" if files else text) for kind, check, files, text in rows))
         say()
     say(report.summary())
 

@@ -56,14 +56,25 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Left-aligned columns, as wide as their widest cell."""
-    cells = [["" if cell is None else printable(str(cell), lines=False) for cell in row] for row in rows]
-    lines = [list(header), *cells]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for number, line in enumerate(lines):
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        if number == 0:
-            print("  ".join("-" * width for width in widths))
+    """Left-aligned columns, as wide as their widest cell; where the terminal is narrower, cells go on below.
+
+    Without a header there is none shown.
+    """
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rule = Box("    \n    \n -- \n    \n    \n    \n    \n    \n")
+    table = Table(*header, show_header=bool(header), box=rule, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else printable(str(cell), lines=False)) for cell in row))
+    # a line for each row where nobody's screen ends
+    console = Console(width=None if sys.stdout.isatty() else 1_000_000, color_system=None)
+    with console.capture() as shown:
+        console.print(table)
+    for line in shown.get().splitlines():
+        print(line.rstrip())
 
 
 def quiet_libraries() -> None:
