@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .adapters.export import describe_lora, export_lora, read_lora_tensors
+from .checks import check_job
 from .config import JobConfig, ModelConfig, SampleConfig
 from .data.cache import CACHE_FOLDER, CacheUsage, TensorCache
 from .data.captions import PLACEHOLDER, prompt_with_trigger
@@ -35,7 +36,7 @@ from .errors import SaveError
 from .families.base import Base, FamilySpec
 from .families.registry import family_names, family_spec, open_base, register_family
 from .families.sources.tokenizers import register_tokenizers
-from .job import TrainingJob, check_job
+from .job import TrainingJob
 from .loras import FoundLora, find_lora
 from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
 from .presets import warning as preset_warning

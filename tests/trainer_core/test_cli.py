@@ -333,7 +333,7 @@ def test_captions_are_what_the_encoder_sees(make_dataset: Make, capsys: pytest.C
     assert main(["captions", str(folder), "--trigger", "zorble", "--placement", "end"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "image        caption",
-        "-----------  -------------",
+        "---------------------------",
         "0_red.png    a red zorble",
         "1_green.png  grün 漢 zorble",
     ]
