@@ -69,7 +69,10 @@ def queues() -> list[DeviceQueue]:
 
 
 class DeviceQueue:
-    """The runs that wait for one device, and the one that has it."""
+    """The runs that wait for one device, and the one that has it.
+
+    Whatever is asked of it raises SaveError if its file cannot be read or written.
+    """
 
     def __init__(self, key: str) -> None:
         """`key` comes from `device_key`."""
@@ -79,30 +82,18 @@ class DeviceQueue:
         self._device_lock = folder / f"{self.key}.device.lock"
 
     def tickets(self) -> list[Waiting]:
-        """All runs in order.
-
-        Raises:
-            SaveError: if the queue cannot be read.
-        """
+        """All runs in order."""
         if not self._list.exists():
             return []
         with self.alone() as order:
             return list(order)
 
     def join(self, run: Path) -> Ticket:
-        """Stands in the queue for a run whose lock the caller holds: at its old place, or at the end.
-
-        Raises:
-            SaveError: if the queue cannot be written.
-        """
+        """Stands in the queue for a run whose lock the caller holds: at its old place, or at the end."""
         return Ticket(self, run.resolve())
 
     def add(self, run: Path) -> None:
-        """Gives a run a place without a process behind it, unless it has one.
-
-        Raises:
-            SaveError: if the queue cannot be written.
-        """
+        """Gives a run a place without a process behind it, unless it has one."""
         with self.alone() as order:
             if all(one.run != run.resolve() for one in order):
                 order.append(Waiting(run.resolve(), round(time.time(), 3)))
@@ -112,7 +103,6 @@ class DeviceQueue:
 
         Raises:
             RunError: if the run is not in this queue.
-            SaveError: if the queue cannot be written.
         """
         with self.alone() as order:
             found = _find(order, run)
@@ -125,7 +115,6 @@ class DeviceQueue:
         Raises:
             RunError: if the run is not in this queue.
             RunHeld: if a process stands behind it, which has to be stopped instead.
-            SaveError: if the queue cannot be written.
         """
         with self.alone() as order:
             found = _find(order, run)
@@ -184,7 +173,7 @@ class DeviceQueue:
 
 
 class Ticket:
-    """A run's place in the queue, with this process behind it."""
+    """A run's place in the queue, with this process behind it. SaveErrors as of `DeviceQueue`, but for `leave`."""
 
     def __init__(self, queue: DeviceQueue, run: Path) -> None:
         self.run = run
@@ -194,21 +183,13 @@ class Ticket:
             self._stand(order)
 
     def ahead(self) -> list[Waiting]:
-        """Whom this run waits for: those before it that count, and the one that has the device.
-
-        Raises:
-            SaveError: if the queue cannot be used.
-        """
+        """Whom this run waits for: those before it that count, and the one that has the device."""
         order = self._queue.tickets()
         place = next((k for k, one in enumerate(order) if one.run == self.run), len(order))
         return [one for k, one in enumerate(order) if one.run != self.run and (one.running or (k < place and one.live))]
 
     def try_enter(self) -> bool:
-        """Takes the device if it is this run's turn; True while it has it.
-
-        Raises:
-            SaveError: if the queue cannot be used.
-        """
+        """Takes the device if it is this run's turn; True while it has it."""
         if self._device is not None:
             return True
         try:
