@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainer_core.api import inspect_dataset
 from ..trainer_core.config import DatasetConfig
-from ..trainer_core.data.summary import summarize
 from . import host, sockets
 from .settings import CAPTION_WITH_TRIGGER, values
 from .widgets import widgets
@@ -40,7 +40,7 @@ class CaptionWithTrigger(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: DatasetConfig, **settings: Any) -> io.NodeOutput:
         captioned = dataset.but(**values(CAPTION_WITH_TRIGGER, settings)["dataset"])
-        texts = [" ".join(caption.split()) for _, caption in summarize(captioned).captions]
+        texts = [" ".join(caption.split()) for _, caption in inspect_dataset(captioned).captions]
         # bullets, because pages with Vue nodes run the lines together
         lines = [f"• {text}" for text in texts[:_SHOWN]]
         if len(texts) > _SHOWN:

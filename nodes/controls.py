@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..trainer_core.job import TrainingJob
-from ..trainer_core.runs.requests import PAUSE, SAMPLE, SAVE
+from ..trainer_core.api import PAUSE, SAMPLE, SAVE, TrainingJob
 
 ROUTE = "/lora_foundry/tell"
 

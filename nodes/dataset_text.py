@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ..trainer_core.data.summary import DatasetSummary
-
-if TYPE_CHECKING:
-    from ..trainer_core.data.lint import LintReport
+from ..trainer_core.api import DatasetSummary, LintReport
 
 _SHOWN_SIZES, _SHOWN_WARNINGS = 8, 3
 _SHOWN_FINDINGS, _SHOWN_OF_A_CHECK = 12, 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,14 +20,10 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ..trainer_core.adapters.export import export_lora
+from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_tokenizers
 from ..trainer_core.config import JobConfig, plain_name
 from ..trainer_core.errors import ConfigError, RunError
-from ..trainer_core.families.sources.tokenizers import register_tokenizers
-from ..trainer_core.reading import parse_json
-from ..trainer_core.runs.run_folder import RunFolder
 from .controls import Refused
-from .roots import Roots, is_below
 
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
 _PREVIEW_PIXELS = 512
@@ -265,8 +262,8 @@ async def _json_body(request: web.Request) -> Any:
     if request.content_length is None or request.content_length > _REQUEST_BYTES:
         raise Refused(413, f"send at most {_REQUEST_BYTES} bytes, and say how many")
     try:
-        return parse_json(await request.read())
-    except ValueError as error:
+        return json.loads(await request.read())
+    except (ValueError, RecursionError) as error:
         raise Refused(400, f"this is no JSON: {error}") from None
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
+from ..trainer_core.api import open_base
 from ..trainer_core.config import ModelConfig
-from ..trainer_core.families.registry import open_base
 from . import host, sockets
 from .stand_ins import Clip, Vae
 

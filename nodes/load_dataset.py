@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..trainer_core.api import dataset_digest, inspect_dataset, keep_images, lint_dataset
 from ..trainer_core.config import DatasetConfig, validated
-from ..trainer_core.data.summary import digest, summarize
 from ..trainer_core.errors import ConfigError, DatasetError, FoundryError
 from . import host, pictures, sockets
 from .dataset_text import findings_text, summary_text
-from .linked_images import keep
 from .settings import LOAD_DATASET, advanced, main, values
 from .widgets import widgets
 
@@ -72,7 +71,7 @@ class LoadDataset(io.ComfyNode):
         if "folder" not in constants:
             return float("nan")
         try:
-            return digest(_config({**{one.widget: one.default for one in LOAD_DATASET}, **constants}))
+            return dataset_digest(_config({**{one.widget: one.default for one in LOAD_DATASET}, **constants}))
         except FoundryError as error:
             return str(error)
 
@@ -96,7 +95,7 @@ class LoadDataset(io.ComfyNode):
         dataset = _config(shown)
         host.roots().check_links(dataset)
         findings = _checked(dataset) if check[0] else ""
-        summary = summarize(dataset)
+        summary = inspect_dataset(dataset)
         thumbnails = [pictures.to_tensor(pictures.thumbnail(path)) for path in summary.thumbnails]
         text = "\n".join(part for part in (summary_text(summary), findings) if part)
         return io.NodeOutput(dataset, ui={**ui.PreviewImage(thumbnails).as_dict(), **host.shown_text(text)})
@@ -128,23 +127,26 @@ def _linked(
     """
     if masks and shown["mask_folder"].strip():
         raise ConfigError("Load Dataset: `masks` are linked and `mask_folder` is set; use one of them")
-    folder, mask_folder = keep(
-        host.collected_datasets_root(), pictures.from_batches(images), captions, pictures.from_masks(masks)
-    )
+    try:
+        folder, mask_folder = keep_images(
+            host.collected_datasets_root(), pictures.from_batches(images), captions, pictures.from_masks(masks)
+        )
+    except DatasetError as error:
+        raise DatasetError(
+            f"Load Dataset: {error}. (Load Image gives an empty mask of 64x64 for an image without transparency.)"
+        ) from None
     kept = {"folder": str(folder), "caption_extension": "txt", "kohya_folders": False}
     return {**kept, "mask_folder": str(mask_folder)} if mask_folder else kept
 
 
 def _checked(dataset: DatasetConfig) -> str:
     """What the checks find. It is shown at once, because what they find may be why the node fails a moment later."""
-    from ..trainer_core.data.lint import lint
-
     bar = host.ProgressBar()
 
     def progress(_what: str, done: int, total: int) -> None:
         bar.update(done, total)
 
-    report = lint(dataset, tokenizers=(), progress=progress)  # this node knows neither the base
+    report = lint_dataset(dataset, tokenizers=(), progress=progress)  # this node knows neither the base
     own = tuple(finding for finding in report.findings if finding.check != "missing-trigger")  # nor the trigger
     text = findings_text(replace(report, findings=own))
     host.progress_text(text)

@@ -6,9 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import presets
+from ..trainer_core import api
 from ..trainer_core.config import AdapterConfig, ModelConfig, validated
-from ..trainer_core.families.registry import family_spec
 from . import host, sockets
 from .preset_view import told, training_options
 from .text_fields import WHOLE_NUMBERS
@@ -19,7 +18,7 @@ class Preset(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        sizes = [f"{size} GB" for size in presets.VRAM_GB]
+        sizes = [f"{size} GB" for size in api.VRAM_GB]
         subject = "What the LoRA is to learn: a character (a person or a figure), a style, or an object."
         return io.Schema(
             node_id="FoundryPreset",
@@ -32,7 +31,7 @@ class Preset(io.ComfyNode):
             search_aliases=["preset", "recipe", "template", "character", "style", "object", "vram"],
             inputs=[
                 sockets.Base.Input("base", tooltip="From Quantize Base: the preset is made for its family."),
-                io.Combo.Input("subject", options=list(presets.SUBJECTS), default="character", tooltip=subject),
+                io.Combo.Input("subject", options=list(api.SUBJECTS), default="character", tooltip=subject),
                 io.Combo.Input("vram", options=sizes, default="12 GB", tooltip="Memory of the GPU."),
             ],
             outputs=[
@@ -50,9 +49,9 @@ class Preset(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: ModelConfig, subject: Any, vram: str) -> io.NodeOutput:
-        spec, size = family_spec(base.family), float(vram.split()[0])
-        changes = presets.preset(subject, size, spec)
-        parts = presets.by_part(changes)
+        spec, size = api.family_spec(base.family), float(vram.split()[0])
+        changes = api.preset(subject, size, spec)
+        parts = api.by_part(changes)
         train = parts["train"]
         return io.NodeOutput(
             validated(AdapterConfig, parts["adapter"]),
@@ -62,5 +61,5 @@ class Preset(io.ComfyNode):
             train["batch_size"],
             train["gradient_accumulation"],
             WHOLE_NUMBERS.show(parts["dataset"]["resolutions"]),
-            ui=host.shown_text(told(changes, presets.warning(size, spec))),
+            ui=host.shown_text(told(changes, api.preset_warning(size, spec))),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..trainer_core.presets import Change
+from ..trainer_core.api import Change
 from .settings import BY_NODE, PARTS, TRAINING_OPTIONS, Values
 
 LINKED = {

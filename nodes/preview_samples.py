@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,10 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
+from ..trainer_core.api import FoundLora, family_spec, find_lora, prompt_with_trigger
+from ..trainer_core.api import sample as draw
 from ..trainer_core.config import ModelConfig, SampleConfig, validated
-from ..trainer_core.data.captions import prompt_with_trigger
-from ..trainer_core.errors import ConfigError, FoundryError, RunError
-from ..trainer_core.families.registry import family_spec
-from ..trainer_core.sampling.controls import of_job
-from ..trainer_core.sampling.preview import preview
+from ..trainer_core.errors import ConfigError, FoundryError
 from . import host, pictures, sockets
 from .text_fields import read_lines
 from .widgets import or_none, widget
@@ -85,12 +84,18 @@ class PreviewSamples(io.ComfyNode):
         lora_model: dict[str, Any] | None = None,
         control: torch.Tensor | None = None,
     ) -> io.NodeOutput:
-        given = read_lines(prompts)
-        lora, texts, trigger = _subject(run, lora_model, given)
+        if run is not None and lora_model is not None:
+            raise ConfigError("Preview Samples: both `run` and `lora_model` are linked; link one of them")
+        of_run = None if run is None else find_lora(str(host.run_folder(run).path), host.runs_root())
+        lora, trigger = (of_run.path, of_run.trigger) if of_run else (lora_model, None)
+        own = read_lines(prompts)
+        texts = [prompt_with_trigger(one, trigger) for one in own or (of_run.sample.prompts if of_run else ())]
+        if not texts:
+            raise ConfigError("Preview Samples: `prompts` is empty. Write one prompt a line")
         if control is not None:
             controls = _linked(control, len(texts))
         else:
-            controls = _of_run(run, base, len(texts), own_prompts=not given)
+            controls = _of_run(of_run, base, len(texts), own_prompts=not own)
         sample = validated(
             SampleConfig,
             {
@@ -111,12 +116,12 @@ class PreviewSamples(io.ComfyNode):
             def progress(done: int, total: int) -> None:
                 bar.update(earlier * total + done, rounds * total)
 
-            return preview(
+            return draw(
                 base,
                 texts,
                 lora=adapter,
                 strength=strength,
-                sample=sample,
+                settings=sample,
                 controls=controls,
                 progress=progress,
                 should_stop=host.interrupted,
@@ -146,49 +151,18 @@ def _linked(control: torch.Tensor, count: int) -> list[tuple[Image.Image, ...]]:
     return images
 
 
-def _of_run(run: str | None, base: ModelConfig, count: int, own_prompts: bool) -> list[tuple[Image.Image, ...]]:
+def _of_run(lora: FoundLora | None, base: ModelConfig, count: int, own_prompts: bool) -> list[tuple[Image.Image, ...]]:
     """The control images that a run's own previews are drawn with, where the base takes any.
-
-    Args:
-        own_prompts: the prompts are the run's; to others, those of its control images that belong to one prompt each
-            do not belong.
 
     Raises:
         ConfigError: if they cannot be used any more.
     """
-    spec = family_spec(base.family)
-    if run is None or not spec.max_controls:
+    if lora is None or lora.job is None or not family_spec(base.family).max_controls:
         return [()] * count
-    job = host.run_folder(run).job()
-    if len(job.sample.controls) > 1 and not own_prompts:
-        job = job.model_copy(update={"sample": job.sample.but(controls=())})
     try:
-        return [one.pictures() for one in of_job(host.checked_job(job), spec, count)]
+        host.checked_job(lora.job)
+        return [one.pictures() for one in replace(lora, model=base).controls(count, own_prompts=own_prompts)]
     except FoundryError as error:
         raise ConfigError(
             f"Preview Samples: the run's control images cannot be used, link `control` instead: {error}"
         ) from None
-
-
-def _subject(
-    run: str | None, lora_model: dict[str, Any] | None, prompts: tuple[str, ...]
-) -> tuple[Path | dict[str, Any] | None, list[str], str | None]:
-    """The LoRA to draw with, if any, the prompts, and the trigger that is in them.
-
-    Raises:
-        ConfigError: if both a run and a LoRA are given, or no prompt.
-        RunError: if the run has no checkpoint.
-    """
-    if run is not None and lora_model is not None:
-        raise ConfigError("Preview Samples: both `run` and `lora_model` are linked; link one of them")
-    lora: Path | dict[str, Any] | None = lora_model
-    trigger = None
-    if run is not None:
-        folder = host.run_folder(run)
-        checkpoint, job = folder.latest(), folder.job()
-        if checkpoint is None:
-            raise RunError(f"Preview Samples: the run {folder.name!r} holds no intact checkpoint")
-        lora, trigger, prompts = checkpoint.lora, job.preview_trigger, prompts or job.sample.prompts
-    if not prompts:
-        raise ConfigError("Preview Samples: `prompts` is empty. Write one prompt a line")
-    return lora, [prompt_with_trigger(prompt, trigger) for prompt in prompts], trigger

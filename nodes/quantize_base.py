@@ -7,9 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainer_core.api import family_names, open_base
 from ..trainer_core.config import ModelConfig, description, validated
 from ..trainer_core.errors import ConfigError
-from ..trainer_core.families.registry import family_names, open_base
 from . import host, sockets
 from .base_files import EMBEDDED, FROM_SOURCE, PARTS, file_of, named_source, source_names
 from .settings import QUANTIZE_BASE, values

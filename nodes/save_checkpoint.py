@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..trainer_core.api import find_checkpoint
 from ..trainer_core.config import plain_name
 from ..trainer_core.errors import RunError
-from ..trainer_core.runs.checkpoints import Checkpoint
-from ..trainer_core.runs.run_folder import RunFolder
 from . import host, sockets
 
 _LARGEST_STEP = 10_000_000
+_NONE_IS_BEST = (
+    ". Set validation_every in Training Options to the same steps as save_every, and validation_share above 0"
+)
 
 
 class SaveCheckpoint(io.ComfyNode):
@@ -64,40 +66,11 @@ class SaveCheckpoint(io.ComfyNode):
     @classmethod
     def execute(cls, run: str, which: str, step: int, name: str) -> io.NodeOutput:
         folder = host.run_folder(run)
-        checkpoint = _best(folder) if which == "best" else _chosen(folder, step if which == "step" else None)
+        try:
+            checkpoint = find_checkpoint(folder, step if which == "step" else which)
+        except RunError as error:
+            raise RunError(f"Save Checkpoint: {error}{_NONE_IS_BEST if which == 'best' else ''}") from None
         default = folder.name if which == "latest" else f"{folder.name[:80]}_{checkpoint.step}_steps"
         lora_name, path = host.export_to_models(checkpoint.lora, name.strip() or default)
         shown = host.shown_text(f"saved step {checkpoint.step} as {lora_name}")
         return io.NodeOutput(lora_name, str(path), ui=shown)
-
-
-def _best(run: RunFolder) -> Checkpoint:
-    """The checkpoint that validated best.
-
-    Raises:
-        RunError: if none was validated.
-    """
-    best = run.best()
-    if best is None:
-        raise RunError(
-            f"Save Checkpoint: no checkpoint of the run {run.name!r} was validated, so none is known to be the best. "
-            "Set validation_every in Training Options to the same steps as save_every, and validation_share above 0"
-        )
-    return best
-
-
-def _chosen(run: RunFolder, step: int | None) -> Checkpoint:
-    """The checkpoint of a step, or the latest for None.
-
-    Raises:
-        RunError: if the run has none; the message lists those that it has.
-    """
-    checkpoints = {checkpoint.step: checkpoint for checkpoint in run.checkpoints()}
-    if not checkpoints:
-        raise RunError(f"Save Checkpoint: the run {run.name!r} holds no intact checkpoint")
-    if step is None:
-        return checkpoints[max(checkpoints)]
-    if step not in checkpoints:
-        there = ", ".join(map(str, sorted(checkpoints)))
-        raise RunError(f"Save Checkpoint: the run {run.name!r} has no checkpoint of step {step}; it has: {there}")
-    return checkpoints[step]

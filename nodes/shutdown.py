@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ..trainer_core.job import TrainingJob
+from ..trainer_core.api import TrainingJob
 
 _SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")
 _CLOSE, _LOGOFF, _SHUTDOWN = 2, 5, 6  # of Windows' console

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..trainer_core.families.base import Base
+from ..trainer_core.api import Base
 from . import host
 
 

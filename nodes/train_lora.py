@@ -8,7 +8,19 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core.adapters.export import read_lora_tensors
+from ..trainer_core.api import (
+    ASK,
+    IF_CHANGED,
+    Beginning,
+    RunFolder,
+    Skipped,
+    TrainingJob,
+    ValidationDone,
+    beginning,
+    new_run,
+    read_lora_tensors,
+    resume_run,
+)
 from ..trainer_core.config import (
     AdapterConfig,
     DatasetConfig,
@@ -18,13 +30,9 @@ from ..trainer_core.config import (
     description,
     plain_name,
 )
-from ..trainer_core.errors import TrainingError
-from ..trainer_core.job import TrainingJob
-from ..trainer_core.runs.events import Skipped, ValidationDone
-from ..trainer_core.runs.run_folder import RunFolder
+from ..trainer_core.errors import ResumeRefused, RunHeld, TrainingError
 from . import host, pictures, sockets
 from .controls import reachable
-from .earlier_runs import ASK, IF_CHANGED, Beginning, beginning
 from .job import job_config
 from .settings import TRAIN_LORA, Values, advanced, main
 from .shutdown import SHUTDOWN, Ending
@@ -136,12 +144,18 @@ class TrainLoRA(io.ComfyNode):
         job = host.checked_job(job_config(name, base, lora, datasets, read_lines(sample_prompts), settings, linked))
         host.free_vram()
         root = host.runs_root()
-        begins = beginning(root, job, if_settings_changed) if continue_stopped else Beginning()
+        try:
+            begins = beginning(root, job, if_settings_changed) if continue_stopped else Beginning()
+        except RunHeld as error:
+            raise RunHeld(f"{error} (by turning continue_stopped off)") from None
+        except ResumeRefused as refused:
+            where = "The choice is if_settings_changed, an advanced input of Train LoRA"
+            raise ResumeRefused(f"{refused}. {where}", refused.changed) from None
         if begins.run:
-            training = TrainingJob(begins.run, job, begins.accept)
+            training = resume_run(begins.run, job, begins.accept)
             view = earlier_view(training)
         else:
-            training = TrainingJob.new(root, job)
+            training = new_run(root, job)
             view = new_view(training, begins.why_new)
         try:
             with SHUTDOWN.held_up_by(training):

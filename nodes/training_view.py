@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..trainer_core.runs.events import (
+from ..trainer_core.api import (
     CheckpointSaved,
     Event,
     Phase,
@@ -15,6 +15,8 @@ from ..trainer_core.runs.events import (
     StepDone,
     ValidationDone,
     Warning,
+    duration,
+    size,
 )
 
 _CURVE_POINTS = 200
@@ -81,7 +83,7 @@ class TrainingView:
             last = self._last
             lines.append(f"step {last.step} / {last.steps} · loss {last.loss:.4f} · lr {last.lr:.2e}")
             lines.append(
-                f"{last.seconds_per_step:.2f} s/step · {clock(last.eta_seconds)} left · {gigabytes(last.peak_memory)}"
+                f"{last.seconds_per_step:.2f} s/step · {duration(last.eta_seconds)} left · {size(last.peak_memory)}"
             )
         lines += [f"{name.replace('_', ' ')} loss {value:.4f}" for name, value in self._parts.items()]
         if self.validations:
@@ -114,15 +116,3 @@ class TrainingView:
         size = -(-len(self.losses) // _CURVE_POINTS) or 1
         parts = [self.losses[k : k + size] for k in range(0, len(self.losses), size)]
         return [round(sum(part) / len(part), 6) for part in parts]
-
-
-def clock(seconds: float) -> str:
-    """1:02:03, or 2:03."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def gigabytes(size: int) -> str:
-    """Bytes as a user reads them."""
-    return f"{size / 2**30:.1f} GB"

@@ -29,6 +29,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_path
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate"}
 CHEAP = (
     "trainer_core",
+    "trainer_core.api",
     "trainer_core.config",
     "trainer_core.errors",
     "trainer_core.cli",
@@ -115,6 +116,55 @@ def test_only_host_touches_comfyui_beyond_its_node_api(path: Path) -> None:
 def test_nodes_import_the_core_relatively(path: Path) -> None:
     """`trainer_core` or `nodes` as absolute names would miss the pack's own copy or hit ComfyUI's module."""
     assert not top_levels(path) & {"trainer_core", "nodes"}
+
+
+DOOR = {"api", "config", "errors"}
+USERS = [*NODES, ROOT / "trainer_core" / "cli.py", *sorted((ROOT / "trainer_core" / "commands").rglob("*.py"))]
+
+
+@parametrized(USERS)
+def test_the_core_has_one_door(path: Path) -> None:
+    """Nodes and the command line use the core as web pages will: through `api`, with types of `config` and `errors`."""
+    assert of_core(path) <= DOOR
+
+
+def of_core(path: Path) -> set[str]:
+    """Modules of the core that a file outside of it imports, by the first part of their names in it."""
+    package = [*path.relative_to(ROOT).parts[:-1]]
+    found = set()
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        place = [*package[: len(package) - node.level + 1], *(node.module.split(".") if node.module else ())]
+        for name in (
+            [place] if node.module and place != ["trainer_core"] else [[*place, one.name] for one in node.names]
+        ):
+            if name[0] == "trainer_core" and name[1] not in OWN:
+                found.add(name[1])
+    return found
+
+
+OWN = {"commands", "__version__"}
+"""What the command line is made of itself."""
+
+
+def test_the_check_of_the_door_sees_every_kind_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for folder, text, expected in (
+        ("nodes", "from ..trainer_core.runs.queue import a", {"runs"}),
+        ("nodes", "from ..trainer_core import job, api", {"job", "api"}),
+        ("nodes", "from . import host", set()),
+        ("trainer_core", "from . import __version__, demo", {"demo"}),
+        ("trainer_core", "def f():\n    from .secrets import b", {"secrets"}),
+        ("trainer_core/commands", "from ..data.lint import c", {"data"}),
+        ("trainer_core/commands", "from .. import files, config", {"files", "config"}),
+        ("trainer_core/commands", "from . import OK", set()),
+        ("trainer_core/commands", "from .terminal import say", set()),
+    ):
+        file = tmp_path / folder / "some.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        assert of_core(file) == expected, text
 
 
 @parametrized([*CORE, *NODES])

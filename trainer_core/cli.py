@@ -349,8 +349,8 @@ _number.__name__ = _size.__name__ = _share.__name__ = "number"
 
 
 def _complain(message: str) -> None:
+    from .api import redacted
     from .commands.terminal import say
-    from .secrets import redacted
 
     try:
         sys.stdout.flush()

@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checks import check_job
 from .config import JobConfig, dump_job, resolved
 from .errors import FoundryError, ResumeRefused, SaveError, TrainingError, first_line
 from .files import write_atomically
-from .runs.events import Event, Listener, Phase, Skipped, StateChanged, Warning
+from .runs.events import Event, Listener, Phase, Skipped, StateChanged, Warning, log_line
 from .runs.requests import CONTINUE, PAUSE, SAMPLE, SAVE, STOP, Control
 from .runs.run_folder import RunFolder
 from .runs.run_lock import RunLock
@@ -64,33 +65,12 @@ class TrainingJob:
 
     @classmethod
     def new(cls, runs_root: Path, job: JobConfig, queue_up: bool = True) -> TrainingJob:
-        """A job in a new run folder, which is made only if data, base and preview size can be used.
+        """A job in a new run folder, which is made only if `check_job` finds nothing wrong.
 
         Raises:
-            FoundryError: what is wrong with them, or with writing the folder; then nothing is left behind.
+            FoundryError: as `check_job`, or if the folder cannot be written; then nothing is left behind.
         """
-        from .data.prepare import check_controls
-        from .data.summary import summarize
-        from .families.registry import open_base
-        from .sampling.controls import check_controls_of
-        from .sampling.sampler import SamplerSettings
-        from .training.optimizers import check_optimizer, text_ratio
-        from .training.state import read_warm_start
-        from .training.step import timesteps_of
-
-        base = open_base(job.model)
-        base.check_parts()
-        check_optimizer(job.train, base.device)
-        if job.adapter.text_encoders:
-            text_ratio(job.train)
-        check_controls(job, base.spec)
-        check_controls_of(job.sample, base.spec)
-        base.spec.check_adapter(job.adapter)
-        read_warm_start(job)
-        timesteps_of(job, base).check(base.schedule)
-        for dataset in job.datasets:
-            summarize(dataset, job.model)
-        SamplerSettings.of(job.sample, base)
+        check_job(job)
         return cls(RunFolder.create(runs_root, job), job, queue_up=queue_up)
 
     # --- from other threads ------------------------------------------------------------------------------------------
@@ -180,7 +160,7 @@ class TrainingJob:
     def _work(self, listener: Listener) -> None:
         def emit(event: Event) -> None:
             if isinstance(event, (Phase, Warning, StateChanged, Skipped)):
-                self.run.log(_line(event))
+                self.run.log(log_line(event))
             listener(event)
 
         self._before = self.run.status()
@@ -225,12 +205,10 @@ class TrainingJob:
                     self._enter(outcome, emit)
                     return outcome
                 if ticket:
-                    ticket.yield_device()
+                    ticket.leave(keep_place=True)
         finally:
-            if ticket and self._keeps_place:
-                ticket.yield_device()
-            elif ticket:
-                ticket.leave()
+            if ticket:
+                ticket.leave(keep_place=self._keeps_place)
 
     def _ticket(self, emit: Listener, device: torch.device) -> Ticket | None:
         from .runs.queue import DeviceQueue, device_key
@@ -322,14 +300,3 @@ class TrainingJob:
     def _saved_step(self) -> int:
         latest = self.run.latest()
         return latest.step if latest else 0
-
-
-def _line(event: Event) -> str:
-    """An event as a line of log.txt."""
-    if isinstance(event, StateChanged):
-        return f"{event.state} at step {event.step} of {event.steps}" + (f": {event.error}" if event.error else "")
-    if isinstance(event, Phase):
-        return f"{event.what} ({event.done} of {event.total})"
-    if isinstance(event, Skipped):
-        return f"step {event.step}: a batch is passed over, its {event.what} is not finite ({', '.join(event.images)})"
-    return f"warning: {event.message}" if isinstance(event, Warning) else repr(event)

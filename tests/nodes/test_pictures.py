@@ -50,3 +50,12 @@ def test_opened_pictures_are_upright_and_thumbnails_small(pictures: ModuleType, 
     Image.new("RGB", (400, 200), "red").save(tmp_path / "turned.jpg", exif=exif)
     assert pictures.opened(tmp_path / "turned.jpg").size == (200, 400)
     assert pictures.thumbnail(tmp_path / "turned.jpg", 100).size == (50, 100)
+
+
+def test_masks_become_grey_pictures(pictures: ModuleType) -> None:
+    from_masks = pictures.from_masks
+    batch = torch.tensor([[[0.0, 1.0], [0.5, 2.0]], [[1.0, 1.0], [1.0, -1.0]]])
+    first, second, single = from_masks([batch, batch[0]])
+    assert (first.mode, first.tobytes()) == ("L", bytes([0, 255, 128, 255]))
+    assert second.tobytes() == bytes([255, 255, 255, 0])
+    assert single.tobytes() == first.tobytes()

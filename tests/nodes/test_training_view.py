@@ -82,8 +82,3 @@ def test_curve_stays_short_and_keeps_its_mean(pack: Pack, view_module: ModuleTyp
     assert view.curve() == [1.0, 2.0]
     view.losses = [1.0, 3.0] * 5000
     assert view.curve() == [2.0] * 200
-
-
-@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (59.6, "1:00"), (3723, "1:02:03"), (-1, "0:00")])
-def test_clock(view_module: ModuleType, seconds: float, shown: str) -> None:
-    assert view_module.clock(seconds) == shown

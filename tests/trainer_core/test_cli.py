@@ -225,7 +225,7 @@ def test_demo_gets_what_the_command_line_says(
     def run_demo(out: Path, json_file: Path | None, seed: int, emit: Callable[[str], None]) -> None:
         emit(f"{out} {json_file} {seed}")
 
-    monkeypatch.setattr("trainer_core.demo.run_demo", run_demo)
+    monkeypatch.setattr("trainer_core.api.run_demo", run_demo)
     assert main(["demo"]) == 0
     assert main(["demo", "--out", "there", "--json", "figures.json", "--seed", "7"]) == 0
     assert capsys.readouterr().out.splitlines() == ["demo None 42", "there figures.json 7"]
@@ -294,7 +294,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_a_bug_of_ours_is_one_message_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("trainer_core.data.summary.summarize", lambda dataset: 1 / 0)
+    monkeypatch.setattr("trainer_core.commands.listing.inspect_dataset", lambda dataset: 1 / 0)
     message = complaint(capsys, "captions", "anywhere")
     assert "unexpected error: ZeroDivisionError" in message
     assert "--debug" in message
@@ -333,7 +333,7 @@ def test_captions_are_what_the_encoder_sees(make_dataset: Make, capsys: pytest.C
     assert main(["captions", str(folder), "--trigger", "zorble", "--placement", "end"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "image        caption",
-        "-----------  -------------",
+        "---------------------------",
         "0_red.png    a red zorble",
         "1_green.png  grün 漢 zorble",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,7 @@ def test_lint_wraps_long_rows(
     make_dataset: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     folder = make_dataset(6, caption=None)
     lines = run(capsys, "lint", str(folder), "--resolutions", "64", "--base", "embedded", code=1).splitlines()
     assert lines[0].startswith("error  missing-caption  0_red.png, 1_green.png, 2_blue.png and 3 more: ")
@@ -124,7 +126,7 @@ def test_cache_says_what_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "cache") == f"{where}: empty\n"
     assert not Path("runs").exists()
     sizes = filled(Path("runs") / CACHE_FOLDER, [0, 0])
-    assert run(capsys, "cache") == f"{where}: 2 entries, {sum(sizes) / 1000:.1f} kB\n"
+    assert run(capsys, "cache") == f"{where}: 2 entries, {sum(sizes) / 1024:.1f} kB\n"
     told = json.loads(run(capsys, "cache", "--json"))
     assert told == {
         "folder": where, "entries": 2, "bytes": sum(sizes), "deleted_entries": 0, "deleted_bytes": 0,
@@ -141,11 +143,11 @@ def test_cache_is_cleared(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_cache_is_shrunk_and_spares_what_is_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = filled(Path("runs") / CACHE_FOLDER, [5, 3, 0])
-    limit = (sizes[1] + sizes[2] + 10) / 1e9  # room for all but the oldest
-    told = json.loads(run(capsys, "cache", "--limit", f"{limit:.9f}", "--json"))
+    limit = (sizes[1] + sizes[2] + 10) / 2**30  # room for all but the oldest
+    told = json.loads(run(capsys, "cache", "--limit", f"{limit!r}", "--json"))
     assert (told["deleted_entries"], told["deleted_bytes"]) == (1, sizes[0])
     printed = run(capsys, "cache", "--limit", "0").splitlines()
-    assert printed[0] == f"deleted 1 entry, {sizes[1] / 1000:.1f} kB"
+    assert printed[0] == f"deleted 1 entry, {sizes[1] / 1024:.1f} kB"
     assert "1 entry" in printed[1]
     assert "within the last day" in printed[2]
 

@@ -111,11 +111,12 @@ def test_a_job_that_cannot_be_queued_leaves_nothing(
 
 def test_removing_a_run_whose_process_waits_asks_it_to_stop(make_job: Make, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["queue", "add", str(make_job())]) == 0
-    ticket = DeviceQueue("cpu").join(Path("runs/tiny"))
-    assert main(["queue", "remove", "tiny"]) == 0
-    assert Path("runs/tiny/requests/stop").exists()
-    assert waiting(capsys) == ["tiny"], "until it stops"
-    ticket.leave()
+    with RunLock(Path("runs/tiny")):
+        ticket = DeviceQueue("cpu").join(Path("runs/tiny"))
+        assert main(["queue", "remove", "tiny"]) == 0
+        assert Path("runs/tiny/requests/stop").exists()
+        assert waiting(capsys) == ["tiny"], "until it stops"
+        ticket.leave()
 
 
 def test_start_trains_all_that_wait_and_names_what_failed(

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from trainer_core.cli import main
-from trainer_core.commands.training import changed
 from trainer_core.config import load_job
 from trainer_core.errors import ConfigError
+from trainer_core.resuming import changed_job
 from trainer_core.runs.queue import DeviceQueue
 from trainer_core.runs.run_folder import RunFolder
 from trainer_core.runs.run_lock import RunLock
@@ -234,11 +234,13 @@ def test_resume_with_changes(make_job: Make, capsys: pytest.CaptureFixture[str])
 
 def test_settings_by_their_place(make_job: Make) -> None:
     job = load_job(make_job(sample={"prompts": ["a"]}))
-    found = changed(job, ["train.learning_rate=1e-5", "datasets[0].weight = 2", "sample.prompts=[x, '[trigger] y=z']"])
+    found = changed_job(
+        job, ["train.learning_rate=1e-5", "datasets[0].weight = 2", "sample.prompts=[x, '[trigger] y=z']"]
+    )
     assert found.train.learning_rate == 1e-5
     assert found.datasets[0].weight == 2
     assert found.sample.prompts == ("x", "[trigger] y=z")
-    assert changed(job, []) is job
+    assert changed_job(job, []) is job
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_settings_by_their_place(make_job: Make) -> None:
 )
 def test_wrong_assignments_name_the_field(assignment: str, message: str, make_job: Make) -> None:
     with pytest.raises(ConfigError, match=message):
-        changed(load_job(make_job()), [assignment])
+        changed_job(load_job(make_job()), [assignment])
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from trainer_core.commands.terminal import Progress, duration, print_table, size
+from trainer_core.commands.terminal import Progress, print_table
 from trainer_core.runs import events
 
 
@@ -33,24 +34,27 @@ def step(number: int, of: int, loss: float = 0.5) -> events.StepDone:
     return events.StepDone(number, of, loss, 1e-4, 0.25, (of - number) * 0.25, 1_234_567_890)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (7.4, "0:07"), (754, "12:34"), (3723, "1:02:03"), (-1, "0:00"), (59.6, "1:00")]
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (3_400_000, "3.4 MB"), (1_200_000_000, "1.2 GB"), (5e12, "5000.0 GB")],
-)
-def test_size(count: float, text: str) -> None:
-    assert size(count) == text
-
-
 def test_table_has_columns_as_wide_as_needed(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("a", "long head"), [("value", None), ("v", 3)])
-    assert capsys.readouterr().out.splitlines() == ["a      long head", "-----  ---------", "value", "v      3"]
+    assert capsys.readouterr().out.splitlines() == ["a      long head", "----------------", "value", "v      3"]
+
+
+def test_table_is_aligned_for_wide_letters_and_obeys_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("a", "b"), [("漢字", 1), ("[bold]", ":smile:"), ("x\x1b[2J", "\n")])
+    assert capsys.readouterr().out.splitlines()[2:] == ["漢字      1", "[bold]    :smile:", r"x\x1b[2J  \n"]
+
+
+def test_table_wraps_on_a_narrow_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "20")
+    words = "one two three four five six"
+    print_table(("a", "b"), [("x", words)])
+    assert capsys.readouterr().out.splitlines()[2:] == [f"x  {words}"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(("a", "b"), [("x", words)])
+    assert capsys.readouterr().out.splitlines()[2:] == ["x  one two three", "   four five six"]
 
 
 def test_plain_output_tells_the_story_in_few_lines() -> None:
@@ -63,7 +67,7 @@ def test_plain_output_tells_the_story_in_few_lines() -> None:
     lines = out.getvalue().splitlines()
     assert lines[0] == "encoding images"
     assert [line.split()[1] for line in lines[1:]] == [f"{n}/1000" for n in (1, *range(50, 1001, 50))]
-    assert lines[-1] == "step 1000/1000  loss 0.5000  0.25 s/step  ETA 0:00  peak 1.2 GB"
+    assert lines[-1] == "step 1000/1000  loss 0.5000  0.25 s/step  ETA 0:00  peak 1.1 GB"
 
 
 def test_short_job_prints_every_step() -> None:
@@ -81,7 +85,7 @@ def test_terminal_line_rewrites_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     progress(events.Phase("encoding images with a long explanation of what that is and how it goes", 3, 12))
     progress(step(1, 300, loss=0.25))
     progress(step(2, 300, loss=0.125))
-    assert out.screen() == ["step 2/300  loss 0.1250  0.25 s/step  ETA 1:14  peak 1.2 GB"]
+    assert out.screen() == ["step 2/300  loss 0.1250  0.25 s/step  ETA 1:14  peak 1.1 GB"]
     progress(events.Warning("careful"))
     progress(step(3, 300))
     progress(events.CheckpointSaved(3, Path("there")))

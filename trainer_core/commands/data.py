@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..api import GB, CacheUsage, LintReport, Phase, cache_of, find_tokenizers, lint_dataset, lint_job, size
 from ..config import DatasetConfig, load_job, validated
-from ..data.cache import CACHE_FOLDER
 from ..errors import ConfigError
-from ..runs.events import Phase
 from . import FAILED, OK
-from .terminal import Progress, print_json, say, size
+from .terminal import Progress, print_json, print_table, say
 
-if TYPE_CHECKING:
-    from ..data.cache import CacheUsage
-    from ..data.lint import LintReport
-
-_GIGABYTE = 1e9
 _FOLDER_OPTIONS = {
     "trigger": "--trigger",
     "classes": "--class",
@@ -46,20 +38,17 @@ def lint(args: argparse.Namespace) -> int:
 
 def cache(args: argparse.Namespace) -> int:
     """Says how much the cache of a runs folder holds, after clearing or shrinking it if that is asked for."""
-    from ..data.cache import CacheUsage, TensorCache
-
-    root = args.runs / CACHE_FOLDER
-    store = TensorCache(root)
+    store = cache_of(args.runs)
     deleted = CacheUsage(0, 0)
     if args.clear:
         deleted = store.clear()
     elif args.limit is not None:
-        deleted = CacheUsage(*store.prune(int(args.limit * _GIGABYTE)))
+        deleted = CacheUsage(*store.prune(int(args.limit * GB)))
     usage = store.usage()
     if args.json:
         print_json(
             {
-                "folder": str(root),
+                "folder": str(store.root),
                 "entries": usage.entries,
                 "bytes": usage.bytes,
                 "deleted_entries": deleted.entries,
@@ -69,8 +58,8 @@ def cache(args: argparse.Namespace) -> int:
         return OK
     if args.clear or args.limit is not None:
         say(f"deleted {_amount(deleted)}")
-    say(f"{root}: {_amount(usage) if usage.entries else 'empty'}")
-    if args.limit is not None and usage.bytes > args.limit * _GIGABYTE:
+    say(f"{store.root}: {_amount(usage) if usage.entries else 'empty'}")
+    if args.limit is not None and usage.bytes > args.limit * GB:
         say("What was used within the last day stays, for a run may need it; --clear deletes that too")
     return OK
 
@@ -90,14 +79,11 @@ def folder_settings(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lint_folder(args: argparse.Namespace) -> LintReport:
-    from ..data.lint import find_tokenizers
-    from ..data.lint import lint as look
-
     named = find_tokenizers(args.family, args.base, Path(args.tokenizers)) if args.tokenizers else None
     settings = folder_settings(args.what, args)
     if args.resolutions:
         settings["resolutions"] = args.resolutions
-    return look(
+    return lint_dataset(
         validated(DatasetConfig, settings),
         family=args.family,
         source=args.base,
@@ -110,8 +96,6 @@ def _lint_folder(args: argparse.Namespace) -> LintReport:
 
 
 def _lint_job(args: argparse.Namespace) -> LintReport:
-    from ..data.lint import lint_job
-
     if given := [option for name, option in _FOLDER_OPTIONS.items() if getattr(args, name)]:
         raise ConfigError(f"{args.what}: a job says {', '.join(given)} itself. Leave it out, or set it in the job")
     return lint_job(load_job(args.what), style=args.style or (), progress=_Reading())
@@ -135,18 +119,9 @@ class _Reading:
 
 
 def _print_report(report: LintReport) -> None:
-    """A table whose last column, files and message, wraps to the terminal's width."""
     rows = report.rows()
     if rows:
-        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-        indent = sum(widths) + 4
-        columns = shutil.get_terminal_size((120, 24)).columns
-        for severity, check, files, message in rows:
-            text = f"{files}: {message}" if files else message
-            lines = textwrap.wrap(text, max(40, columns - indent), break_long_words=False, break_on_hyphens=False)
-            say(f"{severity:{widths[0]}}  {check:{widths[1]}}  {lines[0]}")
-            for line in lines[1:]:
-                say(" " * indent + line)
+        print_table((), ((kind, check, f"{files}: {text}" if files else text) for kind, check, files, text in rows))
         say()
     say(report.summary())
 

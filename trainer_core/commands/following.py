@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from ..job import TrainingJob
-from ..runs.events import Event, StepDone
+from ..api import Event, StepDone, TrainingJob
 from . import INTERRUPTED, OK
 from .runs import command_for
 from .terminal import Progress, quiet_libraries

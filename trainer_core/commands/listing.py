@@ -6,18 +6,17 @@ import argparse
 import sys
 from dataclasses import asdict
 
+from ..api import describe_lora, family_names, family_spec, inspect_dataset, size
 from ..config import DatasetConfig, validated
 from . import OK
 from .data import folder_settings
-from .terminal import print_json, print_table, say, size
+from .terminal import print_json, print_table, say
 
 _LONGEST_CELL = 100
 
 
 def families(args: argparse.Namespace) -> int:
     """The model families, from their specs alone."""
-    from ..families.registry import family_names, family_spec
-
     specs = [family_spec(name) for name in family_names()]
     if args.json:
         print_json([asdict(spec) for spec in specs])
@@ -34,8 +33,6 @@ def families(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> int:
     """What a LoRA file holds."""
-    from ..adapters.export import describe_lora
-
     facts = describe_lora(args.lora)
     if args.json:
         print_json(facts)
@@ -50,10 +47,8 @@ def inspect(args: argparse.Namespace) -> int:
 
 def captions(args: argparse.Namespace) -> int:
     """Every image's caption as the text encoder sees it."""
-    from ..data.summary import summarize
-
     dataset = validated(DatasetConfig, folder_settings(args.folder, args))
-    summary = summarize(dataset)
+    summary = inspect_dataset(dataset)
     if args.json:
         print_json(
             {

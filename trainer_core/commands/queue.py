@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..api import (
+    STOP,
+    DeviceQueue,
+    RunFolder,
+    ask_run,
+    find_waiting,
+    queue_run,
+    queues,
+    redacted,
+    resume_run,
+    run_state,
+    waiting_alone,
+)
 from ..config import load_job
-from ..errors import FoundryError, RunError, RunHeld, SaveError
-from ..job import TrainingJob
-from ..runs.queue import DeviceQueue, Waiting, device_key, queues
-from ..runs.requests import STOP, ask
-from ..runs.run_folder import RunFolder
-from ..runs.status import run_state
-from ..secrets import redacted
+from ..errors import FoundryError, RunError, RunHeld
 from . import INTERRUPTED, OK
 from .following import follow
-from .runs import as_dict, moment, run_paths
+from .runs import as_dict, moment
 from .terminal import print_json, print_table, say
 
 
@@ -50,18 +56,8 @@ def show(args: argparse.Namespace) -> int:
 
 def add(args: argparse.Namespace) -> int:
     """Makes a run of a job and gives it a place in the queue."""
-    from ..families.device import pick_device
-
-    job = load_job(args.job)
-    path = TrainingJob.new(args.runs, job).run.path.resolve()
-    queue = DeviceQueue(device_key(pick_device(job.model.device)))
-    try:
-        queue.add(path)
-    except SaveError:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-    place = [one.run for one in queue.tickets()].index(path) + 1
-    say(f"run {path} has place {place} in the queue of {queue.key}")
+    run, queue, place = queue_run(args.runs, load_job(args.job))
+    say(f"run {run.path.resolve()} has place {place} in the queue of {queue.key}")
     say("To train all that wait: lora-foundry queue start")
     return OK
 
@@ -70,11 +66,11 @@ def start(args: argparse.Namespace) -> int:
     """Trains the runs that wait and have no process, one after the other, until there is none."""
     failed: list[str] = []
     tried: set[Path] = set()
-    while (found := next(_left(tried), None)) is not None:
+    while (found := _next(tried)) is not None:
         queue, run = found
         tried.add(run.path)
         try:
-            if follow(TrainingJob(run), args.runs).signalled:
+            if follow(resume_run(run), args.runs).signalled:
                 return INTERRUPTED
         except RunHeld as error:  # another process was quicker
             say(error)
@@ -94,7 +90,7 @@ def start(args: argparse.Namespace) -> int:
 
 def move(args: argparse.Namespace) -> int:
     """Puts a run at another place in its queue."""
-    queue, waiting = _find(args.run, args.runs)
+    queue, waiting = find_waiting(args.run, args.runs)
     queue.move(waiting.run, args.place)
     place = [one.run for one in queue.tickets()].index(waiting.run) + 1
     say(f"{waiting.run.name} has place {place} in the queue of {queue.key}")
@@ -103,9 +99,9 @@ def move(args: argparse.Namespace) -> int:
 
 def remove(args: argparse.Namespace) -> int:
     """Takes a run out of its queue; its folder stays."""
-    queue, waiting = _find(args.run, args.runs)
+    queue, waiting = find_waiting(args.run, args.runs)
     if waiting.live:
-        ask(waiting.run, STOP)
+        ask_run(waiting.run, STOP)
         say(f"asked the process that stands in the queue for {waiting.run.name} to stop")
         return OK
     queue.remove(waiting.run)
@@ -113,42 +109,14 @@ def remove(args: argparse.Namespace) -> int:
     return OK
 
 
-def _left(tried: Collection[Path]) -> Iterator[tuple[DeviceQueue, RunFolder]]:
-    """The runs that nobody works on, in order. What cannot be gone on with is taken out."""
-    for queue in queues():
-        for one in queue.tickets():
-            if one.live or one.run in tried:
-                continue
-            if not RunFolder.is_one(one.run):
-                say(f"{one.run} is gone and taken out of the queue")
-                queue.remove(one.run)
-                continue
-            run = RunFolder.open(one.run)
-            state = run_state(run)
-            if state.resumable:
-                yield queue, run
-            elif state.owner is None:
-                say(f"{one.run} is {state} and taken out of the queue")
-                queue.remove(one.run)
-
-
-def _find(name: str, runs: Path) -> tuple[DeviceQueue, Waiting]:
-    """A run in a queue, by its name under the runs folder or anywhere, or by its folder.
-
-    Raises:
-        RunError: if there is none, or several of that name.
-    """
-    waiting = [(queue, one) for queue in queues() for one in queue.tickets()]
-    for path in run_paths(name, runs):
-        if found := [pair for pair in waiting if pair[1].run == path.resolve()]:
-            break
-    else:
-        found = [pair for pair in waiting if pair[1].run.name == name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise RunError(f"several runs {name!r} wait, give the folder: {', '.join(str(one.run) for _, one in found)}")
-    raise RunError(f"no run {name!r} waits; these do: {', '.join(one.run.name for _, one in waiting) or 'none'}")
+def _next(tried: Collection[Path]) -> tuple[DeviceQueue, RunFolder] | None:
+    """The first run that nobody works on. What cannot be gone on with is taken out."""
+    for queue, one, problem in waiting_alone(tried):
+        if problem is None:
+            return queue, RunFolder.open(one.run)
+        say(f"{one.run} is {problem} and taken out of the queue")
+        queue.remove(one.run)
+    return None
 
 
 def _state_of(run: Path) -> object:

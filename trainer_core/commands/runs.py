@@ -9,11 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..api import RunFolder, RunState, ask_run, find_run, queues, redacted, run_state, runs_in
 from ..errors import RunError, RunHeld, SaveError
-from ..reading import is_file
-from ..runs.run_folder import RunFolder
-from ..runs.status import RunState, run_state
-from ..secrets import redacted
 from . import OK
 from .terminal import print_json, print_table, say
 
@@ -45,14 +42,12 @@ def runs(args: argparse.Namespace) -> int:
 
 def tell(args: argparse.Namespace) -> int:
     """Asks something of the process that works on a run."""
-    from ..runs.requests import ask
-
     run = find_run(args.run, args.runs)
     state = run_state(run)
     if state.owner is None:
         more = f". To go on with it: {command_for('resume', run, args.runs)}" if state.resumable else ""
         raise RunError(f"nobody works on {run.path}, it is {state}{more}")
-    ask(run.path, args.request)
+    ask_run(run.path, args.request)
     say(f"asked {state.owner} to {_SENTENCES[args.request].format(run.name)}")
     return OK
 
@@ -75,52 +70,6 @@ def pin(args: argparse.Namespace) -> int:
         run.pin(args.step)
     say(f"pinned steps of {run.name}: {', '.join(map(str, sorted(run.pinned()))) or 'none'}")
     return OK
-
-
-def find_run(name: str, runs: Path) -> RunFolder:
-    """A run by its name under the runs folder, or by its folder.
-
-    Raises:
-        RunError: if neither is there; the message lists what is.
-    """
-    for path in run_paths(name, runs):
-        if RunFolder.is_one(path):
-            return RunFolder.open(path)
-    there = [run.name for run in runs_in(runs)]
-    hint = f"{runs} holds: {', '.join(there)}" if there else f"{runs} holds no runs; --runs names another folder"
-    raise RunError(f"no run {name!r}: {hint}")
-
-
-def run_paths(name: str, runs: Path) -> list[Path]:
-    """Where a run may be that a user names, the likeliest first: a bare name is one under the runs folder.
-
-    Raises:
-        RunError: for an empty name, which as a path would be the current folder.
-    """
-    if not name.strip():
-        raise RunError("the run's name is empty: give its name under --runs, or its folder")
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError:  # the home of a user that there is not
-        path = Path(name)
-    is_bare = Path(name).name == name and name not in ("..", "~")
-    return [runs / name, path] if is_bare else [path]
-
-
-def find_lora(name: str, runs: Path) -> Path | RunFolder:
-    """The LoRA file or the run that a user names.
-
-    Raises:
-        RunError: if there is neither.
-    """
-    found = next((path for path in run_paths(name, runs) if is_file(path) or RunFolder.is_one(path)), None)
-    return found if found and is_file(found) else find_run(name, runs)
-
-
-def runs_in(folder: Path) -> list[RunFolder]:
-    """The runs of a folder by name; none if there is no such folder."""
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [RunFolder.open(path) for path in paths if RunFolder.is_one(path)]
 
 
 def check_free(run: RunFolder, state: RunState, runs: Path) -> None:
@@ -160,8 +109,6 @@ def moment(seconds: float) -> str:
 
 def _places() -> dict[Path, int]:
     """The places of all runs in their devices' queues, counted from 1."""
-    from ..runs.queue import queues
-
     places = {}
     for queue in queues():
         try:

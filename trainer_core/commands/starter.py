@@ -14,6 +14,7 @@ from typing import Any, get_args
 import yaml
 from pydantic.fields import FieldInfo
 
+from ..api import PLACEHOLDER, Change, FamilySpec, Subject, by_part, demo_job, family_spec, preset, preset_warning
 from ..config import (
     AdapterConfig,
     CacheConfig,
@@ -28,12 +29,7 @@ from ..config import (
     ValidationConfig,
     validated,
 )
-from ..data.captions import PLACEHOLDER
-from ..demo import demo_job
 from ..errors import ConfigError, SaveError
-from ..families.base import FamilySpec
-from ..families.registry import family_spec
-from ..presets import Change, Subject, by_part, preset, warning
 from . import OK
 from .terminal import say
 
@@ -83,7 +79,7 @@ def init(args: argparse.Namespace) -> int:
     note = None
     if args.preset is not None:
         spec, vram = family_spec(args.family or _FAMILY), args.vram or _VRAM
-        text, note = preset_job(file.name, args.preset, vram, spec), warning(vram, spec)
+        text, note = preset_job(file.name, args.preset, vram, spec), preset_warning(vram, spec)
     elif args.vram or args.family:
         raise ConfigError("--vram and --family belong to --preset")
     else:

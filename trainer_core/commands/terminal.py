@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-from ..runs import events
+from .. import api
+from ..api import duration, size
 
 _QUIET_SECONDS = 60.0
 """Without a terminal, a line is due after this long even if little happened."""
@@ -55,14 +56,25 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Left-aligned columns, as wide as their widest cell."""
-    cells = [["" if cell is None else printable(str(cell), lines=False) for cell in row] for row in rows]
-    lines = [list(header), *cells]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for number, line in enumerate(lines):
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        if number == 0:
-            print("  ".join("-" * width for width in widths))
+    """Left-aligned columns, as wide as their widest cell; where the terminal is narrower, cells go on below.
+
+    Without a header there is none shown.
+    """
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rule = Box("    \n    \n -- \n    \n    \n    \n    \n    \n")
+    table = Table(*header, show_header=bool(header), box=rule, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else printable(str(cell), lines=False)) for cell in row))
+    # a line for each row where nobody's screen ends
+    console = Console(width=None if sys.stdout.isatty() else 1_000_000, color_system=None)
+    with console.capture() as shown:
+        console.print(table)
+    for line in shown.get().splitlines():
+        print(line.rstrip())
 
 
 def quiet_libraries() -> None:
@@ -72,23 +84,7 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def duration(seconds: float) -> str:
-    """0:07, 12:34, 1:02:03."""
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def size(count: float) -> str:
-    """Bytes for people: 512 B, 3.4 MB, 1.2 GB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def step_line(event: events.StepDone) -> str:
+def step_line(event: api.StepDone) -> str:
     """The progress line of a step."""
     parts = [
         f"step {event.step}/{event.steps}",
@@ -114,25 +110,25 @@ class Progress:
         self._last_phase: str | None = None
         self._stepped = False
 
-    def __call__(self, event: events.Event) -> None:
-        if isinstance(event, events.StepDone):
+    def __call__(self, event: api.Event) -> None:
+        if isinstance(event, api.StepDone):
             self._last_phase = None
             self._show(step_line(event), due=not self._stepped or _is_twentieth(event))
             self._stepped = True
-        elif isinstance(event, events.Phase):
+        elif isinstance(event, api.Phase):
             counted = f" {event.done}/{event.total}" if self._rewrites and event.total > 1 else ""
             self._show(f"{event.what}{counted}", due=event.what != self._last_phase)
             self._last_phase = event.what
-        elif isinstance(event, events.CheckpointSaved):
+        elif isinstance(event, api.CheckpointSaved):
             self.say(f"saved {event.path}")
-        elif isinstance(event, events.SampleReady):
+        elif isinstance(event, api.SampleReady):
             self.say(f"drew {event.path}")
-        elif isinstance(event, events.Warning):
+        elif isinstance(event, api.Warning):
             self.say(f"warning: {event.message}")
-        elif isinstance(event, events.Skipped):
+        elif isinstance(event, api.Skipped):
             images = ", ".join(event.images)
             self.say(f"warning: step {event.step}: left out {images}, whose {event.what} is not finite")
-        elif isinstance(event, events.StateChanged) and event.state == "paused":
+        elif isinstance(event, api.StateChanged) and event.state == "paused":
             self._last_phase = None
             self.say(f"paused at step {event.step}" + (f". To go on: {self._on_pause}" if self._on_pause else ""))
 
@@ -169,6 +165,6 @@ class Progress:
             os.close(nowhere)
 
 
-def _is_twentieth(event: events.StepDone) -> bool:
+def _is_twentieth(event: api.StepDone) -> bool:
     """True at the last step and at each twentieth of the way."""
     return event.step == event.steps or event.step % max(1, event.steps // 20) == 0

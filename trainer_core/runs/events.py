@@ -91,3 +91,14 @@ class Warning(Event):
 
 
 Listener = Callable[[Event], None]
+
+
+def log_line(event: Event) -> str:
+    """An event as a line of log.txt."""
+    if isinstance(event, StateChanged):
+        return f"{event.state} at step {event.step} of {event.steps}" + (f": {event.error}" if event.error else "")
+    if isinstance(event, Phase):
+        return f"{event.what} ({event.done} of {event.total})"
+    if isinstance(event, Skipped):
+        return f"step {event.step}: a batch is passed over, its {event.what} is not finite ({', '.join(event.images)})"
+    return f"warning: {event.message}" if isinstance(event, Warning) else repr(event)

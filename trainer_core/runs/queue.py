@@ -1,24 +1,56 @@
 """Runs that want the same device wait for one another: from all runs folders and processes of a user, one at a time.
 
-Each waiting or training run has a ticket. A process that stands behind its ticket holds a lock (the claim), so the
-ticket of a dead process, or of a paused run, blocks nobody, and keeps its place for the run to come back. Whoever is
-first of those that are there takes the device's lock and trains. The kernel frees the locks of a process that dies.
+A device's queue is a list in a file, read and changed by whoever holds its lock. A run that somebody works on counts,
+unless it is paused; one whose process died blocks nobody, and keeps its place for when it comes back. Whoever is first
+of those that count takes the device's lock and trains. The kernel frees the locks of a process that dies.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import BaseFileLock
 
 from ..errors import RunError, RunHeld, SaveError
-from ..files import state_folder
-from .queue_files import QueueBusy, QueueFiles, Waiting, key_of
+from ..files import save_error, state_folder, write_atomically
+from ..reading import read_json
+from .locks import NoLocks, try_lock
+from .run_lock import owner_of
 
 if TYPE_CHECKING:
     import torch
+
+_PATIENCE = 20.0
+"""Seconds to wait for others that look at the queue; each needs milliseconds."""
+
+
+class QueueBusy(SaveError):
+    """Another process has kept the queue to itself for too long (it may be halted)."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A run in the queue."""
+
+    run: Path
+    queued_at: float
+    """Seconds since 1970."""
+    paused: bool = False
+    """It has stepped aside, and keeps its place."""
+    running: bool = False
+    """It has the device."""
+
+    @property
+    def live(self) -> bool:
+        """Whether a process waits or trains for it; not so for one that is paused, or waits for `queue start`."""
+        return not self.paused and owner_of(self.run) is not None
 
 
 def device_key(device: torch.device) -> str:
@@ -31,68 +63,51 @@ def device_key(device: torch.device) -> str:
     return device.type if device.type in {"cpu", "mps"} else f"{device.type}-{device.index or 0}"
 
 
-def queues(root: Path | None = None) -> list[DeviceQueue]:
+def queues() -> list[DeviceQueue]:
     """The queues of all devices that ever had one."""
-    try:
-        folders = sorted(path for path in _queues_folder(root).iterdir() if path.is_dir())
-    except OSError:
-        return []
-    return [DeviceQueue(path.name, root) for path in folders]
+    return [DeviceQueue(path.stem) for path in sorted((state_folder() / "queue").glob("*.json"))]
 
 
 class DeviceQueue:
-    """The runs that wait for one device, and the one that has it."""
+    """The runs that wait for one device, and the one that has it.
 
-    def __init__(self, key: str, root: Path | None = None) -> None:
-        """`key` comes from `device_key`; `root` is in place of `state_folder()`."""
-        self.key = key
-        self._files = QueueFiles(_queues_folder(root) / re.sub(r"[^\w.-]", "_", key))
+    Whatever is asked of it raises SaveError if its file cannot be read or written.
+    """
 
-    def join(self, run: Path) -> Ticket:
-        """Stands in the queue for a run: at the place of its old ticket, or at the end.
-
-        Raises:
-            RunHeld: if another process stands there for it already.
-            SaveError: if the queue's folder cannot be written.
-        """
-        return Ticket(self._files, run.resolve())
-
-    def add(self, run: Path) -> None:
-        """Gives a run a place without a process behind it, unless it has one.
-
-        Raises:
-            SaveError: if the queue's folder cannot be written.
-        """
-        with self._files.alone():
-            self._files.add(run.resolve())
+    def __init__(self, key: str) -> None:
+        """`key` comes from `device_key`."""
+        self.key = re.sub(r"[^\w.-]", "_", key)
+        folder = state_folder() / "queue"
+        self._list, self._lock = folder / f"{self.key}.json", folder / f"{self.key}.lock"
+        self._device_lock = folder / f"{self.key}.device.lock"
 
     def tickets(self) -> list[Waiting]:
-        """All runs in order.
-
-        Raises:
-            SaveError: if the queue's folder cannot be used.
-        """
-        if not self._files.folder.is_dir():
+        """All runs in order."""
+        if not self._list.exists():
             return []
-        with self._files.alone():
-            return self._files.in_order()
+        with self.alone() as order:
+            return list(order)
+
+    def join(self, run: Path) -> Ticket:
+        """Stands in the queue for a run whose lock the caller holds: at its old place, or at the end."""
+        return Ticket(self, run.resolve())
+
+    def add(self, run: Path) -> None:
+        """Gives a run a place without a process behind it, unless it has one."""
+        with self.alone() as order:
+            if all(one.run != run.resolve() for one in order):
+                order.append(Waiting(run.resolve(), round(time.time(), 3)))
 
     def move(self, run: Path, place: int) -> None:
         """Puts a run at a place, counted from 1; who has the device keeps it.
 
         Raises:
             RunError: if the run is not in this queue.
-            SaveError: if the queue's folder cannot be written.
         """
-        key = key_of(run.resolve())
-        with self._files.alone():
-            order = self._files.tickets()
-            found = [one for one in order if one.key == key]
-            if not found:
-                raise RunError(f"{run}: is not in the queue")
-            order.remove(found[0])
-            order.insert(max(place, 1) - 1, found[0])
-            self._files.renumber(order)
+        with self.alone() as order:
+            found = _find(order, run)
+            order.remove(found)
+            order.insert(max(place, 1) - 1, found)
 
     def remove(self, run: Path) -> None:
         """Takes a run out of the queue that no process stands behind.
@@ -100,90 +115,125 @@ class DeviceQueue:
         Raises:
             RunError: if the run is not in this queue.
             RunHeld: if a process stands behind it, which has to be stopped instead.
-            SaveError: if the queue's folder cannot be written.
         """
-        key = key_of(run.resolve())
-        with self._files.alone():
-            if key not in {one.key for one in self._files.tickets()}:
-                raise RunError(f"{run}: is not in the queue")
-            claim = self._files.claim(key)
-            if claim is None:
+        with self.alone() as order:
+            found = _find(order, run)
+            if found.live:
                 raise RunHeld(f'{run}: a process stands in the queue for it. Stop it: lora-foundry tell "{run}" stop')
-            claim.release()
-            self._files.drop(key)
+            order.remove(found)
+
+    @contextmanager
+    def alone(self) -> Iterator[list[Waiting]]:
+        """The runs in order, while nobody else looks at them or changes them; what is made of the list is kept.
+
+        Raises:
+            SaveError: if that cannot be had, or if what is done then fails for a reason of the system.
+        """
+        try:
+            self._list.parent.mkdir(parents=True, exist_ok=True)
+            lock = try_lock(self._lock, _PATIENCE)
+            if lock is None:
+                raise QueueBusy(f"{self._list}: another process has kept the queue to itself for {_PATIENCE:.0f} s")
+            try:
+                before = self._read()
+                order = list(before)
+                yield order
+                if order != before:
+                    text = json.dumps([{**asdict(one), "run": str(one.run)} for one in order], indent=2)
+                    write_atomically(self._list, (text + "\n").encode())
+            finally:
+                lock.release()
+        except NoLocks:
+            raise SaveError(
+                f"{self._list.parent}: this file system has no locks, so runs cannot wait for one another. Set "
+                "LORA_FOUNDRY_STATE to a folder on another one"
+            ) from None
+        except OSError as error:
+            raise save_error(self._list.parent, error) from error
+
+    def _read(self) -> list[Waiting]:
+        """The list; of a damaged one what makes sense. Those that wait put themselves into it again."""
+        try:
+            told = read_json(self._list)
+        except (OSError, ValueError):
+            return []
+        order: list[Waiting] = []
+        free = self.device()
+        if free is not None:
+            free.release()
+        for one in told if isinstance(told, list) else ():
+            with suppress(ValueError, KeyError, TypeError, OverflowError):
+                running = free is None and one["running"] is True
+                order.append(Waiting(Path(one["run"]), float(one["queued_at"]), one["paused"] is True, running))
+        return order
+
+    def device(self) -> BaseFileLock | None:
+        """The device's lock; None if another run has it. To be asked for inside `alone`."""
+        return try_lock(self._device_lock)
 
 
 class Ticket:
-    """A run's place in the queue, with this process behind it."""
+    """A run's place in the queue, with this process behind it. SaveErrors as of `DeviceQueue`, but for `leave`."""
 
-    def __init__(self, files: QueueFiles, run: Path) -> None:
+    def __init__(self, queue: DeviceQueue, run: Path) -> None:
         self.run = run
-        self._files, self._key = files, key_of(run)
-        self._claim: BaseFileLock | None = None
+        self._queue = queue
         self._device: BaseFileLock | None = None
-        with files.alone():
-            self._stand()
+        with queue.alone() as order:
+            self._stand(order)
 
     def ahead(self) -> list[Waiting]:
-        """Whom this run waits for: those before it that are there, and the one that has the device.
-
-        Raises:
-            SaveError: if the queue's folder cannot be used.
-        """
-        with self._files.alone():
-            order = self._files.in_order()
+        """Whom this run waits for: those before it that count, and the one that has the device."""
+        order = self._queue.tickets()
         place = next((k for k, one in enumerate(order) if one.run == self.run), len(order))
-        return [one for k, one in enumerate(order) if one.run != self.run and (one.running or (one.live and k < place))]
+        return [one for k, one in enumerate(order) if one.run != self.run and (one.running or (k < place and one.live))]
 
     def try_enter(self) -> bool:
-        """Takes the device if it is this run's turn; True while it has it.
-
-        Raises:
-            SaveError: if the queue's folder cannot be used.
-        """
+        """Takes the device if it is this run's turn; True while it has it."""
         if self._device is not None:
             return True
         try:
-            with self._files.alone():
-                self._stand()
-                first = next(one for one in self._files.in_order() if one.live)
-                if first.run == self.run:
-                    self._device = self._files.enter(self._key)
+            with self._queue.alone() as order:
+                place = self._stand(order)
+                if not any(one.live for one in order[:place]):
+                    self._device = self._queue.device()
+                if self._device is not None:
+                    order[:] = [replace(one, running=one.run == self.run) for one in order]
         except QueueBusy:
             return False
+        except SaveError:
+            if self._device is None:
+                raise  # otherwise nobody can read who has the device, but its lock counts
         return self._device is not None
 
-    def yield_device(self) -> None:
-        """Gives the device up and steps aside, for a pause. The place is kept; `try_enter` waits there again."""
-        self._step_aside(done=False)
-
-    def leave(self) -> None:
-        """Gives device and place up. A ticket that cannot be deleted then stays as one without a process."""
-        self._step_aside(done=True)
-
-    def _stand(self) -> None:
-        """Sees to it that there is a ticket (somebody may have taken it out) and a process behind it."""
-        self._files.add(self.run)
-        if self._claim is None:
-            self._claim = self._files.claim(self._key)
-            if self._claim is None:
-                raise RunHeld(f"{self.run}: another process stands in the queue for this run")
-
-    def _step_aside(self, done: bool) -> None:
-        try:
-            with self._files.alone():
-                self._release()
-                if done:
-                    self._files.drop(self._key)
-        except SaveError:  # this ends a run, and must not fail it
+    def leave(self, keep_place: bool = False) -> None:
+        """Gives the device up, and the place too unless it is kept; `try_enter` waits there again."""
+        with suppress(RunError), self._queue.alone() as order:  # this ends a run, and must not fail it
             self._release()
+            found = _find(order, self.run)
+            if keep_place:
+                order[order.index(found)] = replace(found, paused=True, running=False)
+            else:
+                order.remove(found)
+        self._release()
+
+    def _stand(self, order: list[Waiting]) -> int:
+        """Sees to it that the run is in the list (somebody may have taken it out) and counts; gives its index."""
+        for place, one in enumerate(order):
+            if one.run == self.run:
+                order[place] = replace(one, paused=False)
+                return place
+        order.append(Waiting(self.run, round(time.time(), 3)))
+        return len(order) - 1
 
     def _release(self) -> None:
-        for lock in (self._device, self._claim):
-            if lock is not None:
-                lock.release()
-        self._device = self._claim = None
+        if self._device is not None:
+            self._device.release()
+            self._device = None
 
 
-def _queues_folder(root: Path | None) -> Path:
-    return (root or state_folder()) / "queue"
+def _find(order: list[Waiting], run: Path) -> Waiting:
+    found = [one for one in order if one.run == run.resolve()]
+    if not found:
+        raise RunError(f"{run}: is not in the queue")
+    return found[0]

@@ -9,28 +9,31 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_core.errors import RunError, RunHeld, SaveError
-from trainer_core.runs import queue_files
-from trainer_core.runs.locks import NoLocks, try_lock
-from trainer_core.runs.queue import DeviceQueue, Ticket, device_key, queues, state_folder
+from trainer_core.runs import queue as queue_module
+from trainer_core.runs.queue import DeviceQueue, Ticket
+from trainer_core.runs.run_lock import RunLock
 
 OBEY = """
 import sys
 from pathlib import Path
 from trainer_core.runs.queue import DeviceQueue
-ticket = DeviceQueue("cpu").join(Path(sys.argv[1]))
+from trainer_core.runs.run_lock import RunLock
+run = Path(sys.argv[1])
+lock = RunLock(run)
+lock.acquire()
+ticket = DeviceQueue("cpu").join(run)
 print("joined", flush=True)
 for line in sys.stdin:
     word = line.strip()
     if word == "ahead":
         print(*[one.run.name for one in ticket.ahead()], flush=True)
+    elif word == "pause":
+        print(ticket.leave(keep_place=True), flush=True)
     else:
         print(getattr(ticket, word)(), flush=True)
 """
@@ -38,7 +41,11 @@ TAKE_TURNS = """
 import sys, time
 from pathlib import Path
 from trainer_core.runs.queue import DeviceQueue
+from trainer_core.runs.run_lock import RunLock
 run, device = Path(sys.argv[1]), Path(sys.argv[2])
+run.mkdir()
+lock = RunLock(run)
+lock.acquire()
 for turn in range(4):
     ticket = DeviceQueue("cpu").join(run)
     while not ticket.try_enter():
@@ -47,7 +54,7 @@ for turn in range(4):
     time.sleep(0.002)
     device.unlink()
     if turn == 1:
-        ticket.yield_device()
+        ticket.leave(keep_place=True)
         while not ticket.try_enter():
             time.sleep(0.002)
         device.touch(exist_ok=False)
@@ -60,6 +67,7 @@ class Worker:
     """A process that stands in the queue for a run and does as it is told."""
 
     def __init__(self, run: Path) -> None:
+        run.mkdir(exist_ok=True)
         command = [sys.executable, "-c", OBEY, str(run)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._answer() == "joined"
@@ -145,7 +153,7 @@ def test_a_killed_holder_frees_the_device_at_once(worker: Callable[[str], Worker
 def test_a_pause_gives_the_device_up_and_keeps_the_place(worker: Callable[[str], Worker]) -> None:
     first, second, third = worker("a"), worker("b"), worker("c")
     assert first.enters()
-    first.ask("yield_device")
+    first.ask("pause")
     assert second.ask("ahead") == ""
     assert second.enters()
     assert names() == ["a", "b", "c"]
@@ -180,6 +188,11 @@ def test_threads_of_one_process_wait_for_one_another(tmp_path: Path) -> None:
     inside, most, ended = [0], [0], []
 
     def work(name: str) -> None:
+        (tmp_path / name).mkdir()
+        with RunLock(tmp_path / name):
+            take_turns(name)
+
+    def take_turns(name: str) -> None:
         for _ in range(5):
             ticket = DeviceQueue("cpu").join(tmp_path / name)
             while not ticket.try_enter():
@@ -208,9 +221,12 @@ def test_it_does_what_a_list_of_names_would(operations: list[tuple[str, int]]) -
     there: set[int] = set()
     holder: int | None = None
     tickets: dict[int, Ticket] = {}
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         root = Path(folder).resolve()
-        queue = DeviceQueue("cpu", root)
+        patch.setenv("LORA_FOUNDRY_STATE", folder)
+        # who works on a run is for its lock to say, which the other tests have
+        patch.setattr(queue_module, "owner_of", lambda run: int(run.name) in tickets or None)
+        queue = DeviceQueue("cpu")
         for operation, who in operations:
             run = root / str(who)
             if operation == "join" and who not in there and who not in tickets:
@@ -232,7 +248,7 @@ def test_it_does_what_a_list_of_names_would(operations: list[tuple[str, int]]) -
                 holder = None if holder == who else holder
                 there.discard(who)
                 if operation == "yield":
-                    tickets[who].yield_device()
+                    tickets[who].leave(keep_place=True)
                 elif operation == "leave":
                     line = [one for one in line if one != who]
                     tickets.pop(who).leave()
@@ -242,143 +258,3 @@ def test_it_does_what_a_list_of_names_would(operations: list[tuple[str, int]]) -
             assert found == [(one, one in there, one == holder) for one in line]
         for ticket in tickets.values():
             ticket.leave()
-
-
-# changes by hand
-
-
-def test_move_and_remove(tmp_path: Path) -> None:
-    queue = DeviceQueue("cpu")
-    for name in "abcd":
-        queue.add(tmp_path / name)
-    queue.add(tmp_path / "b")
-    assert names() == ["a", "b", "c", "d"]
-    queue.move(tmp_path / "d", 1)
-    queue.move(tmp_path / "a", 99)
-    queue.move(tmp_path / "c", 2)
-    assert names() == ["d", "c", "b", "a"]
-    queue.remove(tmp_path / "c")
-    queue.add(tmp_path / "e")
-    assert names() == ["d", "b", "a", "e"]
-    with pytest.raises(RunError, match="c: is not in the queue"):
-        queue.move(tmp_path / "c", 1)
-    with pytest.raises(RunError, match="c: is not in the queue"):
-        queue.remove(tmp_path / "c")
-
-
-def test_who_has_the_device_keeps_it_when_others_are_put_before_it(tmp_path: Path) -> None:
-    queue = DeviceQueue("cpu")
-    first, second = queue.join(tmp_path / "a"), queue.join(tmp_path / "b")
-    assert first.try_enter()
-    queue.move(tmp_path / "b", 1)
-    assert names() == ["b", "a"]
-    assert not second.try_enter()
-    assert [one.run.name for one in second.ahead()] == ["a"]
-    assert first.try_enter()
-    with pytest.raises(RunHeld, match="a process stands in the queue for it"):
-        queue.remove(tmp_path / "b")
-    first.leave()
-    assert second.try_enter()
-    second.leave()
-
-
-def test_one_process_stands_for_a_run(tmp_path: Path) -> None:
-    queue = DeviceQueue("cpu")
-    ticket = queue.join(tmp_path / "a")
-    with pytest.raises(RunHeld, match="another process stands in the queue"):
-        queue.join(tmp_path / "a")
-    ticket.leave()
-    queue.join(tmp_path / "a").leave()
-
-
-def test_devices_have_queues_of_their_own(tmp_path: Path) -> None:
-    assert queues() == []
-    tickets = [DeviceQueue(key).join(tmp_path / "a") for key in ("cuda-1:2", "cpu")]
-    assert all(ticket.try_enter() for ticket in tickets)
-    assert [names(queue) for queue in queues()] == [["a"], ["a"]]
-    for ticket in tickets:
-        ticket.leave()
-
-
-# trouble
-
-
-def test_a_damaged_ticket_is_passed_over_and_mended(tmp_path: Path) -> None:
-    queue = DeviceQueue("cpu")
-    for name in "abc":
-        queue.add(tmp_path / name)
-    file = sorted(state_folder().glob("queue/cpu/tickets/*.json"))[1]
-    for damage in ("", "[]", '{"run": "/elsewhere", "queued_at": 1}', '{"run": 7, "queued_at": 1}'):
-        file.write_text(damage, encoding="utf-8")
-        (file.parent / "not a ticket").touch()
-        assert names() == ["a", "c"]
-        queue.join(tmp_path / "b")._release()
-        assert names() == ["a", "b", "c"], "at its old place"
-
-
-def test_a_ticket_that_somebody_took_away_comes_back_at_the_end(tmp_path: Path) -> None:
-    queue = DeviceQueue("cpu")
-    ticket = queue.join(tmp_path / "a")
-    queue.add(tmp_path / "b")
-    sorted(state_folder().glob("queue/cpu/tickets/*.json"))[0].unlink()
-    assert ticket.try_enter()
-    assert names() == ["b", "a"]
-    ticket.leave()
-
-
-def test_looking_makes_no_files() -> None:
-    assert DeviceQueue("cpu").tickets() == []
-    assert not state_folder().exists() or list(state_folder().iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_used_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(SaveError, match="file"):
-        DeviceQueue("cpu", tmp_path / "file").join(tmp_path / "a")
-
-    def refuse(path: Path, patience: float = 0.0) -> None:
-        raise NoLocks
-
-    monkeypatch.setattr(queue_files, "try_lock", refuse)
-    with pytest.raises(SaveError, match=r"no locks.* Set LORA_FOUNDRY_STATE"):
-        DeviceQueue("cpu").join(tmp_path / "a")
-
-
-def test_a_halted_process_makes_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_files, "_PATIENCE", 0.05)
-    queue = DeviceQueue("cpu")
-    ticket = queue.join(tmp_path / "a")
-    halted = try_lock(state_folder() / "queue" / "cpu" / "queue.lock")
-    assert halted is not None
-    assert not ticket.try_enter()
-    with pytest.raises(SaveError, match="kept the queue to itself"):
-        queue.tickets()
-    halted.release()
-    assert ticket.try_enter()
-    halted = try_lock(state_folder() / "queue" / "cpu" / "queue.lock")
-    assert halted is not None
-    ticket.leave()  # does not fail, and frees the device
-    halted.release()
-    assert [(one.live, one.running) for one in queue.tickets()] == [(False, False)]
-
-
-# names
-
-
-def test_a_device_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    def properties(device: torch.device) -> SimpleNamespace:
-        return SimpleNamespace(uuid={None: "0-0", 0: "0-0", 1: "1-1"}[device.index])
-
-    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    found = [device_key(torch.device(name)) for name in ("cpu", "mps", "mps:0", "cuda", "cuda:0", "cuda:1", "xpu:0")]
-    assert found == ["cpu", "mps", "mps", "cuda-0-0", "cuda-0-0", "cuda-1-1", "xpu-0"]
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
-    assert device_key(torch.device("cuda:1")) == "cuda-1", "an old torch tells none"
-
-
-def test_the_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LORA_FOUNDRY_STATE", str(tmp_path))
-    assert state_folder() == tmp_path
-    monkeypatch.delenv("LORA_FOUNDRY_STATE")
-    assert state_folder().is_absolute()
-    assert "lora_foundry" in state_folder().parts

@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from PIL import Image
 
-Pack = Callable[[str], ModuleType]
+from trainer_core import config as core
+from trainer_core import roots
+from trainer_core.errors import ConfigError
+
 OUTSIDE = [
     "/etc",
     "/etc/passwd",
@@ -37,17 +39,6 @@ OUTSIDE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def roots(pack: Pack) -> ModuleType:
-    return pack("nodes.roots")
-
-
-@pytest.fixture(scope="module")
-def core(pack: Pack) -> ModuleType:
-    pack("trainer_core.errors")
-    return pack("trainer_core.config")
-
-
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
     """ComfyUI's input folder, with a secret beside it."""
@@ -60,13 +51,13 @@ def inputs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def allowed(inputs: Path, roots: ModuleType) -> Any:
+def allowed(inputs: Path) -> Any:
     return roots.Roots.of([inputs], inputs.parent / "roots.txt")
 
 
 @pytest.fixture
-def refused(pack: Pack) -> Callable[..., Any]:
-    return lambda **options: pytest.raises(pack("trainer_core.errors").ConfigError, **options)
+def refused() -> Callable[..., Any]:
+    return lambda **options: pytest.raises(ConfigError, **options)
 
 
 @contextmanager
@@ -105,9 +96,7 @@ def test_what_lies_in_a_root_is_taken(text: str, allowed: Any, inputs: Path) -> 
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
-def test_a_link_that_leads_out_is_refused_and_a_root_may_be_a_link(
-    inputs: Path, roots: ModuleType, refused: Callable[..., Any]
-) -> None:
+def test_a_link_that_leads_out_is_refused_and_a_root_may_be_a_link(inputs: Path, refused: Callable[..., Any]) -> None:
     (inputs / "link").symlink_to(inputs.parent / "secret")
     (inputs / "circle").symlink_to(inputs / "circle")
     own = roots.Roots.of([inputs], inputs / "none")
@@ -121,7 +110,7 @@ def test_a_link_that_leads_out_is_refused_and_a_root_may_be_a_link(
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_a_caption_that_is_a_link_to_a_secret_is_refused(
-    inputs: Path, allowed: Any, core: ModuleType, refused: Callable[..., Any]
+    inputs: Path, allowed: Any, refused: Callable[..., Any]
 ) -> None:
     dataset = core.DatasetConfig(folder=str(inputs / "cats"))
     allowed.check_links(dataset)
@@ -132,7 +121,7 @@ def test_a_caption_that_is_a_link_to_a_secret_is_refused(
 
 
 def test_the_owner_allows_more_by_a_list_and_by_a_variable(
-    inputs: Path, roots: ModuleType, refused: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    inputs: Path, refused: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret, listed = inputs.parent / "secret", inputs.parent / "roots.txt"
     with refused(match=r"roots\.txt"):
@@ -166,9 +155,7 @@ def test_a_source_is_embedded_a_repository_or_a_folder_in_a_root(
         source("my/model")
 
 
-def test_models_files_may_be_their_owners_links(
-    inputs: Path, allowed: Any, core: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_files_may_be_their_owners_links(inputs: Path, allowed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models folders are full of links to other disks. Data sets are not: they come from others."""
     monkeypatch.chdir(inputs.parent)
     elsewhere = inputs.parent / "secret" / "model.safetensors"
@@ -204,7 +191,6 @@ def test_no_path_of_a_job_gets_past(
     change: dict[str, Any],
     inputs: Path,
     allowed: Any,
-    core: ModuleType,
     refused: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -219,7 +205,7 @@ def test_no_path_of_a_job_gets_past(
     assert not [path for path in asked if "secret" in path or "server" in path]
 
 
-def test_a_run_is_below_the_runs_folder_by_name_and_by_what_it_is(inputs: Path, roots: ModuleType) -> None:
+def test_a_run_is_below_the_runs_folder_by_name_and_by_what_it_is(inputs: Path) -> None:
     assert roots.is_below(inputs / "cats", inputs)
     with looked_up() as asked:
         assert not roots.is_below(Path("//server/share"), inputs)

@@ -1,21 +1,25 @@
-"""Which earlier run a training goes on with, and what becomes of one that differs. Nothing here is of ComfyUI."""
+"""How runs go on: which earlier one a job continues, what becomes of one that differs, settings changed by hand."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..trainer_core.config import JobConfig
-from ..trainer_core.errors import FoundryError, ResumeRefused, RunHeld
-from ..trainer_core.runs.run_folder import RunFolder
-from ..trainer_core.runs.status import run_state
-from ..trainer_core.safetensors_file import read_header
-from ..trainer_core.training.resume_rules import (
+from .config import JobConfig, resolved, validated
+from .config.yaml_text import read_yaml
+from .errors import ConfigError, FoundryError, ResumeRefused, RunHeld
+from .runs.run_folder import RunFolder
+from .runs.status import run_state
+from .safetensors_file import read_header
+from .training.resume_rules import (
+    DATA,
     MAY_BE_ACCEPTED,
+    MAY_CHANGE,
     check_resume,
     digests,
     sampled_hashes,
@@ -24,9 +28,9 @@ from ..trainer_core.training.resume_rules import (
 
 ASK, GO_ON, NEW_RUN = "ask", "go on with the new values", "start a new run"
 IF_CHANGED = (ASK, GO_ON, NEW_RUN)
-"""What Train LoRA can be told to do with an unfinished run whose settings are not the job's."""
+"""What can be done with an unfinished run whose settings are not the job's."""
 _TOLD = 3
-"""As many changes fit under the node."""
+"""As many changes are told in one line."""
 
 Contents = Callable[[], Mapping[str, str]]
 
@@ -99,7 +103,7 @@ def _free(run: RunFolder) -> RunFolder:
     if owner is not None:
         raise RunHeld(
             f"the run {run.name!r} has these settings, and {owner} works on it. Wait for it, stop it with "
-            f'lora-foundry tell "{run.path}" stop, or turn continue_stopped off to start another run'
+            f'lora-foundry tell "{run.path}" stop, or start another run'
         )
     return run
 
@@ -122,13 +126,12 @@ def _decided(earlier: _Earlier, job: JobConfig, if_changed: str) -> Beginning:
     if refused:
         lines.append(
             f"It cannot go on with another {', '.join(refused)}: what it has learned so far would not fit. Put that "
-            f"back, or set if_settings_changed to `{NEW_RUN}`; this one stays as it is"
+            f"back, or choose `{NEW_RUN}`; this one stays as it is"
         )
     else:
         lines.append(
-            f"Put that back to go on as if it had never stopped, or set if_settings_changed (an advanced input of "
-            f"Train LoRA) to `{GO_ON}`, from step {earlier.step + 1} on, or to `{NEW_RUN}`; this one then stays as it "
-            "is"
+            f"Put that back to go on as if it had never stopped, or choose `{GO_ON}`, from step {earlier.step + 1} on, "
+            f"or `{NEW_RUN}`; this one then stays as it is"
         )
     raise ResumeRefused("\n".join(lines), earlier.changed)
 
@@ -206,10 +209,67 @@ def _flat(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any
 
 def _contents(root: Path, job: JobConfig) -> Mapping[str, str]:
     """What the data and the base are now, as a checkpoint tells what they were."""
-    from ..trainer_core.data.cache import CACHE_FOLDER, TensorCache
-    from ..trainer_core.data.prepare import PreparedData
-    from ..trainer_core.families.registry import open_base
+    from .data.cache import CACHE_FOLDER, TensorCache
+    from .data.prepare import PreparedData
+    from .families.registry import open_base
 
     base = open_base(job.model)
     data = PreparedData(job, base, TensorCache(root / CACHE_FOLDER))
     return {**digests(data, base), **sampled_hashes(base)}
+
+
+def changed_job(job: JobConfig, assignments: Sequence[str]) -> JobConfig:
+    """A job with settings changed by `field=value`, the value in YAML: `train.steps=900`, `datasets[0].weight=2`.
+
+    Raises:
+        ConfigError: for what is no assignment, an unknown field, or a value that it cannot have.
+    """
+    if not assignments:
+        return job
+    data: dict[str, Any] = job.model_dump(mode="json")
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: give a field and its value, such as --set train.steps=900")
+        try:
+            value = read_yaml(text)
+        except ValueError as error:
+            raise ConfigError(f"--set {assignment}: the value {error}") from None
+        _put(data, field.strip(), value)
+    return resolved(validated(JobConfig, data), Path.cwd())
+
+
+def _put(data: dict[str, Any], field: str, value: Any) -> None:
+    """Sets one field by its place, such as `datasets[0].folder`; the config judges what is there in the end."""
+    parts = re.findall(r"([^.\[\]]+)|\[(\d{1,6})\]", field) or [("", "")]
+    *way, last = [int(index) if index else name for name, index in parts]
+    place: Any = data
+    try:
+        for part in way:
+            place = place[part]
+        if isinstance(place, list) != isinstance(last, int):
+            raise TypeError
+        place[last] = value  # if there is no setting of that name, the config tells
+    except (KeyError, IndexError, TypeError):
+        raise ConfigError(f"--set {field}: a job has no such setting. Its job.yaml shows all there are") from None
+
+
+def accepted_by(run: RunFolder, assignments: Sequence[str]) -> set[str]:
+    """What a run may differ in from its checkpoint because its user set it so: who sets a field wishes its change.
+
+    Raises:
+        ConfigError: for fields that may not change once there is a checkpoint; told before everything is loaded.
+    """
+    fields = [assignment.partition("=")[0].strip() for assignment in assignments]
+    plain = {re.sub(r"\[\d+\]", "", field): field for field in fields}
+    kept = [
+        field
+        for name, field in plain.items()
+        if not {name, name.partition(".")[0]} & (MAY_CHANGE.keys() | MAY_BE_ACCEPTED.keys() - {DATA})
+    ]
+    if kept and run.latest():
+        may = ", ".join([*MAY_CHANGE, *(name for name in MAY_BE_ACCEPTED if name != DATA)])
+        raise ConfigError(
+            f"--set {', '.join(kept)}: may not change when a run goes on; start a new run. These may: {may}"
+        )
+    return plain.keys() & MAY_BE_ACCEPTED.keys() - {DATA}

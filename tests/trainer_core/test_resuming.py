@@ -1,4 +1,4 @@
-"""Which earlier run Train LoRA goes on with."""
+"""Which earlier run a job goes on with."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
-Pack = Callable[[str], ModuleType]
+from trainer_core.config import JobConfig
+from trainer_core.errors import ResumeRefused, RunHeld
+from trainer_core.job import TrainingJob
+from trainer_core.resuming import beginning
+from trainer_core.runs.run_lock import RunLock
+
 EMBEDDED = Path(__file__).parents[2] / "trainer_core" / "embedded" / "base"
 
 
 @pytest.fixture(scope="module")
-def core(pack: Pack) -> SimpleNamespace:
-    names = ("job", "runs.run_folder", "runs.run_lock", "config", "errors")
-    return SimpleNamespace(**{name.split(".")[-1]: pack(f"trainer_core.{name}") for name in names})
-
-
-@pytest.fixture(scope="module")
-def job_of(core: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+def job_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     folder = tmp_path_factory.mktemp("data") / "pictures"
     folder.mkdir()
     for name in ("red", "green"):
@@ -38,15 +36,15 @@ def job_of(core: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> C
             "train": {"steps": 4, "gradient_checkpointing": False, **sections.pop("train", {})},
             "sample": {"before_training": False, "every": 1000, **sections.pop("sample", {})},
         }
-        return core.config.JobConfig(name=name, **job, **sections)
+        return JobConfig(name=name, **job, **sections)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def finished(core: SimpleNamespace, job_of: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(job_of: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps; tests work on copies."""
-    training = core.job.TrainingJob.new(tmp_path_factory.mktemp("runs"), job_of())
+    training = TrainingJob.new(tmp_path_factory.mktemp("runs"), job_of())
     training.run_here(lambda _: None)
     return training.run.path
 
@@ -59,11 +57,11 @@ def root(finished: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def found(pack: Pack) -> Callable[[Path, Any], str | None]:
+def found() -> Callable[[Path, Any], str | None]:
     """The name of the run that a job goes on with."""
 
     def find(root: Path, job: Any) -> str | None:
-        run = pack("nodes.earlier_runs").beginning(root, job, "start a new run").run
+        run = beginning(root, job, "start a new run").run
         return run.name if run else None
 
     return find
@@ -104,11 +102,9 @@ def test_a_finished_run_of_the_same_job_is_not_made_again(root: Path, job_of: An
     assert found(root, job_of(sample={"prompts": ("another",)})) is None
 
 
-def test_a_rate_that_falls_towards_the_end_cannot_be_prolonged(
-    core: SimpleNamespace, tmp_path: Path, job_of: Any, found: Found
-) -> None:
+def test_a_rate_that_falls_towards_the_end_cannot_be_prolonged(tmp_path: Path, job_of: Any, found: Found) -> None:
     falling = {"lr_scheduler": "linear", "steps": 2}
-    core.job.TrainingJob.new(tmp_path, job_of(train=falling)).run_here(lambda _: None)
+    TrainingJob.new(tmp_path, job_of(train=falling)).run_here(lambda _: None)
     assert found(tmp_path, job_of(train={**falling, "steps": 3})) is None
     says(tmp_path / "run", "stopped")
     assert found(tmp_path, job_of(train={**falling, "steps": 3})) is None
@@ -167,46 +163,43 @@ def test_the_latest_of_several_goes_on(root: Path, job_of: Any, found: Found) ->
     assert found(root, job_of()) == "run"  # what cannot be read is passed over
 
 
-def test_a_run_that_somebody_works_on_is_named(core: SimpleNamespace, root: Path, job_of: Any, found: Found) -> None:
+def test_a_run_that_somebody_works_on_is_named(root: Path, job_of: Any, found: Found) -> None:
     says(root / "run", "running")
-    with core.run_lock.RunLock(root / "run"):
-        with pytest.raises(core.errors.RunHeld, match=r"'run' has these settings, and process \d+ .*continue_stopped"):
+    with RunLock(root / "run"):
+        with pytest.raises(RunHeld, match=r"'run' has these settings, and process \d+ .*start another run"):
             found(root, job_of())
         assert found(root, job_of(train={"seed": 1})) is None
     assert found(root, job_of()) == "run"
 
 
-def test_an_unfinished_run_that_differs_is_asked_about(
-    core: SimpleNamespace, pack: Pack, root: Path, job_of: Any
-) -> None:
-    begin = pack("nodes.earlier_runs").beginning
+def test_an_unfinished_run_that_differs_is_asked_about(root: Path, job_of: Any) -> None:
     says(root / "run", "stopped")
     rate, rank = job_of(train={"steps": 9, "learning_rate": 0.5}), job_of(adapter={"rank": 3})
-    with pytest.raises(core.errors.ResumeRefused, match=r"train.learning_rate: was 0.0001, is 0.5") as refused:
-        begin(root, rate, "ask")
+    with pytest.raises(ResumeRefused, match=r"train.learning_rate: was 0.0001, is 0.5") as refused:
+        beginning(root, rate, "ask")
     assert "'run' is not finished (stopped at step 4)" in str(refused.value)
     assert "go on with the new values" in str(refused.value)
     for choice in ("ask", "go on with the new values"):
-        with pytest.raises(core.errors.ResumeRefused, match=r"adapter\.rank: was 2, is 3") as refused:
-            begin(root, rank, choice)
+        with pytest.raises(ResumeRefused, match=r"adapter\.rank: was 2, is 3") as refused:
+            beginning(root, rank, choice)
         assert "cannot go on with another adapter.rank" in str(refused.value)
     for job, told in ((rate, "train.learning_rate was 0.0001, is 0.5"), (rank, "adapter.rank was 2, is 3")):
-        new = begin(root, job, "start a new run")
+        new = beginning(root, job, "start a new run")
         assert new.run is None
         assert told in new.why_new
 
 
-def test_a_changed_rate_is_gone_on_with_by_choice(core: SimpleNamespace, pack: Pack, root: Path, job_of: Any) -> None:
+def test_a_changed_rate_is_gone_on_with_by_choice(root: Path, job_of: Any) -> None:
     says(root / "run", "stopped")
     job = job_of(train={"steps": 5, "learning_rate": 0.5})
-    begins = pack("nodes.earlier_runs").beginning(root, job, "go on with the new values")
+    begins = beginning(root, job, "go on with the new values")
     assert begins.run.name == "run"
-    assert core.job.TrainingJob(begins.run, job, begins.accept).run_here(lambda _: None) == "finished"
+    assert TrainingJob(begins.run, job, begins.accept).run_here(lambda _: None) == "finished"
     assert [(line["step"], line["lr"]) for line in begins.run.metrics()][3:] == [(4, 0.0001), (5, 0.5)]
 
 
-def test_a_finished_run_that_differs_is_told_of(pack: Pack, root: Path, job_of: Any) -> None:
-    begins = pack("nodes.earlier_runs").beginning(root, job_of(train={"seed": 1}), "ask")
+def test_a_finished_run_that_differs_is_told_of(root: Path, job_of: Any) -> None:
+    begins = beginning(root, job_of(train={"seed": 1}), "ask")
     assert begins.run is None
     assert begins.why_new == "run (finished) has other settings: train.seed was 42, is 1"
 

@@ -1,4 +1,4 @@
-"""Which folders and files a workflow may name: only what lies in a root. Nothing here is of ComfyUI.
+"""Which folders and files a workflow may name: only what lies in a root.
 
 Workflows come from other people, and prompts from whoever reaches the server. A path is first compared by name alone:
 to ask Windows whether `//server/share` is there sends the user's credentials to that server. Only a path that lies in a
@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from ..trainer_core.config import DatasetConfig, JobConfig
-from ..trainer_core.data.folder import data_files
-from ..trainer_core.errors import ConfigError
-from ..trainer_core.families.sources.source import is_repository_id
-from ..trainer_core.reading import is_file, is_folder, read_regular
-from .base_files import PARTS
+from .config import DatasetConfig, JobConfig
+from .config.model import MODEL_FILES
+from .data.folder import data_files
+from .errors import ConfigError
+from .families.sources.source import is_repository_id
+from .reading import is_file, is_folder, read_regular
 
 VARIABLE = "LORA_FOUNDRY_ROOTS"
 """Environment variable with more roots, separated as in PATH."""
@@ -103,11 +103,10 @@ class Roots:
         if job.adapter.warm_start:
             self.model_file(job.adapter.warm_start, here, "adapter.warm_start")
         self.source(job.model.source, [here], "model.source")
-        for name in PARTS:
+        for name in MODEL_FILES:
             if file := getattr(job.model, name):
-                self.model_file(file, here, f"model.{name}")
-        if job.model.tokenizers:
-            self.checked(job.model.tokenizers, here, "model.tokenizers")
+                check = self.checked if name == "tokenizers" else self.model_file
+                check(file, here, f"model.{name}")
 
     def check_links(self, dataset: DatasetConfig) -> None:
         """Checks that what the files of a data set are links to lies in a root.

@@ -1,4 +1,4 @@
-"""Images that came over links, kept as a data set's folder, so that a run can be resumed without the graph."""
+"""Images that a host hands over one by one, kept as a data set's folder, so that a run can be resumed without them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..trainer_core.data.images import png_bytes
-from ..trainer_core.errors import DatasetError
-from ..trainer_core.files import write_atomically
+from ..errors import DatasetError
+from ..files import write_atomically
+from .images import png_bytes
 
 _MASKS = "masks"
 
 
-def keep(
+def keep_images(
     root: Path, images: Sequence[Image.Image], captions: Sequence[str], masks: Sequence[Image.Image]
 ) -> tuple[Path, Path | None]:
     """Writes images, captions and masks into a folder below `root` that is named after their content.
@@ -32,9 +32,8 @@ def keep(
     for k, (image, mask) in enumerate(zip(images, shapes, strict=False)):
         if image.size != mask.size:
             raise DatasetError(
-                f"Load Dataset: mask {k + 1} has {mask.width}x{mask.height} pixels, its image {image.width}x"
-                f"{image.height}; both must have the same size. (Load Image gives an empty mask of 64x64 for an image "
-                "without transparency.)"
+                f"mask {k + 1} has {mask.width}x{mask.height} pixels, its image {image.width}x"
+                f"{image.height}; both must have the same size"
             )
     content = hashlib.sha256()
     for picture in (*images, *shapes):
@@ -54,7 +53,5 @@ def keep(
 def _for_each(given: Sequence, count: int, what: str) -> Sequence:
     """One for each image, or none."""
     if len(given) not in (0, 1, count):
-        raise DatasetError(
-            f"Load Dataset: {len(given)} {what} are linked for {count} images; link one for each, or one for all"
-        )
+        raise DatasetError(f"{len(given)} {what} are given for {count} images; give one for each, or one for all")
     return list(given) * count if len(given) == 1 else given

@@ -1,0 +1,169 @@
+"""The one door of the trainer: what its nodes, its command line and web pages use, and nothing else of it but `config`
+(what a job is) and `errors`.
+
+    summary = inspect_dataset(dataset)            # what is in it, its captions as the text encoder sees them
+    report = lint_job(job)                        # what is wrong with it
+    begins = beginning(runs, job, ASK)            # which earlier run the job would go on with, and what changed
+    run = resume_run(begins.run, job, begins.accept) if begins.run else new_run(runs, job)
+    run.start()                                   # on a thread of its own; run.run_here(listener) on this one
+    while run.alive:
+        for event in run.events(): ...            # StepDone, SampleReady, …; run.pause(), run.stop(), run.save_now() …
+    pictures = sample(model, prompts, lora=run.run.latest().lora)
+
+Every failure that a user can cause is a `FoundryError`. Importing this loads neither torch nor any model library.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .adapters.export import describe_lora, export_lora, read_lora_tensors
+from .checks import check_job
+from .config import JobConfig, ModelConfig, SampleConfig
+from .data.cache import CACHE_FOLDER, CacheUsage, TensorCache
+from .data.captions import PLACEHOLDER, prompt_with_trigger
+from .data.given import keep_images
+from .data.lint import LintReport, find_tokenizers, lint_job
+from .data.lint import lint as lint_dataset
+from .data.summary import DatasetSummary
+from .data.summary import digest as dataset_digest
+from .data.summary import summarize as inspect_dataset
+from .demo import demo_job, run_demo
+from .errors import SaveError
+from .families.base import Base, FamilySpec
+from .families.registry import family_names, family_spec, open_base, register_family
+from .families.sources.tokenizers import register_tokenizers
+from .job import TrainingJob
+from .loras import FoundLora, find_lora
+from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
+from .presets import warning as preset_warning
+from .resuming import ASK, IF_CHANGED, Beginning, accepted_by, beginning, changed_job
+from .roots import Roots, is_below
+from .runs.checkpoints import Checkpoint
+from .runs.events import (
+    CheckpointSaved,
+    Event,
+    Listener,
+    Phase,
+    SampleReady,
+    Skipped,
+    StateChanged,
+    StepDone,
+    ValidationDone,
+    Warning,
+)
+from .runs.find import find_checkpoint, find_run, find_waiting, runs_in, waiting_alone
+from .runs.queue import DeviceQueue, Waiting, device_key, queues
+from .runs.requests import CONTINUE, PAUSE, REQUESTS, SAMPLE, SAVE, STOP
+from .runs.requests import ask as ask_run
+from .runs.run_folder import RunFolder
+from .runs.status import RunState, run_state
+from .secrets import redacted
+from .units import GB, duration, size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+def cache_of(runs: Path) -> TensorCache:
+    """The cache of encoded images and captions that all runs of a folder share: `usage`, `prune`, `clear`."""
+    return TensorCache(runs / CACHE_FOLDER)
+
+
+def new_run(runs: Path, job: JobConfig, queue_up: bool = True) -> TrainingJob:
+    """A new run of a job, in a folder that is made only if `check_job` finds nothing wrong. It is not started yet.
+
+    Args:
+        queue_up: wait until no other run trains on the device.
+
+    Raises:
+        FoundryError: what is wrong with the job, or with writing the folder; then nothing is left behind.
+    """
+    return TrainingJob.new(runs, job, queue_up)
+
+
+def resume_run(
+    run: RunFolder, job: JobConfig | None = None, accept: Collection[str] = (), queue_up: bool = True
+) -> TrainingJob:
+    """Goes on with a run from its newest intact checkpoint. It is not started yet; refusals come when it is.
+
+    Args:
+        job: in place of the run's own.
+        accept: what may differ from the checkpoint by the user's wish; `beginning` and `accepted_by` give it.
+        queue_up: wait until no other run trains on the device.
+
+    Raises:
+        ConfigError: if the run's job.yaml cannot be read.
+    """
+    return TrainingJob(run, job, accept, queue_up)
+
+
+def queue_run(runs: Path, job: JobConfig) -> tuple[RunFolder, DeviceQueue, int]:
+    """Makes a run of a job and gives it a place in its device's queue, for a process that trains what waits.
+
+    Returns:
+        The run, the queue and the place, counted from 1.
+
+    Raises:
+        FoundryError: as `new_run`, or if the queue cannot be written; then nothing is left behind.
+    """
+    from .families.device import pick_device
+
+    run, queue = new_run(runs, job).run, DeviceQueue(device_key(pick_device(job.model.device)))
+    try:
+        queue.add(run.path)
+    except SaveError:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    return run, queue, [one.run for one in queue.tickets()].index(run.path.resolve()) + 1
+
+
+def sample(
+    model: ModelConfig,
+    prompts: Sequence[str],
+    *,
+    lora: Path | dict[str, Tensor] | None = None,
+    strength: float = 1.0,
+    settings: SampleConfig | None = None,
+    controls: Sequence[Sequence[Image]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Image]:
+    """Draws one picture for each prompt with a base and, if given, a LoRA.
+
+    Args:
+        lora: a file (a run's is `find_lora(…).path`), or tensors in ComfyUI's names.
+        controls: control images of each prompt; if not told, those that `settings` name.
+
+    Raises:
+        FoundryError: if base or LoRA cannot be loaded or do not fit each other, or control images do not fit the base.
+        Interrupted: when `should_stop` says so.
+    """
+    from .sampling.preview import preview
+
+    return preview(
+        model,
+        prompts,
+        lora=lora,
+        strength=strength,
+        sample=settings,
+        controls=controls,
+        progress=progress,
+        should_stop=should_stop,
+    )
+
+
+def export_lora_as(form: str, lora: Path, model: ModelConfig, name: str, out: Path | None = None) -> Path:
+    """Writes a LoRA as another tool reads it: `diffusers`, `peft` or `kohya`; see `adapters.export_as.export_as`.
+
+    Raises:
+        AdapterError: if the file is no LoRA for the base, or cannot be expressed in this form.
+        SaveError: if it cannot be written, or `out` is there.
+    """
+    from .adapters.export_as import export_as
+
+    return export_as(form, lora, model, name, out)

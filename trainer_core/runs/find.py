@@ -1,0 +1,122 @@
+"""Runs as a user names them, by a name under the runs folder or by their folder; those there are; those that wait."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from ..errors import RunError
+from ..reading import is_file
+from .checkpoints import Checkpoint
+from .queue import DeviceQueue, Waiting, queues
+from .run_folder import RunFolder
+from .status import run_state
+
+
+def runs_in(folder: Path) -> list[RunFolder]:
+    """The runs of a folder by name; none if there is no such folder."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [RunFolder.open(path) for path in paths if RunFolder.is_one(path)]
+
+
+def find_run(name: str, runs: Path) -> RunFolder:
+    """A run by its name under the runs folder, or by its folder.
+
+    Raises:
+        RunError: if neither is there; the message lists what is.
+    """
+    for path in _paths(name, runs):
+        if RunFolder.is_one(path):
+            return RunFolder.open(path)
+    there = [run.name for run in runs_in(runs)]
+    hint = f"{runs} holds: {', '.join(there)}" if there else f"{runs} holds no runs; --runs names another folder"
+    raise RunError(f"no run {name!r}: {hint}")
+
+
+def find_run_or_file(name: str, runs: Path) -> RunFolder | Path:
+    """The run or the file that a user names.
+
+    Raises:
+        RunError: if there is neither.
+    """
+    found = next((path for path in _paths(name, runs) if is_file(path) or RunFolder.is_one(path)), None)
+    return found if found and is_file(found) else find_run(name, runs)
+
+
+def find_checkpoint(run: RunFolder, which: str | int = "latest") -> Checkpoint:
+    """An intact checkpoint of a run: that of a step, the "best" by validation, or the "latest".
+
+    Raises:
+        RunError: if there is none; the message says what there is.
+    """
+    steps = {found.step: found for found in run.checkpoints()}
+    if not steps:
+        raise RunError(f"{run.path}: has no intact checkpoint yet, so there is no LoRA")
+    if which == "latest":
+        return steps[max(steps)]
+    there = f"there are: {', '.join(map(str, sorted(steps)))}"
+    if which == "best":
+        best = run.best()
+        if best is None:
+            raise RunError(f"{run.path}: no checkpoint was validated, so none is known to be the best; {there}")
+        return best
+    if which not in steps:
+        raise RunError(f"{run.path}: has no checkpoint of step {which}; {there}")
+    return steps[int(which)]
+
+
+def find_waiting(name: str, runs: Path) -> tuple[DeviceQueue, Waiting]:
+    """A run in a queue, by its name under the runs folder or anywhere, or by its folder.
+
+    Raises:
+        RunError: if there is none, or several of that name.
+        SaveError: if a queue cannot be read.
+    """
+    waiting = [(queue, one) for queue in queues() for one in queue.tickets()]
+    for path in _paths(name, runs):
+        if found := [pair for pair in waiting if pair[1].run == path.resolve()]:
+            break
+    else:
+        found = [pair for pair in waiting if pair[1].run.name == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RunError(f"several runs {name!r} wait, give the folder: {', '.join(str(one.run) for _, one in found)}")
+    raise RunError(f"no run {name!r} waits; these do: {', '.join(one.run.name for _, one in waiting) or 'none'}")
+
+
+def waiting_alone(tried: Collection[Path] = ()) -> Iterator[tuple[DeviceQueue, Waiting, str | None]]:
+    """The runs that wait and that nobody works on, in order, each with why it cannot be gone on with, if it cannot.
+
+    Args:
+        tried: runs to leave out.
+
+    Raises:
+        SaveError: if a queue cannot be read.
+    """
+    for queue in queues():
+        for one in queue.tickets():
+            if one.live or one.run in tried:
+                continue
+            if not RunFolder.is_one(one.run):
+                yield queue, one, "gone"
+                continue
+            state = run_state(RunFolder.open(one.run))
+            if state.owner is None:
+                yield queue, one, None if state.resumable else str(state)
+
+
+def _paths(name: str, runs: Path) -> list[Path]:
+    """Where a run may be that a user names, the likeliest first: a bare name is one under the runs folder.
+
+    Raises:
+        RunError: for an empty name, which as a path would be the current folder.
+    """
+    if not name.strip():
+        raise RunError("the run's name is empty: give its name under --runs, or its folder")
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # the home of a user that there is not
+        path = Path(name)
+    is_bare = Path(name).name == name and name not in ("..", "~")
+    return [runs / name, path] if is_bare else [path]
