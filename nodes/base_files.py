@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..trainer_core.api import file_parts
 from ..trainer_core.errors import ConfigError
 
 EMBEDDED = "embedded"
 SOURCES = ("checkpoints", "diffusion_models")
 """Models folders that a base's source may lie in. ComfyUI keeps `unet` as an older name of the second."""
-PARTS = {"text_encoder": "text_encoders", "text_encoder_2": "text_encoders", "vae": "vae"}
-"""Parts of a base that may be a file of their own → models folder. ComfyUI keeps `clip` as a name of the first."""
+_FOLDERS = {"text_encoder": "text_encoders", "vae": "vae"}
+"""Role of a part → models folder. ComfyUI keeps `clip` as a name of the first."""
+PARTS = {part: _FOLDERS[role] for part, role in file_parts().items()}
+"""Parts of a base that may be a file of their own → models folder."""
 FROM_SOURCE = "from the source"
 """What a part's list says where the part is not a file of its own."""
 

@@ -59,18 +59,17 @@ class QuantizeBase(io.ComfyNode):
         family: str,
         source: str,
         folder_or_repo: str,
-        text_encoder: str,
-        text_encoder_2: str,
-        vae: str,
         model: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        chosen = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae}
+        chosen = {part: settings.pop(part) for part in PARTS}
         fields = {
             "family": family,
             "source": _source(source, folder_or_repo, model),
             "device": host.device(),
-            **{part: str(host.model_file(PARTS[part], name)) for part, name in chosen.items() if name != FROM_SOURCE},
+            "files": {
+                part: str(host.model_file(PARTS[part], name)) for part, name in chosen.items() if name != FROM_SOURCE
+            },
             **values(QUANTIZE_BASE, settings)["model"],
         }
         base = validated(ModelConfig, fields)

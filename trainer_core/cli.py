@@ -19,7 +19,6 @@ from typing import TextIO
 from . import __version__
 from .commands import FAILED, INTERRUPTED
 from .errors import FoundryError
-from .families.registry import file_parts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,6 +262,8 @@ def _base_options(parser: argparse.ArgumentParser) -> None:
         "--base", metavar="SOURCE", help="the base model: embedded, a file, a folder, or a repository id"
     )
     parser.add_argument("--tokenizers", metavar="DIR", type=_absolute, help="of a base in a single file")
+    from .api import file_parts
+
     for part in file_parts():
         flag = f"--{part.replace('_', '-')}"
         parser.add_argument(flag, metavar="FILE", type=_absolute, help="of the base, where --base lacks it")

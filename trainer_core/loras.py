@@ -78,17 +78,23 @@ def find_lora(
     if isinstance(found, RunFolder):
         checkpoint, job = find_checkpoint(found, which or "latest"), found.job()
         called = found.name if which in (None, "latest") else f"{found.name}_{checkpoint.step}_steps"
-        return FoundLora(checkpoint.lora, called, job.model.but(**base), job.sample, job.preview_trigger, job)
+        return FoundLora(checkpoint.lora, called, _changed(job.model, base), job.sample, job.preview_trigger, job)
     if which is not None:
         raise ConfigError("--step: chooses a checkpoint of a run; this is a file")
     facts, called = describe_lora(found), found.name.removesuffix(".safetensors")
     if "source" in base:
-        model = ModelConfig(family=_family_of_file(facts["metadata"])).but(**base)
+        model = _changed(ModelConfig(family=_family_of_file(facts["metadata"])), base)
         return FoundLora(found, called, model, SampleConfig(), facts["trigger"])
     job = _job_of_file(found, facts["metadata"])
     # of control images the file tells the names alone
     sample = job.sample.but(controls=())
-    return FoundLora(found, called, job.model.but(**base), sample, job.preview_trigger)
+    return FoundLora(found, called, _changed(job.model, base), sample, job.preview_trigger)
+
+
+def _changed(model: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:
+    """A base with the fields that the user gives; files that are not given stay."""
+    changed: ModelConfig = model.but(**{**given, "files": {**model.files, **given.get("files", {})}})
+    return changed
 
 
 def _job_of_file(path: Path, metadata: dict[str, str]) -> JobConfig:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from .config import DatasetConfig, JobConfig
-from .config.model import MODEL_FILES
 from .data.folder import data_files
 from .errors import ConfigError
 from .families.sources.source import is_repository_id
@@ -103,10 +102,10 @@ class Roots:
         if job.adapter.warm_start:
             self.model_file(job.adapter.warm_start, here, "adapter.warm_start")
         self.source(job.model.source, [here], "model.source")
-        for name in MODEL_FILES:
-            if file := getattr(job.model, name):
-                check = self.checked if name == "tokenizers" else self.model_file
-                check(file, here, f"model.{name}")
+        if job.model.tokenizers:
+            self.checked(job.model.tokenizers, here, "model.tokenizers")
+        for part, file in job.model.files.items():
+            self.model_file(file, here, f"model.files.{part}")
 
     def check_links(self, dataset: DatasetConfig) -> None:
         """Checks that what the files of a data set are links to lies in a root.

@@ -15,7 +15,7 @@ def given(args: argparse.Namespace, *names: str) -> dict[str, object]:
 
 def base_options(args: argparse.Namespace) -> dict[str, object]:
     """What the command line says of a LoRA's base, as fields of `ModelConfig`."""
-    from ..config.model import MODEL_FILES
+    from ..api import file_parts
 
     source = {} if args.base is None else {"source": args.base}
-    return {**given(args, "family", "device", *MODEL_FILES), **source}
+    return {**given(args, "family", "device", "tokenizers"), **source, "files": given(args, *file_parts())}
