@@ -12,12 +12,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from hypothesis import settings
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+_MOST_WORKERS = 4
+_WORKER_MEMORY = 3 * 2**30
+"""What one that runs the tests, and the processes that they start, take at most."""
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers must not fight for the cores
 
 # No deadlines: a busy machine is no bug. Hypothesis' own profile for CI tries the same examples in every run; ours is
 # the same everywhere, so that CI finds what a user's run would.
@@ -34,6 +41,15 @@ class _RootIsNoPackage:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_RootIsNoPackage())
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes run the tests: one for each core, as far as memory goes; named files run in this one."""
+    if any(".py" in argument for argument in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(cores, _MOST_WORKERS, psutil.virtual_memory().available // _WORKER_MEMORY)
+    return count if count > 1 else 0
 
 
 def find_comfyui() -> Path | None:

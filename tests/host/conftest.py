@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from .runs import EXACT, run_of
 from .server import ComfyServer
 
 TRAIN = {"steps": 4, "learning_rate": 0.01, "batch_size": 2, "seed": 1, "save_every": 2, "sample_every": 4}
@@ -19,6 +20,14 @@ SAMPLES = {"before_training": False, "steps": 2, "seed": 1}
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui")) as running:
         yield running
+
+
+@pytest.fixture(scope="package")
+def undisturbed(server: ComfyServer, training: Callable[..., dict[str, Any]]) -> Path:
+    """A run that nothing came in the way of, of the settings `EXACT`."""
+    prompt = training("undisturbed", **EXACT)
+    assert server.run(prompt).status == "success"
+    return run_of(server, prompt)
 
 
 @pytest.fixture(scope="session")

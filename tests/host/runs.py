@@ -10,9 +10,10 @@ from typing import Any
 
 from .server import ComfyServer
 
-STEPS = 30
+STEPS = 20
 # slow enough to be cancelled on the way on a fast machine, quick enough to be finished on a slow one
 SLOW = {"steps": STEPS, "batch_size": 4, "gradient_accumulation": 4, "save_every": 1000, "sample_every": 1000}
+EXACT = {**SLOW, "options": {"deterministic": True}}
 
 
 def run_of(server: ComfyServer, prompt: dict[str, Any]) -> Path:

@@ -15,22 +15,13 @@ import pytest
 
 from trainer_core.runs.requests import PAUSE, ask
 
-from .runs import SLOW, STEPS, begun, finished, run_of, status, steps, weights
+from .runs import EXACT, SLOW, STEPS, begun, finished, run_of, status, steps, weights
 from .server import ROOT, ComfyServer
 
 Training = Callable[..., dict[str, Any]]
 ROUTE = "/lora_foundry/tell"
-EXACT = {**SLOW, "options": {"deterministic": True}}
 WAIT_SECONDS = 5
 """A requirement of the project: a cancel takes no longer than this."""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(server: ComfyServer, training: Training) -> Path:
-    """A run that nothing came in the way of."""
-    prompt = training("undisturbed", **EXACT)
-    assert server.run(prompt).status == "success"
-    return run_of(server, prompt)
 
 
 def test_paused_run_frees_the_device_and_goes_on_exactly(

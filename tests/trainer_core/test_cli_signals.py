@@ -79,9 +79,9 @@ def test_in_the_middle_of_a_step(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A step takes seconds here, so that the second signal comes before the first has had its effect."""
+    """A step takes two seconds here, so that the second signal comes before the first has had its effect."""
     monkeypatch.chdir(tmp_path)
-    job = make_job(train={"steps": 9, "gradient_accumulation": 60})
+    job = make_job(train={"steps": 9, "gradient_accumulation": 20})
     command = [sys.executable, "-u", "-m", "trainer_core", "train", str(job)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -48,8 +48,16 @@ def test_right_means_shape_colour_and_background() -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_teaches_the_shape(tmp_path: Path) -> None:
-    """The promise of the README: the word means nothing before and the shape after, in colours never shown."""
+def test_the_demo_teaches_the_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The promise of the README: the word means nothing before and the shape after, in colours never shown.
+
+    Half of its steps must do for that, seen in a quarter of its pictures; the README has the figures of all.
+    """
+    whole = demo.demo_job(42)
+    half = whole.but(train=whole.train.model_dump(mode="json") | {"steps": whole.train.steps // 2})
+    monkeypatch.setattr(demo, "demo_job", lambda seed: half)
+    monkeypatch.setattr(demo, "IMAGES", demo.IMAGES // 4)
+    monkeypatch.setattr(demo, "_GRID", demo._GRID[:2])
     said: list[str] = []
     result = demo.run_demo(tmp_path / "out", tmp_path / "demo.json", emit=said.append)
     assert json.loads((tmp_path / "demo.json").read_text(encoding="utf-8")) == result
@@ -58,6 +66,6 @@ def test_the_demo_teaches_the_shape(tmp_path: Path) -> None:
     assert result["activation"]["after"] >= 0.85
     assert result["generalization"]["after"] >= 0.75
     assert result["leak"]["before"] == 0
-    assert 0 <= result["leak"]["after"] <= 1
+    assert 0 <= result["leak"]["after"] <= 0.1
     assert any("activation" in line for line in said)
     assert (tmp_path / "out" / "demo.png").stat().st_size > 1000

@@ -6,6 +6,7 @@ import copy
 import io
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -227,7 +228,7 @@ def attack(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], 
     def attempt(data: bytes) -> tuple[int, str]:
         file = sandbox / "work" / "job.yaml"
         file.write_bytes(data)
-        before = {**known, "work/job.yaml": files(file.parent)["job.yaml"]}
+        before = known | {"work/job.yaml": files(file.parent)["job.yaml"]}
         code, told = run(file, sandbox / "runs")
         assert code in (0, 1), told
         if code:
@@ -242,7 +243,7 @@ def attack(sandbox: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], 
         assert {path.split("/")[0] for path in written} <= {"runs"}
         assert len({path.split("/")[1] for path in written}) <= 1, "one run has one folder"
         assert all(TOKEN.encode() not in (sandbox / path).read_bytes() for path in written)
-        known.update(after)
+        shutil.rmtree(sandbox / "runs", ignore_errors=True)
         return code, told
 
     return attempt

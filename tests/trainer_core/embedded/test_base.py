@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-import pytest
-
 from trainer_core.embedded import evaluate
 from trainer_core.embedded.shapes import CONCEPT, SHAPES, Scene, draw, invented_word, random_scene, training_caption
 
@@ -54,9 +52,8 @@ def test_the_judge_knows_drawn_pictures() -> None:
     assert sum(evaluate.right(prompts, seen)) / len(scenes) >= 0.97
 
 
-@pytest.mark.slow
 def test_it_draws_what_held_out_captions_say() -> None:
-    prompts = held_out_prompts(200)
+    prompts = held_out_prompts(100)
     seen = evaluate.verdicts(evaluate.Painter().paint(prompts))
     assert sum(evaluate.right(prompts, seen)) / len(prompts) >= 0.95
 

@@ -33,14 +33,17 @@ comfy.options.enable_args_parsing()
 import torch
 from comfy.ldm.flux.layers import timestep_embedding
 from comfy.model_base import convert_tensor
-times, guidance, name = json.load(sys.stdin)
-dtype = getattr(torch, name)
-t = torch.tensor(times)  # BaseModel._apply_model: ModelSamplingFlux.timestep(sigma).float()
-g = convert_tensor(torch.FloatTensor([guidance]), dtype, "cpu")  # what becomes of CONDRegular on the way to the model
-both = [timestep_embedding(one, 256).to(dtype).float().tolist() for one in (t, g)]
-print("RESULT" + json.dumps(both))
+times, guidance, names = json.load(sys.stdin)
+found = {}
+for name in names:
+    dtype = getattr(torch, name)
+    t = torch.tensor(times)  # BaseModel._apply_model: ModelSamplingFlux.timestep(sigma).float()
+    g = convert_tensor(torch.FloatTensor([guidance]), dtype, "cpu")  # what CONDRegular becomes on the way to the model
+    found[name] = [timestep_embedding(one, 256).to(dtype).float().tolist() for one in (t, g)]
+print("RESULT" + json.dumps(found))
 """
-"""What `Flux.forward_orig` of ComfyUI hands to `time_in` and `guidance_in`."""
+"""What `Flux.forward_orig` of ComfyUI hands to `time_in` and `guidance_in`, by precision."""
+HOST_DTYPES = ("float32", "bfloat16")
 
 
 @contextmanager
@@ -130,20 +133,29 @@ def test_in_float32_flux_embeds_bit_for_bit_what_diffusers_does(model: nn.Module
     assert torch.equal(guidance, of_guidance[0])
 
 
-@pytest.mark.host
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_flux_embeds_what_comfyui_embeds(dtype: str, model: nn.Module, comfyui: Path) -> None:
-    """Times as fp32, guidance in the model's precision: ComfyUI rounds 1000 · 3.5 to 3504 in bfloat16."""
+@pytest.fixture(scope="module")
+def host(comfyui: Path) -> dict[str, list[list[list[float]]]]:
+    """Asks ComfyUI, in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", HOST],
-        input=json.dumps([TIMES, GUIDANCE, dtype]),
+        input=json.dumps([TIMES, GUIDANCE, HOST_DTYPES]),
         capture_output=True,
         text=True,
         cwd=comfyui,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert lines, done.stderr[-3000:]
-    time, guidance = (torch.tensor(one) for one in json.loads(lines[0].removeprefix("RESULT")))
+    found: dict[str, list[list[list[float]]]] = json.loads(lines[0].removeprefix("RESULT"))
+    return found
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("dtype", HOST_DTYPES)
+def test_flux_embeds_what_comfyui_embeds(
+    dtype: str, model: nn.Module, host: dict[str, list[list[list[float]]]]
+) -> None:
+    """Times as fp32, guidance in the model's precision: ComfyUI rounds 1000 · 3.5 to 3504 in bfloat16."""
+    time, guidance = map(torch.tensor, host[dtype])
     ours = embedded(model, dtype)
     assert torch.equal(ours[0].float(), time)
     assert torch.equal(ours[1].float(), guidance.expand(len(TIMES), -1))

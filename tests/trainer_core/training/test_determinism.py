@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,16 @@ def weights(training: TrainingJob) -> dict[str, torch.Tensor]:
     return load(lora(training))
 
 
+@pytest.fixture
+def several_threads() -> Iterator[None]:
+    """As a user's run has them, also where the tests' processes have one thread each."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(count)
+
+
+@pytest.mark.usefixtures("several_threads")
 def test_the_same_seed_gives_the_same_bytes(job_of: Jobs, train: Train, tmp_path: Path) -> None:
     """From a full cache and from an empty one, whatever the global generators stand at."""
     first = train(job_of(**EVERYTHING))
@@ -89,6 +99,7 @@ def trained_elsewhere(job: JobConfig, folder: Path, hash_seed: str) -> bytes:
     return Path(done.stdout.strip().splitlines()[-1]).read_bytes()
 
 
+@pytest.mark.usefixtures("several_threads")
 def test_another_process_gives_the_same_bytes(job_of: Jobs, train: Train, tmp_path: Path) -> None:
     job = job_of(**EVERYTHING)
     assert trained_elsewhere(job, tmp_path / "elsewhere", "1") == lora(train(job))
