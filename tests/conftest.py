@@ -24,7 +24,9 @@ _WORKER_MEMORY = 3 * 2**30
 """What one that runs the tests, and the processes that they start, take at most."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers must not fight for the cores
+    # before torch is imported: workers must not fight for the cores, nor may threads that wait keep them busy
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # No deadlines: a busy machine is no bug. Hypothesis' own profile for CI tries the same examples in every run; ours is
 # the same everywhere, so that CI finds what a user's run would.
