@@ -35,7 +35,7 @@ from trainer_core.config import JobConfig, validated
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import CheckpointSaved, Event, Phase, SampleReady, StepDone
 from trainer_core.runs.run_folder import RunFolder
-from trainer_core.training import work  # noqa: F401
+from trainer_core.training import session  # noqa: F401
 
 STEPS, SAVE_EVERY = 24, 2
 MOMENTS = {"preparing": 2, "training": 3, "saving": 4, "drawing": 1}

@@ -18,7 +18,7 @@ EMBEDDED = Path(__file__).parents[2] / "trainer_core" / "embedded" / "base"
 
 @pytest.fixture(scope="module")
 def core(pack: Pack) -> SimpleNamespace:
-    names = ("training.job", "training.run_folder", "training.run_lock", "config", "errors")
+    names = ("job", "runs.run_folder", "runs.run_lock", "config", "errors")
     return SimpleNamespace(**{name.split(".")[-1]: pack(f"trainer_core.{name}") for name in names})
 
 

@@ -27,7 +27,7 @@ Make = Callable[..., Path]
 DIE_HOLDING = """
 import os, sys
 from pathlib import Path
-from trainer_core.training.run_lock import RunLock
+from trainer_core.runs.run_lock import RunLock
 RunLock(Path(sys.argv[1])).acquire()
 os._exit(9)
 """

@@ -79,7 +79,7 @@ def test_without_metadata_there_is_none(tmp_path: Path) -> None:
 def test_the_same_bytes_in_every_process(hash_seed: str) -> None:
     code = (
         "import hashlib, torch\n"
-        "from trainer_core.adapters.safetensors_file import serialize\n"
+        "from trainer_core.safetensors_file import serialize\n"
         "tensors = {f'layer.{k}': torch.full((k + 1, 2), float(k)) for k in {3, 1, 4, 15, 9, 2, 6}}\n"
         "metadata = {f'key{k}': str(k) for k in {'b', 'a', 'z', 'q', 'm'}}\n"
         "print(hashlib.sha256(serialize(tensors, metadata)).hexdigest())"

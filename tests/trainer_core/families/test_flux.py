@@ -189,7 +189,7 @@ def test_decoding_is_that_of_the_pipeline(base: Base) -> None:
 def test_a_picture_survives_the_vae(base: Base) -> None:
     from trainer_core.data.images import load_image, to_bucket
 
-    folder = Path(sources.__file__).parents[1] / "embedded" / "demo_dataset"
+    folder = sources.EMBEDDED.parent / "demo_dataset"
     pixels = torch.stack([to_bucket(load_image(folder / f"0{k}.png"), (64, 64)) for k in range(4)])
     back = base.decode_latents(base.encode_pixels(pixels)[0])
     assert (back - pixels).abs().mean() < 0.1

@@ -24,7 +24,7 @@ from trainer_core.runs.queue import DeviceQueue, Ticket, device_key, queues, sta
 OBEY = """
 import sys
 from pathlib import Path
-from trainer_core.training.queue import DeviceQueue
+from trainer_core.runs.queue import DeviceQueue
 ticket = DeviceQueue("cpu").join(Path(sys.argv[1]))
 print("joined", flush=True)
 for line in sys.stdin:
@@ -37,7 +37,7 @@ for line in sys.stdin:
 TAKE_TURNS = """
 import sys, time
 from pathlib import Path
-from trainer_core.training.queue import DeviceQueue
+from trainer_core.runs.queue import DeviceQueue
 run, device = Path(sys.argv[1]), Path(sys.argv[2])
 for turn in range(4):
     ticket = DeviceQueue("cpu").join(run)

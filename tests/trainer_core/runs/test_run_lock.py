@@ -26,7 +26,7 @@ HERE = platform.node()
 HOLD = """
 import sys
 from pathlib import Path
-from trainer_core.training.run_lock import RunLock
+from trainer_core.runs.run_lock import RunLock
 with RunLock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.readline()

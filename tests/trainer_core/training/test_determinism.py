@@ -81,7 +81,7 @@ def trained_elsewhere(job: JobConfig, folder: Path, hash_seed: str) -> bytes:
         "import sys, torch; from pathlib import Path\n"
         "import trainer_core.families.sources as sources\n"
         "from trainer_core.config import load_job\n"
-        "from trainer_core.training.job import TrainingJob\n"
+        "from trainer_core.job import TrainingJob\n"
         f"torch.set_num_threads({torch.get_num_threads()})\n"
         "sources.EMBEDDED = Path(sys.argv[2])\n"
         "training = TrainingJob.new(Path(sys.argv[1]), load_job(Path(sys.argv[1]) / 'job.yaml'))\n"

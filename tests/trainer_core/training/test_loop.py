@@ -60,7 +60,7 @@ def in_double(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     makes a step like any other, rounding errors included; without these, two ways to the same update are the same."""
     trainer.base.dtype = torch.float64
     trainer.denoiser.double()
-    monkeypatch.setattr("trainer_core.training.step.autocast", lambda _: nullcontext())
+    monkeypatch.setattr("trainer_core.training.step.autocast", lambda *_: nullcontext())
     return trainer
 
 

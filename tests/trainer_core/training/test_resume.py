@@ -182,9 +182,9 @@ def test_killed_by_the_system_and_resumed(job: JobConfig, train: Train, tmp_path
     code = (
         "import os, signal, sys; from pathlib import Path\n"
         "import trainer_core.families.sources as sources\n"
-        "from trainer_core.training.events import CheckpointSaved, StepDone\n"
-        "from trainer_core.training.job import TrainingJob\n"
-        "from trainer_core.training.run_folder import RunFolder\n"
+        "from trainer_core.runs.events import CheckpointSaved, StepDone\n"
+        "from trainer_core.job import TrainingJob\n"
+        "from trainer_core.runs.run_folder import RunFolder\n"
         "sources.EMBEDDED = Path(sys.argv[2])\n"
         "def listen(event):\n"
         "    if isinstance(event, StepDone) and event.step == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
