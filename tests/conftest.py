@@ -24,7 +24,9 @@ _WORKER_MEMORY = 3 * 2**30
 """What one that runs the tests, and the processes that they start, take at most."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers must not fight for the cores
+    # before torch is imported: workers must not fight for the cores, nor may threads that wait keep them busy
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # No deadlines: a busy machine is no bug. Hypothesis' own profile for CI tries the same examples in every run; ours is
 # the same everywhere, so that CI finds what a user's run would.
@@ -43,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_RootIsNoPackage())
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """How many processes run the tests: one for each core, as far as memory goes; named files run in this one."""
     if any(".py" in argument for argument in config.args):
