@@ -14,6 +14,7 @@ from ..runs.events import Listener, Phase, StateChanged, Warning
 from ..runs.requests import PAUSE, STOP, Control
 from ..runs.run_folder import RunFolder
 from ..sampling.sampler import SamplerSettings
+from ..units import GB
 from .determinism import deterministic
 from .environment import environment
 from .loop import Trainer
@@ -65,7 +66,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
             data.encode_images(progress)
             if data.encoded_elsewhere():
                 findings.add("pictures or captions came from the cache, encoded in another or an unknown environment")
-            cache.prune(int(job.cache.limit_gb * 1e9))
+            cache.prune(int(job.cache.limit_gb * GB))
             progress("loading the base", 0, 1)
             trainer = Trainer(run, job, base, data, emit, control, findings)
             trainer.restore(accept)
