@@ -53,7 +53,7 @@ def losses(lora: Path | None, folder: Path) -> torch.Tensor:
             errors = []
             for k in range(_NOISES):
                 noise = normal_like(clean.shape, "weights", level, k)
-                noisy = base.schedule.noised(clean, noise, t)
+                noisy = base.schedule.add_noise(clean, noise, t)
                 predicted = base.predict(painter.denoiser, {MAIN: noisy}, t, given)[MAIN]
                 errors.append((predicted - (noise - clean)).square().mean())
             found.append(torch.stack(errors).mean())

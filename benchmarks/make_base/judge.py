@@ -16,7 +16,7 @@ from .common import Clock, pictures, to_pixels
 
 
 def build_judge(out: Path, steps: int = 2500, batch: int = 64) -> None:
-    """Trains the judge on drawn pictures, blurred, noised and shifted in brightness, and prints its accuracy."""
+    """Trains the judge on drawn pictures, blurred, add_noise and shifted in brightness, and prints its accuracy."""
     from safetensors.torch import save_file
 
     torch.manual_seed(2)

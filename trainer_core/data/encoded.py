@@ -177,7 +177,7 @@ class EncodedPictures:
         target, *controls = (self._entries.entry(self._key(view)) for view in self._pictures(sample, variant))
         names = [stream.name for stream in self._base.spec.streams]
         mean, std = ({name: target[_stored(name, what)] for name in names} for what in ("mean", "spread"))
-        time_ids = self._view(sample, variant, sample.item.path).sizes
+        time_ids = self._view(sample, variant, sample.item.path).time_ids
         return Latents(mean, std, time_ids, self._mask(sample, variant), tuple(one["mean"] for one in controls))
 
     def seen(self, sample: Sample, variant: Variant) -> tuple[View, ...]:

@@ -25,9 +25,7 @@ from .variants import Box, Variant
 if TYPE_CHECKING:
     from torch import Tensor
 
-Sizes = tuple[int, int, int, int, int, int]
-"""In pixels: height and width of the original; how far down and across what is shown begins, once the original is
-scaled as it is in the bucket; height and width of what is shown."""
+    from ..families.conditioning import TimeIds
 
 ASPECT_TOLERANCE = 0.02
 """Two pictures whose aspects differ by less have the same: rounding when one was scaled moves it by a pixel."""
@@ -61,8 +59,8 @@ class View:
         return (self.content, *self.target, *self.box, *self.size, self.variant.flip_x, self.variant.flip_y)
 
     @property
-    def sizes(self) -> Sizes:
-        """What SDXL is told of a picture (Podell et al. 2023, §2.2), offsets counted in the mirrored picture."""
+    def time_ids(self) -> TimeIds:
+        """What SDXL is told of a picture; offsets are counted in the mirrored picture."""
         (width, height), (left, top, right, bottom) = self.target, self.box
         across, down = self.size[0] / (right - left), self.size[1] / (bottom - top)
         cut_left = width - right if self.variant.flip_x else left

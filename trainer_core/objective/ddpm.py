@@ -80,7 +80,7 @@ class DdpmSchedule(Schedule):
         """Step (N,) of times t, int64: what the denoiser reads as its timestep."""
         return (t * self.steps).floor().long().clamp(0, self.steps - 1)
 
-    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         signal, rest = self._factors(t, clean)
         return signal * clean + rest * noise
 

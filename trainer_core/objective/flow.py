@@ -81,7 +81,7 @@ class FlowSchedule(Schedule):
     def prediction(self) -> str:
         return "flow"
 
-    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         t = per_sample(t, clean)
         return (1 - t) * clean + t * noise
 

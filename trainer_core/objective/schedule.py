@@ -20,7 +20,7 @@ class Schedule(ABC):
         """What the denoiser predicts: `flow` (ε - x_0), `epsilon` or `v_prediction`."""
 
     @abstractmethod
-    def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The noisy latents x_t for clean latents and noise (N, ...) at times t (N,)."""
 
     @abstractmethod

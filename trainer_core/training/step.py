@@ -65,7 +65,9 @@ class Objective:
             number: of the pass in its update, which its dropout is a function of.
         """
         batch = batch.to(self.base.device)
-        noisy = {name: self.base.schedule.noised(batch.clean[name], batch.noise[name], batch.t) for name in batch.clean}
+        noisy = {
+            name: self.base.schedule.add_noise(batch.clean[name], batch.noise[name], batch.t) for name in batch.clean
+        }
         settings, place = self.job.regularization, (batch.number, number)
         guidance = self._guidance(self._dataset(batch), batch.t)
         self.adapter.set_strength(self._dataset(batch).adapter_strength)

@@ -97,6 +97,6 @@ def _losses(objective: Objective, data: PreparedData, batch: list[Pair], times: 
     ]
     noisy, targets = (
         each(lambda x, e: function(x, e, t), clean, noise)  # noqa: B023 - called at once
-        for function in (schedule.noised, schedule.target)
+        for function in (schedule.add_noise, schedule.target)
     )
     return objective.losses(objective.predict(noisy, t, prompts), targets)

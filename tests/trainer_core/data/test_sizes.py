@@ -42,7 +42,7 @@ def test_cropping_the_scaled_original_there_gives_the_same_pixels(picture: tuple
     variants = [*variants_of(DatasetConfig(folder=".", crop="random", flip_x=True, flip_y=True)), Variant()]
     for variant in variants:
         view = view_of(path, size, variant)
-        height, width, top, left, shown_height, shown_width = view.sizes
+        height, width, top, left, shown_height, shown_width = view.time_ids
         assert (width, height) == view.target
         assert (shown_width, shown_height) == size
         box_width, box_height = view.box[2] - view.box[0], view.box[3] - view.box[1]
@@ -61,11 +61,11 @@ def test_cropping_the_scaled_original_there_gives_the_same_pixels(picture: tuple
 def test_offsets_by_hand() -> None:
     """1000x600 scaled to a height of 512 is 853.33 wide, of which 341.33 go: half of it on each side."""
     centre = View(Path(), "", (1000, 600), (200.0, 0.0, 800.0, 600.0), (512, 512), Variant(), (0, 0, 0))
-    assert centre.sizes == (600, 1000, 0, 171, 512, 512)
+    assert centre.time_ids == (600, 1000, 0, 171, 512, 512)
     box = (100.0, 50.0, 600.0, 550.0)
     # 512 / 500 of 100 and 50, and of what is left on the other sides: 400 and 50
     given = [(Variant(), (51, 102)), (Variant(flip_x=True), (51, 410)), (Variant(flip_x=True, flip_y=True), (51, 410))]
     for variant, offsets in given:
-        assert View(Path(), "", (1000, 600), box, (512, 512), variant, (0, 0, 0)).sizes[2:4] == offsets
+        assert View(Path(), "", (1000, 600), box, (512, 512), variant, (0, 0, 0)).time_ids[2:4] == offsets
     whole = View(Path(), "", (512, 512), (0.0, 0.0, 512.0, 512.0), (512, 512), Variant(flip_x=True), (0, 0, 0))
-    assert whole.sizes == (512, 512, 0, 0, 512, 512)
+    assert whole.time_ids == (512, 512, 0, 0, 512, 512)

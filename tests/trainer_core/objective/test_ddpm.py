@@ -64,7 +64,7 @@ def test_noise_is_added_as_diffusers_adds_it(config: dict[str, Any]) -> None:
     (ours, theirs), steps = both(config), spread_steps(config)
     clean, noise = normal(len(steps), 4, 6, 6), normal(len(steps), 4, 6, 6, seed=1)
     expected = theirs.add_noise(clean, noise, steps)
-    torch.testing.assert_close(ours.noised(clean, noise, times_of(steps, config)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.add_noise(clean, noise, times_of(steps, config)), expected, atol=1e-5, rtol=1e-5)
 
 
 @every_config
@@ -82,9 +82,9 @@ def test_times_belong_to_samples_and_not_to_positions() -> None:
     for k in range(4):
         alone = slice(k, k + 1)
         assert torch.equal(
-            schedule.noised(clean, noise, t)[alone], schedule.noised(clean[alone], noise[alone], t[alone])
+            schedule.add_noise(clean, noise, t)[alone], schedule.add_noise(clean[alone], noise[alone], t[alone])
         )
-        assert schedule.noised(clean, noise, t)[k].unique().numel() == 1
+        assert schedule.add_noise(clean, noise, t)[k].unique().numel() == 1
         assert schedule.target(clean, noise, t)[k].unique().numel() == 1
 
 
@@ -160,7 +160,7 @@ def test_pure_noise_is_learned_as_minus_the_picture() -> None:
     """At the last step of such a schedule x is the noise itself and v is -x_0."""
     schedule = DdpmSchedule.from_scheduler_config(ZERO_SNR)
     clean, noise, end = normal(2, 3), normal(2, 3, seed=1), torch.tensor([1.0, 0.9999])
-    assert torch.equal(schedule.noised(clean, noise, end), noise)
+    assert torch.equal(schedule.add_noise(clean, noise, end), noise)
     assert torch.equal(schedule.target(clean, noise, end), -clean)
 
 
@@ -265,7 +265,7 @@ def test_a_right_prediction_leads_back_to_the_picture() -> None:
         schedule = DdpmSchedule(prediction=prediction, zero_terminal_snr=zero)  # type: ignore[arg-type]
         clean, noise = normal(1, 4, 8, 8), normal(1, 4, 8, 8, seed=1)
         times = schedule.sampling_times(10, 64)
-        x = schedule.noised(clean, noise, times[:1])
+        x = schedule.add_noise(clean, noise, times[:1])
         for here, there in pairwise(times):
             x = schedule.step(x, schedule.target(clean, noise, here[None]), here, there)
         torch.testing.assert_close(x, clean, rtol=1e-4, atol=2e-4)

@@ -31,7 +31,7 @@ FLOW = FlowSchedule()
 
 def test_noised_ends_and_middle() -> None:
     clean, noise = torch.tensor([[2.0, -4.0]] * 3), torch.tensor([[1.0, 8.0]] * 3)
-    x = FLOW.noised(clean, noise, torch.tensor([0.0, 0.25, 1.0]))
+    x = FLOW.add_noise(clean, noise, torch.tensor([0.0, 0.25, 1.0]))
     assert x.tolist() == [[2.0, -4.0], [1.75, -1.0], [1.0, 8.0]]
     assert FLOW.target(clean, noise, torch.tensor([0.0, 0.25, 1.0])).tolist() == [[-1.0, 12.0]] * 3
 
@@ -41,7 +41,7 @@ def test_times_belong_to_samples_and_not_to_positions() -> None:
     clean, noise = torch.zeros(4, 4, 4, 4), torch.ones(4, 4, 4, 4)
     times = torch.tensor([0.1, 0.2, 0.3, 0.4])
     for k in range(4):
-        assert torch.equal(FLOW.noised(clean, noise, times)[k], torch.full((4, 4, 4), times[k].item()))
+        assert torch.equal(FLOW.add_noise(clean, noise, times)[k], torch.full((4, 4, 4), times[k].item()))
 
 
 def test_noise_is_added_as_diffusers_adds_it() -> None:
@@ -49,7 +49,7 @@ def test_noise_is_added_as_diffusers_adds_it() -> None:
     clean, noise = torch.randn(5, 3, 4, 4, generator=source), torch.randn(5, 3, 4, 4, generator=source)
     chosen = torch.tensor([0, 10, 500, 900, 999])
     expected = theirs.scale_noise(clean, theirs.timesteps[chosen], noise)
-    torch.testing.assert_close(FLOW.noised(clean, noise, theirs.sigmas[chosen]), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(FLOW.add_noise(clean, noise, theirs.sigmas[chosen]), expected, atol=1e-6, rtol=1e-6)
 
 
 @given(st.floats(0, 1), st.integers(0, 2**32))
@@ -57,7 +57,7 @@ def test_a_perfect_prediction_leads_back_to_the_clean_latents(t: float, seed: in
     source = torch.Generator().manual_seed(seed)
     clean, noise = torch.randn(2, 3, 4, generator=source), torch.randn(2, 3, 4, generator=source)
     times = torch.full((2,), t)
-    x, v = FLOW.noised(clean, noise, times), FLOW.target(clean, noise, times)
+    x, v = FLOW.add_noise(clean, noise, times), FLOW.target(clean, noise, times)
     torch.testing.assert_close(x - t * v, clean, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(x + (1 - t) * v, noise, atol=1e-5, rtol=1e-5)
 
@@ -66,13 +66,13 @@ def test_the_target_is_the_derivative_in_time() -> None:
     clean = torch.randn(1, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     noise = torch.ones_like(clean)
     here = torch.tensor([0.4], dtype=torch.float64)
-    low, high = FLOW.noised(clean, noise, here), FLOW.noised(clean, noise, here + 1e-6)
+    low, high = FLOW.add_noise(clean, noise, here), FLOW.add_noise(clean, noise, here + 1e-6)
     torch.testing.assert_close((high - low) / 1e-6, FLOW.target(clean, noise, here), atol=1e-8, rtol=1e-6)
 
 
 def test_noised_keeps_the_latents_precision() -> None:
     clean, noise = torch.zeros(1, 2, dtype=torch.bfloat16), torch.ones(1, 2, dtype=torch.bfloat16)
-    assert FLOW.noised(clean, noise, torch.tensor([0.5])).dtype == torch.bfloat16
+    assert FLOW.add_noise(clean, noise, torch.tensor([0.5])).dtype == torch.bfloat16
 
 
 # --- weighting -------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_snr_is_measured_in_what_is_noised() -> None:
     """The squared share of the picture over that of the noise, read off x_t of a picture of ones and noise of ones."""
     times = torch.tensor([0.01, 0.2, 0.5, 0.8, 0.99], dtype=torch.float64)
     ones, zeros = torch.ones(5, 1, dtype=torch.float64), torch.zeros(5, 1, dtype=torch.float64)
-    signal, rest = FLOW.noised(ones, zeros, times), FLOW.noised(zeros, ones, times)
+    signal, rest = FLOW.add_noise(ones, zeros, times), FLOW.add_noise(zeros, ones, times)
     torch.testing.assert_close(FLOW.snr(times), (signal / rest).square()[:, 0])
     assert FLOW.snr(torch.tensor([0.5])).item() == 1
 
@@ -93,7 +93,7 @@ def test_min_snr_is_the_weighting_of_the_error_in_the_picture(gamma: float) -> N
     source = torch.Generator().manual_seed(11)
     times = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     clean, noise, slip = (torch.randn(50, 32, generator=source, dtype=torch.float64) for _ in range(3))
-    x, v = FLOW.noised(clean, noise, times), FLOW.target(clean, noise, times)
+    x, v = FLOW.add_noise(clean, noise, times), FLOW.target(clean, noise, times)
     wrong = x + (0 - times)[:, None] * (v + slip)
     snr = (1 - times) ** 2 / times**2
     expected = torch.minimum(snr, torch.tensor(gamma)) * (wrong - clean).square().mean(1)

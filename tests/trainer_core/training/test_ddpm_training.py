@@ -165,7 +165,7 @@ def test_what_sdxl_is_told_changes_what_it_learns(made: Made) -> None:
     trainer = made("sdxl")
     batch = trainer.data.samples[0]
     draws = drawn(trainer, batch)
-    noisy = {"main": trainer.base.schedule.noised(draws.clean["main"], draws.noise["main"], draws.t)}
+    noisy = {"main": trainer.base.schedule.add_noise(draws.clean["main"], draws.noise["main"], draws.t)}
     others = [replace(one, time_ids=(64, 64, 0, 0, 64, 64)) for one in draws.captioned]
     objective = trainer.experts.active.objective
     with torch.no_grad():

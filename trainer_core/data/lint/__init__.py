@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...config import DatasetConfig, JobConfig, ModelConfig
 from ...families.registry import family_spec
-from .alike import Alike
+from .duplicates import Alike
 from .folders import check_folder
 from .report import Finding, LintReport, Severity, ordered
 from .sizes import check_buckets, check_sizes

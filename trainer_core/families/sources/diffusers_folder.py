@@ -16,8 +16,8 @@ from ...reading import read_json
 from ..names import Place
 from ..parts.kl_names import vae_name_before_2023
 from .loading import empty_model, fill
-from .strangers import check_part
 from .tensors import TensorFile
+from .untrusted import check_part
 
 if TYPE_CHECKING:
     import torch

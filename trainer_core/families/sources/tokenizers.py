@@ -14,8 +14,8 @@ from typing import Any
 from ...errors import BaseModelError
 from ...files import sha256_of
 from .diffusers_folder import reading
-from .strangers import check_part
 from .tokenizer_kinds import KINDS
+from .untrusted import check_part
 
 FILES = ("tokenizer.json", "vocab.json", "spiece.model")
 """A folder that holds one of these is a tokenizer."""
