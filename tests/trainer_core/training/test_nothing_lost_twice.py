@@ -14,11 +14,14 @@ from trainer_core.config import load_job
 from trainer_core.job import TrainingJob
 from trainer_core.runs.run_folder import RunFolder
 
-ROUNDS = 3
+ROUNDS = 2
+STEPS = 60  # enough that the second comes while the first still works, on a busy machine too
 CODE = """
 import sys
 from pathlib import Path
 import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 from trainer_core.cli import main
 import trainer_core.training.loop
 print("ready", flush=True)
@@ -58,7 +61,7 @@ def told(errors: IO[str] | None) -> tuple[int, str]:
 def test_one_works_and_the_other_says_who_holds_it(
     make_job: Callable[..., Path], tmp_path: Path, racers: list[subprocess.Popen[str]]
 ) -> None:
-    job = load_job(make_job(train={"steps": 10, "deterministic": True}, save={"every": 5}))
+    job = load_job(make_job(train={"steps": STEPS, "deterministic": True}, save={"every": 20}))
     straight = RunFolder.create(tmp_path / "runs", job)
     assert TrainingJob(straight).run_here(lambda _: None) == "finished"
     for _ in range(ROUNDS):
@@ -73,7 +76,7 @@ def test_one_works_and_the_other_says_who_holds_it(
         assert f"process {racers[1 - loser].pid} on " in errors[loser]
         assert "Traceback" not in errors[loser]
         assert run.status()["state"] == "finished"
-        assert [line["step"] for line in run.metrics()] == list(range(1, 11))
+        assert [line["step"] for line in run.metrics()] == list(range(1, STEPS + 1))
         ours, theirs = run.latest(), straight.latest()
         assert ours is not None
         assert theirs is not None
