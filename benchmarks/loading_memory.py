@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from trainer_core.families.names import Naming, Place  # noqa: E402
 from trainer_core.families.parts import clip  # noqa: E402
 from trainer_core.families.parts import kl_names as vae  # noqa: E402
+from trainer_core.families.registry import family_spec  # noqa: E402
 from trainer_core.families.sources.loading import empty_model  # noqa: E402
 from trainer_core.families.sources.source import open_source  # noqa: E402
 from trainer_core.families.stable_diffusion import unet  # noqa: E402
@@ -97,7 +98,7 @@ def load(path: Path, part: str, dtype: str) -> dict[str, float]:
 
     cpu = torch.device("cpu")
     empty_model(kind(part), SDXL.config(part))  # so that what importing and building takes is not counted
-    source = open_source(str(path), "", SDXL)
+    source = open_source(str(path), family_spec("sdxl"), SDXL)
     before = peak_memory(cpu)
     loaded = source.load(part, kind(part), getattr(torch, dtype), cpu)
     size = sum(parameter.numel() * parameter.element_size() for parameter in loaded.parameters())

@@ -11,7 +11,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TextIO
@@ -24,7 +24,8 @@ from .errors import FoundryError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. Only wrong usage leaves through SystemExit (argparse, code 2)."""
     _print_anything()
-    args = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    args = _parser(arguments).parse_args(arguments)
     try:
         code = args.command(args)
         sys.stdout.flush()  # here and not at Python's exit, where a failure would be a traceback
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return FAILED
 
 
-def _parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """All commands and their options; those that depend on the families only for commands that are asked for."""
     parser = argparse.ArgumentParser(prog="lora-foundry", description="Trains LoRAs of diffusion models.")
     _debug_option(parser, default=False)
     parser.add_argument("--version", action="version", version=f"LoRA Foundry {__version__}")
@@ -63,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     _training_commands(add)
     _run_commands(add)
     _queue_commands(add)
-    _sample_command(add)
-    _export_command(add)
+    parts = _file_parts() if {"sample", "export"} & set(arguments) else ()
+    _sample_command(add, parts)
+    _export_command(add, parts)
     _listing_commands(add)
     _data_commands(add)
     return parser
@@ -144,7 +146,7 @@ def _queue_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> 
     _run_argument(under("remove", "take a run out of the queue; its folder stays"))
 
 
-def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser], parts: Iterable[str]) -> None:
     """sample."""
     sample = add("sample", "pictures", "draw pictures with a LoRA")
     sample.add_argument("lora", metavar="RUN_OR_LORA", help="a run (its last checkpoint is used) or a LoRA file")
@@ -166,13 +168,13 @@ def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> 
     sample.add_argument("--height", metavar="PX", type=int)
     sample.add_argument("--steps", metavar="N", type=int, help="sampling steps")
     sample.add_argument("--guidance", metavar="X", type=_number)
-    _base_options(sample)
+    _base_options(sample, parts)
     sample.add_argument("--device", help="auto, cpu, cuda …")
     _runs_option(sample)
     _json_option(sample)
 
 
-def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser], parts: Iterable[str]) -> None:
     """export."""
     export = add("export", "exporting", "write a LoRA as diffusers, PEFT or kohya's sd-scripts read it")
     export.add_argument("lora", metavar="RUN_OR_LORA", help="a run or a LoRA file")
@@ -186,7 +188,7 @@ def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> 
         type=Path,
         help="the file to make (for peft, the folder), or a folder to put it into; default: ./NAME_FORM here",
     )
-    _base_options(export)
+    _base_options(export, parts)
     _runs_option(export)
     _json_option(export)
 
@@ -255,16 +257,21 @@ def _debug_option(parser: argparse.ArgumentParser, default: object) -> None:
     parser.add_argument("--debug", action="store_true", default=default, help="show tracebacks, not just one message")
 
 
-def _base_options(parser: argparse.ArgumentParser) -> None:
+def _file_parts() -> Iterable[str]:
+    """Parts of bases that may be files of their own; the libraries that read settings are imported for them only."""
+    from .api import file_parts
+
+    return file_parts()
+
+
+def _base_options(parser: argparse.ArgumentParser, parts: Iterable[str]) -> None:
     """The base of a LoRA, where it is not told or lies elsewhere."""
     parser.add_argument("--family", help="family of the base; default: the one that the LoRA names")
     parser.add_argument(
         "--base", metavar="SOURCE", help="the base model: embedded, a file, a folder, or a repository id"
     )
     parser.add_argument("--tokenizers", metavar="DIR", type=_absolute, help="of a base in a single file")
-    from .api import file_parts
-
-    for part in file_parts():
+    for part in parts:
         flag = f"--{part.replace('_', '-')}"
         parser.add_argument(flag, metavar="FILE", type=_absolute, help="of the base, where --base lacks it")
 

@@ -24,9 +24,7 @@ OWN_WIDGETS = {
     ("sample", "prompts"): "a text box with one prompt a line, on Train LoRA",
     ("model", "family"): "one of the families that there are",
     ("model", "source"): "one of the files that ComfyUI lists, or folder_or_repo",
-    ("model", "text_encoder"): "one of the files that ComfyUI lists",
-    ("model", "text_encoder_2"): "one of the files that ComfyUI lists",
-    ("model", "vae"): "one of the files that ComfyUI lists",
+    ("model", "files"): "a list of the files that ComfyUI lists, for each part",
 }
 """Fields whose widget is made by the node itself, and why."""
 NO_WIDGET = {

@@ -83,11 +83,13 @@ def test_paths_are_taken_from_the_files_own_folder(tmp_path: Path) -> None:
     assert Path(loaded.adapter.warm_start or "") == tmp_path / "first.safetensors"
     assert Path(loaded.model.source) == tmp_path / "base"
     (tmp_path / "sdxl.safetensors").touch()
-    files = {"text_encoder": "l.safetensors", "text_encoder_2": "g.sft", "vae": "vae.sft", "tokenizers": "words"}
-    file.write_text(yaml.safe_dump(job(model={"source": "sdxl.safetensors", **files})), encoding="utf-8")
+    files = {"text_encoder": "l.safetensors", "text_encoder_2": "g.sft", "vae": "vae.sft"}
+    given = {"source": "sdxl.safetensors", "tokenizers": "words", "files": files}
+    file.write_text(yaml.safe_dump(job(model=given)), encoding="utf-8")
     model = load_job(file).model
     assert Path(model.source) == tmp_path / "sdxl.safetensors"
-    assert {name: Path(getattr(model, name)) for name in files} == {name: tmp_path / files[name] for name in files}
+    assert {part: Path(name) for part, name in model.files.items()} == {part: tmp_path / files[part] for part in files}
+    assert Path(model.tokenizers or "") == tmp_path / "words"
     file.write_text(yaml.safe_dump(job(model={"source": "owner/model"})), encoding="utf-8")
     assert load_job(file).model.source == "owner/model"
 
@@ -170,9 +172,7 @@ PECULIAR: dict[str, st.SearchStrategy[Any]] = {
         lambda name: name[:3] not in {"con", "prn", "aux", "nul", "com", "lpt"}
     ),
     "source": st.just("embedded") | st.just("owner/model"),
-    "text_encoder": st.none() | folders,
-    "text_encoder_2": st.none() | folders,
-    "vae": st.none() | folders,
+    "files": st.dictionaries(st.sampled_from(["text_encoder", "vae"]), folders),
     "tokenizers": st.none() | folders,
     "warm_start": st.none() | folders,
     "folder": folders,

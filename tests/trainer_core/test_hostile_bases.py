@@ -230,7 +230,7 @@ def test_a_lora_file_does_not_say_which_folder_is_opened(
 ) -> None:
     """On Windows, merely opening `//server/share` sends the user's credentials to that server."""
     opened: list[str] = []
-    monkeypatch.setattr("trainer_core.families.registry.open_source", lambda name, _: opened.append(name))
+    monkeypatch.setattr("trainer_core.families.base.open_source", lambda name, *_: opened.append(name))
     (tmp_path / "base").mkdir()
     monkeypatch.chdir(tmp_path)
     told = json.dumps({"name": "x", "datasets": [{"folder": "y"}], "model": {"source": source}})

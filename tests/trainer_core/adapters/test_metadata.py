@@ -123,8 +123,10 @@ def test_hashes_follow_the_base_and_the_data(job_of: Jobs, train: Train, picture
 
 def test_no_paths_of_a_models_files(job_of: Jobs) -> None:
     """Whatever part comes from a file of its own."""
-    files = ("text_encoder", "text_encoder_2", "vae", "tokenizers")
-    job = job_of()
-    job = job.but(model=job.model.but(**{name: f"/home/jane.doe/{name}.safetensors" for name in files}))
-    config = without_paths(job, open_base(ModelConfig(device="cpu")))
-    assert {name: config["model"][name] for name in files} == {name: f"{name}.safetensors" for name in files}
+    files = ("text_encoder", "text_encoder_2", "vae")
+    job, home = job_of(), "/home/jane.doe"
+    given = {name: f"{home}/{name}.safetensors" for name in files}
+    job = job.but(model=job.model.but(files=given, tokenizers=f"{home}/tokenizers"))
+    model = without_paths(job, open_base(ModelConfig(device="cpu")))["model"]
+    assert model["files"] == {name: f"{name}.safetensors" for name in files}
+    assert model["tokenizers"] == "tokenizers"

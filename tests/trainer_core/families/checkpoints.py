@@ -17,7 +17,9 @@ from trainer_core.families.flux1 import single_file as flux
 from trainer_core.families.names import Naming, Place
 from trainer_core.families.parts import clip
 from trainer_core.families.parts import kl_names as vae
+from trainer_core.families.registry import family_spec
 from trainer_core.families.sources.layout import Layout
+from trainer_core.families.spec import FamilySpec
 from trainer_core.families.stable_diffusion import unet
 
 Weights = dict[str, Tensor]
@@ -139,3 +141,8 @@ def write_parts(folder: Path, layout: Layout, into: Path) -> dict[str, Path]:
         files[part] = into / f"{part}.safetensors"
         save_file(weights, files[part])
     return files
+
+
+def spec_of(layout: Layout) -> FamilySpec:
+    """The family that a layout is of."""
+    return family_spec({"sd1": "sd15"}.get(layout.name, layout.name))

@@ -110,8 +110,10 @@ def test_a_download_leaves_second_copies_out_unless_there_is_nothing_else(
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert [path.name for path in (hub.download("one/model") / "vae").iterdir()] == [VAE]
-    assert [path.name for path in (hub.download("two/model") / "vae").iterdir()] == ["x.fp16.safetensors"]
+    assert [path.name for path in (hub.download("one/model", ("scheduler", "vae")) / "vae").iterdir()] == [VAE]
+    assert [path.name for path in (hub.download("two/model", ("scheduler", "vae")) / "vae").iterdir()] == [
+        "x.fp16.safetensors"
+    ]
 
 
 def test_a_missing_weight_is_named(folder: Path) -> None:

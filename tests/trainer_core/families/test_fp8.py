@@ -16,7 +16,7 @@ from trainer_core.errors import BaseModelError
 from trainer_core.families.flux1.single_file import FLUX1
 from trainer_core.families.sources.source import Source, open_source
 
-from .checkpoints import Weights, weights_of, write_parts
+from .checkpoints import Weights, spec_of, weights_of, write_parts
 from .small_models import small_flux
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def opened(parts: dict[str, Path], changes: dict[str, Callable[[Weights], Weight
         files[part] = into / f"{part}_changed.safetensors"
         save_file(change(load_file(parts[part])), files[part])
     denoiser = files.pop("transformer")
-    return open_source(str(denoiser), "", FLUX1, {part: str(file) for part, file in files.items()})
+    return open_source(str(denoiser), spec_of(FLUX1), FLUX1, {part: str(file) for part, file in files.items()})
 
 
 @pytest.mark.parametrize("name", ["scale_weight", "weight_scale"])

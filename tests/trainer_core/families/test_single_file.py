@@ -20,10 +20,9 @@ from trainer_core.families.sources.layout import Layout
 from trainer_core.families.sources.source import Source, open_source
 from trainer_core.families.stable_diffusion.layouts import SD1, SDXL
 
-from .checkpoints import write_checkpoint, write_parts
+from .checkpoints import spec_of, write_checkpoint, write_parts
 from .small_models import SCHEDULER, small_flux, small_sd, small_sdxl
 
-REPO = "some/repository"
 CPU = torch.device("cpu")
 KINDS = {
     "unet": "UNet2DConditionModel",
@@ -74,7 +73,7 @@ def loaded(source: Source, layout: str, part: str, dtype: torch.dtype = torch.fl
 
 def opened(layout: str, path: Path, files: dict[str, Path] | None = None) -> Source:
     given = {part: str(file) for part, file in (files or {}).items()}
-    return open_source(str(path), REPO, LAYOUTS[layout][0], given)
+    return open_source(str(path), spec_of(LAYOUTS[layout][0]), LAYOUTS[layout][0], given)
 
 
 def output(layout: str, part: str, model: Any) -> list[Tensor]:

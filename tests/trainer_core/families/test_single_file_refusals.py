@@ -20,7 +20,7 @@ from trainer_core.families.sources.layout import Layout
 from trainer_core.families.sources.source import open_source
 from trainer_core.families.stable_diffusion.layouts import SD1, SDXL
 
-from .checkpoints import Weights, write_checkpoint, write_parts
+from .checkpoints import Weights, spec_of, write_checkpoint, write_parts
 from .small_models import small_flux, small_sd, small_sdxl
 
 ALL = {"sd1": SD1, "sdxl": SDXL, "flux1": FLUX1}
@@ -80,7 +80,7 @@ OTHERS: dict[str, dict[str, tuple[int, ...]]] = {
 
 def refusal(layout: Layout, path: Path, **given: str) -> str:
     with pytest.raises(BaseModelError) as caught:
-        open_source(str(path), "some/repository", layout, given)
+        open_source(str(path), spec_of(layout), layout, given)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -149,14 +149,14 @@ def test_the_other_clip(files: dict[str, Path], tmp_path: Path) -> None:
 
 def test_parts_that_are_missing_are_named(files: dict[str, Path]) -> None:
     message = refusal(FLUX1, files["flux1 transformer"], text_encoder=str(files["flux1 text_encoder"]))
-    assert "model.text_encoder_2 (T5-XXL text encoder)" in message
-    assert "model.vae" in message
-    assert "model.text_encoder (" not in message
+    assert "model.files.text_encoder_2 (T5-XXL text encoder)" in message
+    assert "model.files.vae" in message
+    assert "model.files.text_encoder (" not in message
 
 
 def test_a_part_that_the_family_has_not(files: dict[str, Path]) -> None:
     message = refusal(SD1, files["sd1 checkpoint"], text_encoder_2=str(files["flux1 text_encoder_2"]))
-    assert "model.text_encoder_2: SD 1.5 has no such part" in message
+    assert "model.files.text_encoder_2: SD 1.5 has no such part" in message
 
 
 def test_a_part_that_is_not_there(files: dict[str, Path], tmp_path: Path) -> None:
@@ -288,7 +288,9 @@ def test_integers_are_no_weights(folders: dict[str, Path], tmp_path: Path) -> No
 
     from diffusers import UNet2DConditionModel
 
-    source = open_source(str(write_checkpoint(folders["sd1"], SD1, tmp_path / "int8.safetensors", rounded)), "", SD1)
+    source = open_source(
+        str(write_checkpoint(folders["sd1"], SD1, tmp_path / "int8.safetensors", rounded)), spec_of(SD1), SD1
+    )
     with pytest.raises(BaseModelError, match=r"int8\.safetensors: .*to_q\.weight is stored as I8"):
         source.load("unet", UNet2DConditionModel, torch.float32, torch.device("cpu"))
 
@@ -298,11 +300,11 @@ def test_more_weights_than_the_model_has(folders: dict[str, Path], tmp_path: Pat
     from diffusers import UNet2DConditionModel
 
     more = {"model.diffusion_model.input_blocks.1.2.temporal_transformer.norm.weight": torch.zeros(4)}
-    source = open_source(str(with_marks(folders["sd1"], tmp_path / "motion.safetensors", more)), "", SD1)
+    source = open_source(str(with_marks(folders["sd1"], tmp_path / "motion.safetensors", more)), spec_of(SD1), SD1)
     with pytest.raises(BaseModelError, match=r"motion\.safetensors: holds 1 weights .*temporal_transformer"):
         source.load("unet", UNet2DConditionModel, torch.float32, torch.device("cpu"))
 
 
 def test_a_folder_family_reads_no_files(files: dict[str, Path]) -> None:
     with pytest.raises(BaseModelError, match="diffusers layout only"):
-        open_source(str(files["sd1 checkpoint"]), "some/repository")
+        open_source(str(files["sd1 checkpoint"]), spec_of(SD1))

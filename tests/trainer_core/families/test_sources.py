@@ -15,12 +15,12 @@ from trainer_core.families.sources import diffusers_folder
 from trainer_core.families.sources import source as sources
 from trainer_core.families.sources.source import open_source
 
-REPO = "black-forest-labs/FLUX.1-dev"
+SPEC = family_spec("flux1")
 
 
 def refusal(name: str) -> str:
     with pytest.raises(BaseModelError) as caught:
-        open_source(name, REPO)
+        open_source(name, SPEC)
     return str(caught.value)
 
 
@@ -43,7 +43,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_embedded() -> None:
-    source = open_source("embedded", REPO)
+    source = open_source("embedded", SPEC)
     assert (source.name, source.folder) == ("embedded", sources.EMBEDDED)
     assert source.profile["timestep_type"] == "shift"
     base = open_base(ModelConfig(device="cpu"))
@@ -57,7 +57,7 @@ def test_a_folder_is_called_by_its_own_name(tmp_path: Path, monkeypatch: pytest.
     shutil.copytree(sources.EMBEDDED, folder)
     monkeypatch.chdir(folder)
     for name in (str(folder), f"{folder}/", ".", "../my base"):
-        assert (open_source(name, REPO).name, open_source(name, REPO).folder) == ("my base", folder)
+        assert (open_source(name, SPEC).name, open_source(name, SPEC).folder) == ("my base", folder)
 
 
 @pytest.mark.parametrize("name", ["no such thing", "C:\\models\\flux", "/nowhere/at/all", "a/b/c", "\0"])
@@ -112,7 +112,7 @@ def test_a_repository_is_downloaded_in_safe_formats_only(monkeypatch: pytest.Mon
         return str(sources.EMBEDDED)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    source = open_source("somebody/some-model", REPO)
+    source = open_source("somebody/some-model", SPEC)
     assert (source.name, source.folder) == ("somebody/some-model", sources.EMBEDDED)
 
     def wanted(path: str) -> bool:
@@ -151,7 +151,7 @@ def test_a_broken_configuration_is_named(text: str | None, tmp_path: Path) -> No
 def test_fingerprints_follow_content_and_not_place(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(sources.EMBEDDED, folder)
-    here, there = open_source("embedded", REPO), open_source(str(folder), REPO)
+    here, there = open_source("embedded", SPEC), open_source(str(folder), SPEC)
     assert here.fingerprint("vae", "transformer") == there.fingerprint("vae", "transformer")
     assert here.fingerprint("vae") != here.fingerprint("transformer")
     before = there.fingerprint("vae")
@@ -167,7 +167,7 @@ def test_every_byte_of_a_large_file_counts(tmp_path: Path) -> None:
     path = tmp_path / "vae" / "weights.safetensors"
     with path.open("wb") as file:
         file.truncate(65 << 20)
-    source = open_source(str(tmp_path), REPO)
+    source = open_source(str(tmp_path), SPEC)
     before = source.fingerprint("vae")
     assert source.fingerprint("vae") == before
     for position in (0, 2 << 20, (65 << 20) - 1):

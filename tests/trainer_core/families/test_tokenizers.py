@@ -19,7 +19,7 @@ from trainer_core.families.sources.source import Source, open_source
 from trainer_core.families.sources.tokenizers import load_tokenizer, register_tokenizers, tokenizer_folder
 from trainer_core.families.stable_diffusion.layouts import SD1
 
-from .checkpoints import write_checkpoint
+from .checkpoints import spec_of, write_checkpoint
 from .small_models import clip_tokenizer, small_flux, small_sd
 
 
@@ -86,9 +86,9 @@ def test_none_is_named_with_the_place_to_get_it(kind: str, repo: str) -> None:
 
 def test_the_command_that_is_named_makes_it_found(made: dict[str, Path], cache: dict[str, Path]) -> None:
     cache["openai/clip-vit-large-patch14"] = made["cached"]
-    source = open_source(str(made["file"]), "", SD1)
+    source = open_source(str(made["file"]), spec_of(SD1), SD1)
     ids = source.tokenizer("tokenizer")("a b").input_ids
-    assert ids == open_source(str(made["folder"]), "", SD1).tokenizer("tokenizer")("a b").input_ids
+    assert ids == open_source(str(made["folder"]), spec_of(SD1), SD1).tokenizer("tokenizer")("a b").input_ids
     assert source.tokenizer("tokenizer").model_max_length == 77
 
 
@@ -96,7 +96,7 @@ def test_a_files_tokenizer_counts_in_the_fingerprint(made: dict[str, Path], tmp_
     clip_tokenizer(tmp_path / "tokenizer", pad="!")
 
     def opened(folder: Path) -> Source:
-        return open_source(str(made["file"]), "", SD1, tokenizers=str(folder))
+        return open_source(str(made["file"]), spec_of(SD1), SD1, tokenizers=str(folder))
 
     assert opened(made["named"]).fingerprint("tokenizer") == opened(made["named"]).fingerprint("tokenizer")
     assert opened(made["named"]).fingerprint("tokenizer") != opened(tmp_path).fingerprint("tokenizer")
@@ -104,7 +104,7 @@ def test_a_files_tokenizer_counts_in_the_fingerprint(made: dict[str, Path], tmp_
 
 def test_a_folder_that_is_not_there(made: dict[str, Path]) -> None:
     with pytest.raises(BaseModelError, match=r"model\.tokenizers .*no such folder"):
-        open_source(str(made["file"]), "", SD1, tokenizers="/no/such/folder")
+        open_source(str(made["file"]), spec_of(SD1), SD1, tokenizers="/no/such/folder")
 
 
 def test_lint_reads_captions_of_a_single_file(made: dict[str, Path], cache: dict[str, Path]) -> None:
@@ -123,7 +123,9 @@ def test_broken_tokenizers_are_named(part: str, tmp_path: Path) -> None:
     (tmp_path / part).mkdir()
     (tmp_path / part / "tokenizer.json").write_text("{")
     with pytest.raises(BaseModelError, match=part):
-        load_tokenizer(tokenizer_folder(part, FLUX1.tokenizers[part], tmp_path, None), FLUX1.tokenizers[part])
+        load_tokenizer(
+            tokenizer_folder(part, spec_of(FLUX1).tokenizers[part], tmp_path, None), spec_of(FLUX1).tokenizers[part]
+        )
 
 
 @pytest.mark.host

@@ -135,7 +135,7 @@ def test_a_part_of_another_model(family: str, field: str, file: str, word: str, 
 
 def test_the_embedded_base_takes_no_parts(refused: Answer) -> None:
     told = refused("flux1", "embedded", model={"text_encoder": "flux1_parts/text_encoder.safetensors"})
-    assert "model.text_encoder" in told
+    assert "model.files.text_encoder" in told
 
 
 def test_tokenizers_that_are_not_there_are_told_before_anything_is_made(refused: Answer) -> None:
