@@ -129,7 +129,7 @@ def test_another_kind_of_file(asked: str, file: str, words: str, files: dict[str
 )
 def test_another_kind_of_part(part: str, file: str, words: str, files: dict[str, Path]) -> None:
     message = refusal(SD1, files["sd1 checkpoint"], **{part: str(files[file])})
-    assert f"model.{part}" in message
+    assert f"model.files.{part}" in message
     assert str(files[file]) in message
     assert f"it seems to be {words}" in message
 

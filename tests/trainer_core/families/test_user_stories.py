@@ -129,7 +129,7 @@ def test_a_file_of_something_else(source: str, refused: Answer) -> None:
 )
 def test_a_part_of_another_model(family: str, field: str, file: str, word: str, refused: Answer) -> None:
     told = refused(family, f"{family}.safetensors", model={"tokenizers": family, field: file})
-    assert f"model.{field}" in told
+    assert f"model.files.{field}" in told
     assert any(one in told for one in word.split("|"))
 
 
