@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer_core.api import family_names, open_base
-from ..trainer_core.config import ModelConfig, description, validated
+from ..trainer_core.config import ModelConfig, validated
 from ..trainer_core.errors import ConfigError
 from . import host, sockets
 from .base_files import EMBEDDED, FROM_SOURCE, PARTS, file_of, named_source, source_names
@@ -19,6 +19,7 @@ _SOURCE = (
     "Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry and trains on any computer), "
     "or a file of ComfyUI's models folders. For a folder or a repository use folder_or_repo."
 )
+_WHICH = {"2": "second", "3": "third", "4": "fourth"}
 _FOLDER = (
     "In place of source: a folder in diffusers layout (below models/diffusers, or a whole path), or a Hugging Face "
     "repository id (downloaded when the job starts). Empty: source."
@@ -80,7 +81,8 @@ class QuantizeBase(io.ComfyNode):
 
 def _part(name: str, folder: str) -> io.Input:
     options = [FROM_SOURCE, *host.model_names(folder)]
-    tooltip = description(ModelConfig, name)
+    what = f"{_WHICH[name[-1]]} {name[:-2]}" if name[-1] in _WHICH else name
+    tooltip = f"File of the {what.replace('_', ' ')}, where the source does not hold it or another is meant."
     return io.Combo.Input(name, options=options, default=FROM_SOURCE, tooltip=tooltip, advanced=True)
 
 
