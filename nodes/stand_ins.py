@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..trainer_core.api import Base
+from ..trainer_core.api import MAIN, Base
 from . import host
 
 
@@ -72,7 +72,7 @@ class Vae:
         normalised = self._format.process_in(samples.float())
         self._base.load_vae()
         try:
-            pixels = self._base.decode_latents(normalised)
+            pixels = self._base.decode_latents({MAIN: normalised})
         finally:
             self._base.free_vae()
         return host.to_intermediate(((pixels + 1) / 2).clamp(0, 1).movedim(1, -1))
@@ -86,7 +86,7 @@ class Vae:
             mean, _ = self._base.encode_pixels(pixels[:, :height, :width, :3].movedim(-1, 1) * 2 - 1)
         finally:
             self._base.free_vae()
-        return host.to_intermediate(self._format.process_out(mean))
+        return host.to_intermediate(self._format.process_out(mean[MAIN]))
 
     def decode_tiled(self, samples: torch.Tensor, **_options: Any) -> torch.Tensor:
         return self.decode(samples)

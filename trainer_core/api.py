@@ -34,6 +34,7 @@ from .data.summary import summarize as inspect_dataset
 from .demo import demo_job, run_demo
 from .errors import SaveError
 from .families.base import Base, FamilySpec
+from .families.conditioning import MAIN
 from .families.registry import family_names, family_spec, file_parts, open_base, register_family, register_provider
 from .families.sources.tokenizers import register_tokenizers
 from .job import TrainingJob
