@@ -351,7 +351,9 @@ def test_output_survives_a_console_that_lacks_letters(make_dataset: Make) -> Non
 
 def test_families_lists_flux(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["families"]) == 0
-    assert "black-forest-labs/FLUX.1-dev" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "black-forest-labs/FLUX.1-dev" in told
+    assert "unet, text_encoder, text_encoder_2, vae" in told
     assert main(["families", "--json"]) == 0
     assert "flux1" in [family["name"] for family in json.loads(capsys.readouterr().out)]
 

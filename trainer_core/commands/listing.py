@@ -22,9 +22,17 @@ def families(args: argparse.Namespace) -> int:
         print_json([asdict(spec) for spec in specs])
         return OK
     print_table(
-        ("family", "title", "category", "default repository", "gated", "memory"),
+        ("family", "title", "category", "default repository", "gated", "memory", "parts"),
         (
-            (spec.name, spec.title, spec.category, spec.default_repo, "yes" if spec.gated else "no", spec.vram_gb)
+            (
+                spec.name,
+                spec.title,
+                spec.category,
+                spec.default_repo,
+                "yes" if spec.gated else "no",
+                spec.vram_gb,
+                ", ".join(part.name for part in spec.parts),
+            )
             for spec in specs
         ),
     )
