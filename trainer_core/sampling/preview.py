@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..config import ModelConfig, SampleConfig
 from ..families.conditioning import Conditioning
-from .sampler import SamplerSettings, draw
+from .sampler import SamplerSettings, draw, embedded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,15 +60,14 @@ def preview(
         pixels = pixels_of(controls, settings)
         base.load_text_encoders()
         with applied_text(base, of_text, strength):
-            texts = base.encode_prompts(prompts, pixels)
-            negatives = base.encode_prompts([sample.negative_prompt] * len(prompts), pixels)
+            texts = embedded(base, prompts, sample.negative_prompt, pixels)
         base.free_text_encoders()
         seen = encoded(base, pixels)
         prompted = [
             (Conditioning(prompt, text, images), Conditioning(sample.negative_prompt, negative, images))
-            for prompt, text, negative, images in zip(prompts, texts, negatives, seen, strict=True)
+            for prompt, (text, negative), images in zip(prompts, texts, seen, strict=True)
         ]
-        latents = _latents(base, own, strength, prompted, sample, progress, should_stop)
+        latents = _latents(base, own, strength, prompted, sample, settings, progress, should_stop)
         base.load_vae()
         images = [to_image(base.decode_latents(x)[0]) for x in latents]
         base.free_vae()
@@ -83,13 +82,14 @@ def _latents(
     strength: float,
     prompts: Sequence[tuple[Conditioning, Conditioning]],
     sample: SampleConfig,
+    settings: SamplerSettings,
     progress: Callable[[int, int], None] | None,
     should_stop: Callable[[], bool] | None,
 ) -> list[Streams]:
     """Latents of one picture for each (prompt, negative prompt); the denoiser is out of memory when it returns."""
     from ..adapters.comfy_format import applied, for_modules
 
-    settings, denoiser = SamplerSettings.of(sample, base), base.load_denoiser()
+    denoiser = base.load_denoiser()
     latents = []
     with applied(denoiser, for_modules(lora, denoiser, base), strength):
         for k, (prompt, negative) in enumerate(prompts):

@@ -13,10 +13,10 @@ from ..families.conditioning import MAIN, each
 from ..families.device import autocast
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ..families.base import Base
-    from ..families.conditioning import Conditioning, Streams
+    from ..families.conditioning import Conditioning, Streams, TextEmbedding
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,21 @@ class SamplerSettings:
     def needs_negative(self, base: Base) -> bool:
         """Whether guidance takes a second pass, with the negative prompt."""
         return not base.guidance_distilled and self.guidance != 1.0
+
+
+def embedded(
+    base: Base, prompts: Sequence[str], negative: str, pixels: Sequence[Sequence[Tensor]]
+) -> list[tuple[TextEmbedding, TextEmbedding]]:
+    """The embeddings of each prompt and of the negative one beside it; `load_text_encoders` first.
+
+    Args:
+        pixels: control images (3, H, W) of each prompt; all embeddings depend on them where `spec.text_sees_controls`.
+    """
+    if not base.spec.text_sees_controls:
+        *own, without = base.encode_prompts([*prompts, negative])
+        return [(one, without) for one in own]
+    pairs = [base.encode_prompts([prompt, negative], [seen] * 2) for prompt, seen in zip(prompts, pixels, strict=True)]
+    return [(own, without) for own, without in pairs]
 
 
 def draw(

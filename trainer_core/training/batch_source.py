@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.batches import BatchOrder
 from ..data.captions import choose, with_class
-from ..data.variants import choose_variant
+from ..data.variants import Variant, choose_variant
 from ..families.conditioning import MAIN, Conditioning, Streams
 from ..objective.timesteps import NoiseStages, TimestepSampler
 from ..randomness import normal_like, uniform
@@ -110,12 +110,13 @@ class BatchSource:
             CacheMiss: if something is not in the cache any more.
         """
         places: list[Place] = []
-        drawn: list[Latents] = []
+        variants: list[Variant] = []
         for sample in samples:
             seen[sample.key] = seen.get(sample.key, 0) + 1
             place: Place = (self.job.train.seed, number, sample.key, seen[sample.key])
             places.append(place)
-            drawn.append(self.data.latents(sample, choose_variant(self.job.datasets[sample.dataset], *place)))
+            variants.append(choose_variant(self.job.datasets[sample.dataset], *place))
+        drawn = [self.data.latents(sample, variant) for sample, variant in zip(samples, variants, strict=True)]
         pairs = list(zip(drawn, places, strict=True))
         clean = stacked([{name: _posterior(one, name, place) for name in one.mean} for one, place in pairs])
         levels = torch.tensor([uniform("timestep", *place) for place in places])
@@ -129,7 +130,7 @@ class BatchSource:
             ),
             t=within.times(levels, self._schedule, self._tokens(clean[MAIN].shape[1:])),
             mask=self._mask(samples, drawn),
-            **self._conditioning(number, samples, drawn, places),
+            **self._conditioning(number, samples, variants, drawn, places),
         )
 
     def _noise(self, like: Tensor, stream: str, place: Place) -> Tensor:
@@ -151,7 +152,12 @@ class BatchSource:
         return {MAIN: torch.stack(ones)}
 
     def _conditioning(
-        self, number: int, samples: list[Sample], drawn: list[Latents], places: list[Place]
+        self,
+        number: int,
+        samples: list[Sample],
+        variants: list[Variant],
+        drawn: list[Latents],
+        places: list[Place],
     ) -> dict[str, Any]:
         """`captioned`, `of_class` and `blank`, as far as the update needs them."""
         settings, role = self.job.regularization, self.job.datasets[samples[0].dataset].role
@@ -161,7 +167,7 @@ class BatchSource:
             found["of_class"] = []
         if role == "train" and (settings.contrastive_guidance or (preserves and settings.blank_preservation)):
             found["blank"] = []
-        for sample, latents, place in zip(samples, drawn, places, strict=True):
+        for sample, variant, latents, place in zip(samples, variants, drawn, places, strict=True):
             dataset = self.job.datasets[sample.dataset]
             caption = choose(self.data.texts_of(sample), dataset, *place)
             texts = {
@@ -170,7 +176,7 @@ class BatchSource:
                 "blank": "",
             }
             wanted = [texts[name] for name in found]
-            given = self.data.conditioning(sample, choose_variant(dataset, *place), latents, *wanted)
+            given = self.data.conditioning(sample, variant, latents, *wanted)
             for name, one in zip(found, given, strict=True):
                 found[name].append(one)
         return found

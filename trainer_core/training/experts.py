@@ -34,8 +34,7 @@ class Expert:
     name: str
     """Ends its LoRA file's name; empty where there is only one."""
     low: float
-    high: float
-    """The times that it is for."""
+    """The lowest time that it is for."""
     denoiser: nn.Module
     adapter: Adapter
     objective: Objective
@@ -62,7 +61,7 @@ class Experts:
                 cast(Any, denoiser).enable_gradient_checkpointing()  # every diffusers model has it
             objective = Objective(job, base, denoiser, adapter)
             updater = Updater(job, objective, adapter, emit)
-            self._all.append(Expert(spec.name, spec.low, spec.high, denoiser, adapter, objective, updater))
+            self._all.append(Expert(spec.name, spec.low, denoiser, adapter, objective, updater))
             if number:
                 self._put(denoiser, "cpu")
 

@@ -12,12 +12,10 @@ from ..families.conditioning import Conditioning
 from ..files import write_atomically
 from ..runs.events import SampleReady
 from ..sampling.controls import check_controls_of, controlled_set, encoded, of_items, of_settings, pixels_of
-from ..sampling.sampler import SamplerSettings, draw
+from ..sampling.sampler import SamplerSettings, draw, embedded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
     from ..config import JobConfig
     from ..data.prepare import PreparedData
@@ -58,7 +56,12 @@ class Previews:
         self._shown = self._controls()
         pixels = pixels_of([one.pictures() for one in self._shown], self._settings)
         self._latents = encoded(base, pixels)
-        self._texts = self._embedded(pixels) if base.spec.text_sees_controls else None
+        self._texts: list[tuple[TextEmbedding, TextEmbedding]] | None = None
+        """Of each prompt and the negative one, where text encoders look at control images: others are in the cache."""
+        if base.spec.text_sees_controls:
+            base.load_text_encoders()
+            self._texts = embedded(base, preview_texts(job), negative_text(job), pixels)
+            base.free_text_encoders()
 
     def draw(self, step: int, experts: Experts, should_stop: Callable[[], bool]) -> None:
         """Draws one picture for each of the job's prompts into the run's folder. A request to stop ends it early.
@@ -75,8 +78,10 @@ class Previews:
                 for index, prompt in enumerate(preview_texts(self._job)):
                     seed = config.seed + index * config.walk_seed
                     shown, without = (
-                        Conditioning(text, self._text(text, index), self._latents[index])
-                        for text in (prompt, negative_text(self._job))
+                        Conditioning(text, embedding, self._latents[index])
+                        for text, embedding in zip(
+                            (prompt, negative_text(self._job)), self._embeddings(index, prompt), strict=True
+                        )
                     )
                     latents = draw(
                         base, lambda t: experts.at(t).denoiser, [shown], [seed], self._settings, without, should_stop
@@ -103,22 +108,13 @@ class Previews:
             if folder.name[5:].isdecimal() and int(folder.name[5:]) > step:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _text(self, text: str, index: int) -> TextEmbedding | None:
-        """An embedding; none where the text encoders are adapted, which embed the prompt as they are now."""
+    def _embeddings(self, index: int, prompt: str) -> tuple[TextEmbedding | None, TextEmbedding | None]:
+        """Of a prompt and of the negative one; none where the text encoders are adapted, which embed them anew."""
         if self._job.adapter.text_encoders:
-            return None
-        return self._data.text(text) if self._texts is None else self._texts[text, index]
-
-    def _embedded(self, pixels: list[list[Tensor]]) -> dict[tuple[str, int], TextEmbedding]:
-        """Each picture's texts as text encoders embed them that look at its control images."""
-        prompts, negative = preview_texts(self._job), negative_text(self._job)
-        self._base.load_text_encoders()
-        found: dict[tuple[str, int], TextEmbedding] = {}
-        for index, prompt in enumerate(prompts):
-            embeddings = self._base.encode_prompts([prompt, negative], [pixels[index]] * 2)
-            found[prompt, index], found[negative, index] = embeddings
-        self._base.free_text_encoders()
-        return found
+            return None, None
+        if self._texts is not None:
+            return self._texts[index]
+        return self._data.text(prompt), self._data.text(negative_text(self._job))
 
     def _controls(self) -> list[PromptControls]:
         job, count, number = self._job, len(self._job.sample.prompts), controlled_set(self._job)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...content import spans_of_file
-from ...errors import AdapterError, BaseModelError
+from ...errors import AdapterError, BaseModelError, first_line
 from ...safetensors_file import read_header
 from .recognise import refuse_foreign
 
@@ -63,7 +63,7 @@ class TensorFile:
                 known = set(file.keys())
         except (OSError, ValueError, SafetensorError) as error:
             raise BaseModelError(
-                f"{self.path}: is truncated, or no safetensors file ({_first_line(error)}). Download or copy it again"
+                f"{self.path}: is truncated, or no safetensors file ({first_line(error)}). Download or copy it again"
             ) from None
         assert known == set(header)
 
@@ -85,7 +85,7 @@ class TensorFile:
                 start, stop = self._offsets[name]
                 mapped += stop - start
         except (OSError, SafetensorError) as error:
-            raise BaseModelError(f"{self.path}: cannot be read any more ({_first_line(error)})") from None
+            raise BaseModelError(f"{self.path}: cannot be read any more ({first_line(error)})") from None
 
     def scale(self, name: str) -> float | None:
         """The factor of a weight that is kept in fp8 with one.
@@ -160,7 +160,3 @@ def _json(text: str | bytes) -> dict[str, Any]:
 
 def _format(layer: Any) -> str:
     return str(layer.get("format", "unknown")) if isinstance(layer, dict) else "unknown"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
