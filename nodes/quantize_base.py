@@ -12,9 +12,12 @@ from ..trainer_core.config import ModelConfig, validated
 from ..trainer_core.errors import ConfigError
 from . import host, sockets
 from .base_files import EMBEDDED, FROM_SOURCE, PARTS, file_of, named_source, source_names
+from .comfy_models.base import FAMILY
+from .comfy_models.links import linked_model
 from .settings import QUANTIZE_BASE, values
 from .widgets import widgets
 
+AUTO = "auto"
 _SOURCE = (
     "Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry and trains on any computer), "
     "or a file of ComfyUI's models folders. For a folder or a repository use folder_or_repo."
@@ -25,9 +28,12 @@ _FOLDER = (
     "repository id (downloaded when the job starts). Empty: source."
 )
 _MODEL = (
-    "In place of source: a MODEL of Load Checkpoint or Load Diffusion Model. Its file is read; what other nodes did to "
-    "it is not."
+    "In place of source: a MODEL of any loader, with its clip and vae. It is trained as it is: in its precision, with "
+    "the shift, LoRAs and patches that other nodes gave it. With a family by name only its file is read."
 )
+_CLIP = "The CLIP that the model is sampled with, from its loader."
+_VAE = "The VAE that the model is sampled with, from its loader."
+_LOW_NOISE = "For models with two experts (Wan 2.2): the MODEL for low noise, where `model` is the one for high noise."
 
 
 class QuantizeBase(io.ComfyNode):
@@ -50,6 +56,9 @@ class QuantizeBase(io.ComfyNode):
                 io.String.Input("folder_or_repo", default="", tooltip=_FOLDER, advanced=True),
                 *(_part(name, folder) for name, folder in PARTS.items()),
                 io.Model.Input("model", optional=True, tooltip=_MODEL),
+                io.Clip.Input("clip", optional=True, tooltip=_CLIP),
+                io.Vae.Input("vae_model", optional=True, tooltip=_VAE),
+                io.Model.Input("model_low_noise", optional=True, tooltip=_LOW_NOISE),
             ],
             outputs=[sockets.Base.Output("base", tooltip="The base, for Train LoRA and Preview Samples.")],
         )
@@ -61,9 +70,17 @@ class QuantizeBase(io.ComfyNode):
         source: str,
         folder_or_repo: str,
         model: Any = None,
+        clip: Any = None,
+        vae_model: Any = None,
+        model_low_noise: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
         chosen = {part: settings.pop(part) for part in PARTS}
+        if model is not None and family in (AUTO, FAMILY):
+            models = (model,) if model_low_noise is None else (model, model_low_noise)
+            fields = {"device": host.device(), **values(QUANTIZE_BASE, settings)["model"]}
+            base, text = linked_model(models, clip, vae_model, fields)
+            return io.NodeOutput(base, ui=host.shown_text(text))
         fields = {
             "family": family,
             "source": _source(source, folder_or_repo, model),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,7 @@ def preview(
     from .controls import check_count, encoded, of_settings, pixels_of
 
     sample = sample or SampleConfig()
-    with torch.inference_mode(False):
-        base = open_base(model)
+    with torch.inference_mode(False), closing(open_base(model)) as base:
         settings = SamplerSettings.of(sample, base)
         if controls is None:
             controls = [one.pictures() for one in of_settings(sample, len(prompts))]

@@ -1,0 +1,108 @@
+"""Digests of what ComfyUI has loaded: of weights, and of what nodes have done to a model since."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_SAMPLE = 4096
+"""Bytes of each end of a tensor that a sampled digest looks at."""
+_PIECE = 1 << 26
+_DEEPEST = 8
+"""Levels of objects within objects that are looked at."""
+
+
+def digest(*values: Any, sampled: bool = False) -> str:
+    """A digest of tensors, modules and settings, 64 hexadecimal digits, the same in every process.
+
+    Functions and objects count by the names of their code, and objects by their attributes too.
+
+    Args:
+        sampled: looks at both ends of large tensors only, to tell models apart at once.
+    """
+    state = hashlib.sha256()
+    _Reader(state, sampled).add(values, 0)
+    return state.hexdigest()
+
+
+class _Reader:
+    def __init__(self, state: _Hash, sampled: bool) -> None:
+        self._state, self._sampled = state, sampled
+        self._above: set[int] = set()
+
+    def add(self, value: Any, depth: int) -> None:
+        if isinstance(value, Tensor):
+            self._tensor(value)
+        elif value is None or isinstance(value, (bool, int, float, str, bytes, torch.dtype, torch.device)):
+            self._text(f"{type(value).__name__} {value!r}")
+        elif id(value) in self._above or depth > _DEEPEST:
+            self._text("…")
+        else:
+            self._above.add(id(value))
+            self._compound(value, depth + 1)
+            self._above.discard(id(value))
+
+    def _compound(self, value: Any, depth: int) -> None:
+        if isinstance(value, nn.Module):
+            self._text(_name_of(type(value)))
+            for name, tensor in sorted(value.state_dict().items()):
+                self._text(name)
+                self.add(tensor, depth)
+            if not any(value.children()):
+                self.add(_plain(vars(value)), depth)
+        elif isinstance(value, Mapping):
+            for key, one in sorted(value.items(), key=lambda item: str(item[0])):
+                self._text(str(key))
+                self.add(one, depth)
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            self._text(f"{len(value)} of")
+            for one in sorted(value, key=str) if isinstance(value, (set, frozenset)) else value:
+                self.add(one, depth)
+        else:
+            self._text(_name_of(value if callable(value) else type(value)))
+            self.add(_plain(getattr(value, "__dict__", {})), depth)
+            self.add(getattr(value, "__self__", None), depth)
+            self.add([one.cell_contents for one in getattr(value, "__closure__", None) or ()], depth)
+
+    def _text(self, text: str) -> None:
+        self._state.update(text.encode("utf-8", "surrogatepass") + b"\x1f")
+
+    def _tensor(self, tensor: Tensor) -> None:
+        self._text(f"{tuple(tensor.shape)} {tensor.dtype}")
+        for part in _plain_tensors(tensor):
+            flat = part.detach().reshape(-1)
+            if self._sampled and flat.numel() * flat.element_size() > 2 * _SAMPLE:
+                count = _SAMPLE // flat.element_size()
+                flat = torch.cat([flat[:count], flat[-count:]])
+            for piece in flat.split(max(1, _PIECE // flat.element_size())):
+                self._state.update(memoryview(piece.cpu().contiguous().view(torch.uint8).numpy()))
+
+
+def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that a quantized one is made of; an ordinary one is its own."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor.as_subclass(Tensor) if type(tensor) is not Tensor else tensor
+        return
+    for name in flatten()[0]:
+        yield from _plain_tensors(getattr(tensor, name))
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that say what an object does, and not where it is or what it has been used for."""
+    return {
+        name: value
+        for name, value in attributes.items()
+        if not name.startswith("_") and (callable(value) or not isinstance(value, (nn.Module, torch.device)))
+    }
+
+
+def _name_of(value: Any) -> str:
+    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"

@@ -1,0 +1,155 @@
+"""MODEL, CLIP and VAE as ComfyUI hands them over: which links a base is made of, and a model of our own to train.
+
+What comes over links is never changed. We train a copy of the model's structure that shares its weights (`shadow`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from ...trainer_core.config import LINKS
+from ...trainer_core.errors import BaseModelError
+from .digest import digest
+from .shadow import shadow
+
+
+@dataclass(frozen=True, eq=False)
+class Linked:
+    """What a base's links hold."""
+
+    models: tuple[Any, ...]
+    """MODELs; with several experts the one for the noisiest times first."""
+    clip: Any = None
+    vae: Any = None
+
+
+_LINKED: WeakValueDictionary[str, Linked] = WeakValueDictionary()
+
+
+def remember(linked: Linked) -> str:
+    """The source that stands for links, in this and any other session; it is found as long as `linked` is kept."""
+    source = LINKS + digest(*map(model_state, linked.models), clip_state(linked.clip), vae_state(linked.vae), sampled=True)[:16]
+    _LINKED[source] = linked
+    return source
+
+
+def recall(source: str) -> Linked:
+    """What the links of a source hold.
+
+    Raises:
+        BaseModelError: if they are not there: the graph has not run in this session, or has changed.
+    """
+    linked = _LINKED.get(source)
+    if linked is None:
+        raise BaseModelError(
+            f"model.source: {source}: the base came over the links of a ComfyUI graph that are not there now. Run the "
+            "graph again, or name the model's files instead (model.source, model.files)"
+        )
+    return linked
+
+
+# --- what a digest looks at -------------------------------------------------------------------------------------------
+
+
+def model_state(patcher: Any) -> list[Any]:
+    """A MODEL's weights, and what nodes did to it that counts while training."""
+    return [patcher.model.diffusion_model, type(patcher.model).__qualname__, *_patched(patcher)]
+
+
+def clip_state(clip: Any) -> list[Any] | None:
+    """A CLIP's weights, and what nodes did to it."""
+    if clip is None:
+        return None
+    kind = type(clip.tokenizer).__qualname__
+    return [clip.cond_stage_model, kind, clip.layer_idx, getattr(clip, "tokenizer_options", {}), *_patched(clip.patcher)]
+
+
+def vae_state(vae: Any) -> list[Any] | None:
+    """A VAE's weights."""
+    return None if vae is None else [vae.first_stage_model, str(getattr(vae, "vae_dtype", ""))]
+
+
+def _patched(patcher: Any) -> list[Any]:
+    options = {key: value for key, value in patcher.model_options.items() if key != "transformer_options"}
+    return [patcher.patches, patcher.object_patches, options, patcher.model_options.get("transformer_options", {})]
+
+
+# --- a model to train -------------------------------------------------------------------------------------------------
+
+
+class TrainedModel:
+    """A MODEL's copy for training: shares its weights, has what nodes merged into it, and belongs to us alone."""
+
+    def __init__(self, source: Any) -> None:
+        if source.is_dynamic():  # its weights come and go by a contract that only inference keeps
+            source = source.clone(disable_dynamic=True)
+        model = shadow(source.model)
+        self.patcher = source.clone(model_override=(model, ({}, {}, {}, set())))
+        for key in list(self.patcher.patches):
+            merged = self.patcher.patch_weight_to_device(
+                key, device_to=self.patcher.load_device, return_weight=True
+            )
+            comfy.utils.set_attr_param(model, key, _ordinary(merged.to(self.patcher.offload_device)))
+        self.patcher.patches = {}
+        self.model = model
+        self._options: dict[str, Any] | None = None
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The module whose layers are adapted."""
+        found: nn.Module = self.model.diffusion_model
+        return found
+
+    def load(self) -> None:
+        """Brings the model to its device, wholly or, where memory is short, as far as it fits. Cheap if it is there."""
+        comfy.model_management.load_models_gpu([self.patcher])
+        for parameter in self.denoiser.parameters():
+            if parameter.requires_grad and parameter.device != self.patcher.load_device:
+                parameter.data = parameter.data.to(self.patcher.load_device)
+        self.patcher.pre_run()
+
+    def unload(self) -> None:
+        """Takes it off the device."""
+        comfy.model_management.unload_model_and_clones(self.patcher)
+
+    def options(self) -> dict[str, Any]:
+        """The model's options with its wrappers and callbacks, as ComfyUI's sampler prepares them."""
+        if self._options is None:
+            options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)
+            options.setdefault("transformer_options", {})
+            comfy.sampler_helpers.prepare_model_patcher(self.patcher, {}, options)
+            comfy.samplers.cast_to_load_options(
+                options, device=self.patcher.load_device, dtype=self.patcher.model_dtype()
+            )
+            self._options = options
+        return self._options
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def sampling_of(patcher: Any) -> Any:
+    """A MODEL's `model_sampling`, with what nodes such as ModelSamplingSD3 set."""
+    return patcher.get_model_object("model_sampling")
+
+
+def parameters_in(module: nn.Module) -> int:
+    """How many weights a module has."""
+    return sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """fp32 on the CPU, outside inference mode."""
+    found = tensor.detach().to("cpu", torch.float32)
+    return found.clone() if found.is_inference() else found

@@ -1,0 +1,109 @@
+"""What a model that ComfyUI has loaded is, read off the object: latents, category, sizes, and what it is conditioned on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ...trainer_core.families.conditioning import MAIN, Stream
+from ...trainer_core.families.spec import SamplingDefaults
+
+_PICTURES = {
+    "Anima",
+    "CosmosT2IPredict2",
+    "HunyuanImage21Refiner",
+    "Krea2",
+    "JoyImage",
+    "QwenImage",
+}
+"""Classes of `comfy.supported_models` that draw pictures although their latents have a time axis."""
+_DEFAULT_PIXELS = {"SD15": 512, "SD20": 768}
+_MOST_REFERENCES = 3
+
+
+def name_of(model: Any) -> str:
+    """ComfyUI's name of the architecture: the class in `comfy.supported_models`."""
+    return type(model.model_config).__name__
+
+
+def is_video(model: Any) -> bool:
+    """Whether the model makes videos; pictures are then videos of one frame."""
+    return model.latent_format.latent_dimensions == 3 and name_of(model) not in _PICTURES
+
+
+def has_time(model: Any) -> bool:
+    """Whether latents have a time axis, as those of some picture models have too."""
+    return bool(model.latent_format.latent_dimensions == 3)
+
+
+def streams(model: Any) -> tuple[Stream, ...]:
+    """The picture's or the video's latents. Sound comes from the VAE's own stream where there is one (`sound.py`)."""
+    form = model.latent_format
+    main = Stream(
+        MAIN, channels=form.latent_channels, factor=form.spacial_downscale_ratio, time_factor=form.temporal_downscale_ratio
+    )
+    return (main,)
+
+
+def divisor(model: Any) -> int:
+    """What widths and heights must be multiples of, in pixels: a patch of the transformer, or a U-Net's deepest cell."""
+    cells = 1
+    denoiser, config = model.diffusion_model, model.model_config.unet_config
+    if "channel_mult" in config:
+        cells = 2 ** (len(config["channel_mult"]) - 1)
+    elif (patch := getattr(denoiser, "patch_size", config.get("patch_size"))) is not None:
+        cells = patch if isinstance(patch, int) else int(patch[-1])
+    return int(math.lcm(int(cells) * int(model.latent_format.spacial_downscale_ratio), 8))
+
+
+def guidance_distilled(model: Any) -> bool:
+    """Whether guidance is an input of the model, so that drawing takes one pass."""
+    return bool(model.model_config.unet_config.get("guidance_embed"))
+
+
+def reads(model: Any, key: str) -> bool:
+    """Whether the model looks at a key of the conditioning, such as `reference_latents`.
+
+    It is among the constants of the functions by which ComfyUI's classes take their conditioning apart.
+    """
+    for kind in type(model).__mro__:
+        if kind.__name__ == "BaseModel":
+            return False
+        for hook in ("extra_conds", "concat_cond"):
+            if key in getattr(getattr(kind.__dict__.get(hook), "__code__", None), "co_consts", ()):
+                return True
+    return False
+
+
+def control_key(model: Any) -> str | None:
+    """Where the model takes control images in ComfyUI's conditioning; None if it takes none.
+
+    Pictures only: what a video model is given beside noise is its first frame.
+    """
+    if is_video(model):
+        return None
+    if reads(model, "reference_latents"):
+        return "reference_latents"
+    if getattr(model, "concat_keys", ()) or reads(model, "concat_latent_image"):
+        return "concat_latent_image"
+    return None
+
+
+def max_controls(model: Any) -> int:
+    """How many control images it takes."""
+    return {None: 0, "reference_latents": _MOST_REFERENCES, "concat_latent_image": 1}[control_key(model)]
+
+
+def takes_first_frame(model: Any) -> bool:
+    """Whether it makes a video of a first frame that it is given."""
+    return is_video(model) and bool(getattr(model, "image_to_video", False)) and reads(model, "concat_latent_image")
+
+
+def sampling_defaults(model: Any) -> SamplingDefaults:
+    """How previews are drawn if the job does not say: what ComfyUI's templates do for most models."""
+    if is_video(model):
+        return SamplingDefaults(width=832, height=480, steps=20, guidance=5.0)
+    pixels = _DEFAULT_PIXELS.get(name_of(model), 1024)
+    return SamplingDefaults(
+        width=pixels, height=pixels, steps=20, guidance=3.5 if guidance_distilled(model) else 4.0
+    )
