@@ -190,7 +190,7 @@ class ComfyBase(Base):
         self._trained.clear()
 
     def recompute_blocks(self, denoiser: nn.Module) -> None:
-        recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser))
+        recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser).values())
 
     @contextmanager
     def training_pass(self) -> Iterator[None]:
