@@ -54,28 +54,36 @@ class ComfySchedule(Schedule):
         """
         if isinstance(sampling, (kinds.IMG_TO_IMG, kinds.IMG_TO_IMG_FLOW)):
             raise BaseModelError("this model turns a picture into another in one step and adds no noise: it has no LoRA")
-        self._sampling = sampling
+        self.sampling = sampling
         self._table: Tensor = sampling.sigmas.detach().cpu().clone()
 
     @property
     def prediction(self) -> str:
-        return next((name for kind, name in _NAMES if isinstance(self._sampling, kind)), type(self._sampling).__name__)
+        return next((name for kind, name in _NAMES if isinstance(self.sampling, kind)), type(self.sampling).__name__)
 
     def sigma(self, t: Tensor) -> Tensor:
         """σ (N,) of times (N,), fp32, as ComfyUI's models read it."""
-        if isinstance(self._sampling, kinds.CONST):
+        if isinstance(self.sampling, kinds.CONST):
             return t.float().clamp_min(_LOWEST)
-        if isinstance(self._sampling, kinds.COSMOS_RFLOW):
+        if isinstance(self.sampling, kinds.COSMOS_RFLOW):
             highest = self._table[-1].to(t.device)
             return torch.minimum(t.float() / (1 - t.float()), highest).clamp_min(_LOWEST)
         rows = len(self._table)
         return self._table.to(t.device)[(t * rows).floor().long().clamp(0, rows - 1)]
 
+    def times(self, sigma: Tensor) -> Tensor:
+        """The inverse of `sigma`, for σ that a sampler visits: falling times, to tell which expert is for which."""
+        if isinstance(self.sampling, kinds.CONST):
+            return sigma
+        if isinstance(self.sampling, kinds.COSMOS_RFLOW):
+            return sigma / (1 + sigma)
+        return torch.searchsorted(self._table, sigma.to(self._table)) / len(self._table)
+
     def factors(self, t: Tensor) -> Factors:
         """What times (N,) mean."""
         sigma = self.sigma(t).double()[:, None]
         zeros, ones = torch.zeros_like(sigma), torch.ones_like(sigma)
-        sampling = self._sampling
+        sampling = self.sampling
         return Factors(
             a=sampling.calculate_denoised(sigma, zeros.clone(), ones.clone())[:, 0],
             b=sampling.calculate_denoised(sigma, ones.clone(), zeros.clone())[:, 0],
@@ -108,11 +116,11 @@ class ComfySchedule(Schedule):
     @property
     def fixed_shift(self) -> float | None:
         """The model's own, or what a node such as ModelSamplingSD3 has set; that of ModelSamplingFlux is e^μ there."""
-        if not isinstance(self._sampling, kinds.CONST):
+        if not isinstance(self.sampling, kinds.CONST):
             return None
         # σ(1/2) = s / (1 + s)
         half = torch.tensor(0.5, dtype=torch.float64)
-        middle = float(self._sampling.sigma(half * getattr(self._sampling, "multiplier", 1.0)))
+        middle = float(self.sampling.sigma(half * getattr(self.sampling, "multiplier", 1.0)))
         return middle / (1 - middle)
 
     def sampling_times(self, steps: int, tokens: int) -> Tensor:
