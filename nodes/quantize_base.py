@@ -79,8 +79,8 @@ class QuantizeBase(io.ComfyNode):
         if model is not None and family in (AUTO, FAMILY):
             models = (model,) if model_low_noise is None else (model, model_low_noise)
             fields = {"device": host.device(), **values(QUANTIZE_BASE, settings)["model"]}
-            base, text = linked_model(models, clip, vae_model, fields)
-            return io.NodeOutput(base, ui=host.shown_text(text))
+            linked, text = linked_model(models, clip, vae_model, fields)
+            return io.NodeOutput(linked, ui=host.shown_text(text))
         fields = {
             "family": family,
             "source": _source(source, folder_or_repo, model),

@@ -232,7 +232,7 @@ class Base(ABC):
         """Moves the denoiser to a device: another expert needs the memory, or this one's turn has come."""
         denoiser.to(device)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
         """Gives back what a host keeps for the denoisers that were loaded; they are not used any more."""
 
     def recompute_blocks(self, denoiser: nn.Module) -> None:
