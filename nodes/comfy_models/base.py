@@ -130,7 +130,7 @@ class ComfyBase(Base):
     def free_text_encoders(self) -> None:
         """It gives the memory back when something else needs it."""
 
-    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG002
         raise AdapterError("adapter.text_encoders: ComfyUI's text encoders cannot be adapted. Switch it off")
 
     def encode_prompts(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]] = ()) -> list[TextEmbedding]:
@@ -279,8 +279,14 @@ class ComfyBase(Base):
 
 
 def spec_of(model: Any, experts: int = 1) -> FamilySpec:
-    """A loaded model as data."""
+    """A loaded model as data.
+
+    Raises:
+        BaseModelError: if it cannot be trained.
+    """
     name = traits.name_of(model)
+    if reason := traits.refusal(model):
+        raise BaseModelError(f"{name}: no LoRA of this model can be trained here: {reason}")
     flow = ComfySchedule(model.model_sampling).prediction == "flow"
     video = traits.is_video(model)
     return replace(

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from ...trainer_core.families.conditioning import TextEmbedding
 
 Options = dict[str, Any]
-"""One entry of ComfyUI's conditioning as one dictionary: `cross_attn`, `pooled_output`, `attention_mask`, …, each tensor
-with a batch dimension of 1."""
+"""One entry of ComfyUI's conditioning as one dictionary: `cross_attn`, `pooled_output`, `attention_mask`, …
+
+Each tensor has a batch dimension of 1."""
 
 _TREE = "json"
 _TENSOR = "tensor"
@@ -33,7 +34,9 @@ def to_embedding(conditioning: Sequence[Sequence[Any]], dtype: torch.dtype) -> T
         BaseModelError: for a prompt with several entries, or with one that is neither tensor nor number, list or text.
     """
     if len(conditioning) != 1:
-        raise BaseModelError("this CLIP's prompts change while drawing (a schedule of hooks), which cannot be trained on")
+        raise BaseModelError(
+            "this CLIP's prompts change while drawing (a schedule of hooks), which cannot be trained on"
+        )
     cross, options = conditioning[0]
     tensors: dict[str, Tensor] = {}
 

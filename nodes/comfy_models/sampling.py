@@ -1,4 +1,4 @@
-"""Previews by ComfyUI's own samplers, from a model that is being trained: what they show is what its graphs will draw."""
+"""Previews by ComfyUI's own samplers, from a model that is being trained: they show what its graphs will draw."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The noise schedule of a model that ComfyUI has loaded, read off its own `model_sampling`, whatever that is.
 
 For every `model_sampling`, the noisy latents are x = c·x_0 + d·ε and the picture that a raw prediction stands for is
-x_0 = a·x + b·prediction, with factors that depend on σ alone. They are what `noise_scaling` and `calculate_denoised` make
-of zeros and ones. So the prediction that would be right is ((1 - a·c)·x_0 - a·d·ε) / b: ε - x_0 for flow matching, ε or v
-for DDPM, x_0 itself for models that predict it.
+x_0 = a·x + b·prediction, with factors of σ alone: what `noise_scaling` and `calculate_denoised` make of zeros
+x_0 = a·x + b·prediction, with factors of σ alone: what `noise_scaling` and `calculate_denoised` make of 0s
+for DDPM, and x_0 itself for models that predict it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class ComfySchedule(Schedule):
         BaseModelError: for models that start from a picture and add no noise, of which there is nothing to train.
         """
         if isinstance(sampling, (kinds.IMG_TO_IMG, kinds.IMG_TO_IMG_FLOW)):
-            raise BaseModelError("this model turns a picture into another in one step and adds no noise: it has no LoRA")
+            raise BaseModelError(
+                "this model turns a picture into another in one step and adds no noise: it has no LoRA"
+            )
         self.sampling = sampling
         self._table: Tensor = sampling.sigmas.detach().cpu().clone()
 
@@ -110,7 +112,9 @@ class ComfySchedule(Schedule):
     def shift_for(self, tokens: int) -> float:  # noqa: ARG002 - ComfyUI's shift is the same for all sizes
         shift = self.fixed_shift
         if shift is None:
-            raise ConfigError("train.timestep_type: shift is for flow-matching models; use linear or sigmoid for this one")
+            raise ConfigError(
+                "train.timestep_type: shift is for flow-matching models; use linear or sigmoid for this one"
+            )
         return shift
 
     @property

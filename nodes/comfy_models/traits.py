@@ -1,4 +1,4 @@
-"""What a model that ComfyUI has loaded is, read off the object: latents, category, sizes, and what it is conditioned on."""
+"""What a model that ComfyUI has loaded is, read off the object: latents, category, sizes, what conditions it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ _PICTURES = {
     "QwenImage",
 }
 """Classes of `comfy.supported_models` that draw pictures although their latents have a time axis."""
+_FRAMES_AS_BATCH = "it makes the frames of a video as a batch of pictures, which data sets here are not"
+_CHANGES_PICTURES = "it is made to change or enlarge pictures by a scheme of its own, and takes no text to learn from"
+_REFUSED = {
+    **dict.fromkeys(("SVD_img2vid", "SV3D_u", "SV3D_p"), _FRAMES_AS_BATCH),
+    **dict.fromkeys(("SD_X4Upscaler", "SeedVR2", "LotusD", "HunyuanVideo15_SR_Distilled", "PiD"), _CHANGES_PICTURES),
+    "HunyuanImage21Refiner": _CHANGES_PICTURES,
+    "Stable_Zero123": "it turns a picture of an object around, and takes no text to learn from",
+}
+"""Classes of `comfy.supported_models` that cannot be trained here, and why."""
+_SOUND = "it makes sound, and neither pictures nor videos"
+_OTHER = "it makes neither pictures nor videos"
+_NO_PICTURES = {"LatentFormat", "TripoSplat", "Trellis2"}
+"""Latent formats of models that draw nothing."""
 _DEFAULT_PIXELS = {"SD15": 512, "SD20": 768}
 _MOST_REFERENCES = 3
 
@@ -24,6 +37,16 @@ _MOST_REFERENCES = 3
 def name_of(model: Any) -> str:
     """ComfyUI's name of the architecture: the class in `comfy.supported_models`."""
     return type(model.model_config).__name__
+
+
+def refusal(model: Any) -> str:
+    """Why no LoRA of a model can be trained, in the user's words; empty if one can."""
+    name, image_model = name_of(model), model.model_config.unet_config.get("image_model")
+    if name in _REFUSED:
+        return _REFUSED[name]
+    if model.latent_format.latent_dimensions == 1 or name.startswith("ACE"):
+        return _OTHER if "3d" in str(image_model) else _SOUND
+    return _OTHER if type(model.latent_format).__name__ in _NO_PICTURES else ""
 
 
 def is_video(model: Any) -> bool:
@@ -40,20 +63,23 @@ def streams(model: Any) -> tuple[Stream, ...]:
     """The picture's or the video's latents. Sound comes from the VAE's own stream where there is one (`sound.py`)."""
     form = model.latent_format
     main = Stream(
-        MAIN, channels=form.latent_channels, factor=form.spacial_downscale_ratio, time_factor=form.temporal_downscale_ratio
+        MAIN,
+        channels=form.latent_channels,
+        factor=form.spacial_downscale_ratio,
+        time_factor=form.temporal_downscale_ratio,
     )
     return (main,)
 
 
 def divisor(model: Any) -> int:
-    """What widths and heights must be multiples of, in pixels: a patch of the transformer, or a U-Net's deepest cell."""
+    """What widths and heights are multiples of, in pixels: a patch of the transformer, or a U-Net's deepest cell."""
     cells = 1
     denoiser, config = model.diffusion_model, model.model_config.unet_config
     if "channel_mult" in config:
         cells = 2 ** (len(config["channel_mult"]) - 1)
     elif (patch := getattr(denoiser, "patch_size", config.get("patch_size"))) is not None:
         cells = patch if isinstance(patch, int) else int(patch[-1])
-    return int(math.lcm(int(cells) * int(model.latent_format.spacial_downscale_ratio), 8))
+    return math.lcm(int(cells) * int(model.latent_format.spacial_downscale_ratio), 8)
 
 
 def guidance_distilled(model: Any) -> bool:
@@ -104,6 +130,4 @@ def sampling_defaults(model: Any) -> SamplingDefaults:
     if is_video(model):
         return SamplingDefaults(width=832, height=480, steps=20, guidance=5.0)
     pixels = _DEFAULT_PIXELS.get(name_of(model), 1024)
-    return SamplingDefaults(
-        width=pixels, height=pixels, steps=20, guidance=3.5 if guidance_distilled(model) else 4.0
-    )
+    return SamplingDefaults(width=pixels, height=pixels, steps=20, guidance=3.5 if guidance_distilled(model) else 4.0)
