@@ -22,6 +22,7 @@ _SOURCE = (
     "Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry and trains on any computer), "
     "or a file of ComfyUI's models folders. For a folder or a repository use folder_or_repo."
 )
+_FAMILY = "Family of the base model; auto finds it by the source."
 _WHICH = {"2": "second", "3": "third", "4": "fourth"}
 _FOLDER = (
     "In place of source: a folder in diffusers layout (below models/diffusers, or a whole path), or a Hugging Face "
@@ -41,8 +42,7 @@ class QuantizeBase(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        families = family_names()
-        family = ModelConfig.model_fields["family"]
+        families = [ModelConfig().family, *family_names()]
         return io.Schema(
             node_id="FoundryQuantizeBase",
             display_name="Quantize Base (Foundry)",
@@ -50,7 +50,7 @@ class QuantizeBase(io.ComfyNode):
             description="Chooses the base model that the LoRA is trained for, and the precision that it is held in.",
             search_aliases=["base model", "load model", "checkpoint", "quantization", "precision"],
             inputs=[
-                io.Combo.Input("family", options=families, default=family.default, tooltip="Family of the base model."),
+                io.Combo.Input("family", options=families, default=families[0], tooltip=_FAMILY),
                 io.Combo.Input("source", options=source_names(host.model_names), default=EMBEDDED, tooltip=_SOURCE),
                 *widgets(QUANTIZE_BASE),
                 io.String.Input("folder_or_repo", default="", tooltip=_FOLDER, advanced=True),

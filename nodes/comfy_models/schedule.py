@@ -2,8 +2,8 @@
 
 For every `model_sampling`, the noisy latents are x = c·x_0 + d·ε and the picture that a raw prediction stands for is
 x_0 = a·x + b·prediction, with factors of σ alone: `noise_scaling` and `calculate_denoised` of zeros and ones. So the
-prediction that would be right is ((1 - a·c)·x_0 - a·d·ε) / b. That is ε - x_0 for flow matching, ε or v for DDPM, and x_0
-itself for models that predict it.
+prediction that would be right is ((1 - a·c)·x_0 - a·d·ε) / b. That is ε - x_0 for flow matching, ε or v for DDPM, and
+x_0 itself for models that predict it.
 """
 
 from __future__ import annotations

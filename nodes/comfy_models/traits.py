@@ -17,13 +17,20 @@ _PICTURES = {
     "QwenImage",
 }
 """Classes of `comfy.supported_models` that draw pictures although their latents have a time axis."""
-_FRAMES_AS_BATCH = "it makes the frames of a video as a batch of pictures, which data sets here are not"
-_CHANGES_PICTURES = "it is made to change or enlarge pictures by a scheme of its own, and takes no text to learn from"
+_NO_TEXT = "it takes a picture and no text, so there is no prompt that a LoRA could learn"
+_RESTORES = "it enlarges or restores a given picture or clip, and a data set has no spoiled copies to start from"
+_NO_NOISE = "it turns a picture into a map in one step, without noise, so there is nothing to train it on"
+_DRIVEN = "it is driven by {}, which a data set cannot give it"
+_POSES, _SOUND_TRACK, _CAMERA = "a video of poses", "a sound track", "a path of the camera"
 _REFUSED = {
-    **dict.fromkeys(("SVD_img2vid", "SV3D_u", "SV3D_p"), _FRAMES_AS_BATCH),
-    **dict.fromkeys(("SD_X4Upscaler", "SeedVR2", "LotusD", "HunyuanVideo15_SR_Distilled", "PiD"), _CHANGES_PICTURES),
-    "HunyuanImage21Refiner": _CHANGES_PICTURES,
-    "Stable_Zero123": "it turns a picture of an object around, and takes no text to learn from",
+    **dict.fromkeys(("Stable_Zero123", "SVD_img2vid", "SV3D_u", "SV3D_p"), _NO_TEXT),
+    **dict.fromkeys(("SD_X4Upscaler", "PiD", "HunyuanImage21Refiner"), _RESTORES),
+    **dict.fromkeys(("HunyuanVideo15_SR_Distilled", "SeedVR2"), _RESTORES),
+    **dict.fromkeys(("LotusD", "WAN21_FlowRVS"), _NO_NOISE),
+    **dict.fromkeys(("WAN22_Animate", "WAN_Animate2", "WAN21_SCAIL", "WAN21_SCAIL2"), _DRIVEN.format(_POSES)),
+    **dict.fromkeys(("WAN22_S2V", "WAN21_HuMo", "WAN22_WanDancer"), _DRIVEN.format(_SOUND_TRACK)),
+    **dict.fromkeys(("WAN21_Camera", "WAN22_Camera"), _DRIVEN.format(_CAMERA)),
+    "WAN21_FunControl2V": _DRIVEN.format("a control video"),
 }
 """Classes of `comfy.supported_models` that cannot be trained here, and why."""
 _SOUND = "it makes sound, and neither pictures nor videos"
