@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-<<<<<<< HEAD
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-=======
-from collections.abc import Mapping, Sequence
->>>>>>> auto
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
