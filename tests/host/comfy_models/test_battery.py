@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from ..pack import module
 from .running import predict
 from .zoo import MODELS
+from .zoo.record import NO_GRADIENT
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:To copy construct from a tensor"),
@@ -17,31 +17,13 @@ pytestmark = [
 ]
 """ComfyUI's own."""
 
-TRAINED = [name for name, model in MODELS.items() if not model.refused]
-RANK = 4
+RUNNING_ONLY = [name for name, model in MODELS.items() if model.refused == NO_GRADIENT]
+TRAINED = [name for name in MODELS if name not in RUNNING_ONLY]
+"""Also those that are refused for want of data: what holds for a class is known when data sets can hold more."""
 
 
-def _training() -> Any:
-    return module("nodes.comfy_models.kernels").differentiable()
-
-
-def _blocks(diffusion_model: Any) -> dict[str, Any]:
-    from torch import nn
-
-    found: dict[str, Any] = {}
-    for name, one in diffusion_model.named_modules():
-        if isinstance(one, (nn.ModuleList, nn.ModuleDict)) and not any(name.startswith(f"{block}.") for block in found):
-            found |= {f"{name}.{key}": child for key, child in one.named_children()}
-    return found
-
-
-def _linears(diffusion_model: Any) -> list[str]:
-    blocks = _blocks(diffusion_model)
-    return [
-        re.escape(name)
-        for name, one in diffusion_model.named_modules()
-        if hasattr(one, "in_features") and any(name.startswith(f"{block}.") for block in blocks)
-    ]
+def _part(name: str) -> Any:
+    return module(f"nodes.comfy_models.{name}")
 
 
 class Copy:
@@ -51,15 +33,21 @@ class Copy:
         import torch
 
         adapters, config = module("trainer_core.adapters.adapter"), module("trainer_core.config")
-        self.model = module("nodes.comfy_models.shadow").shadow(patcher.model)
-        denoiser = self.model.diffusion_model
-        blocks, linears = _blocks(denoiser), _linears(denoiser)
-        self.adapter = adapters.Adapter(denoiser, config.AdapterConfig(rank=RANK), linears, 0)
+        self.model = _part("shadow").shadow(patcher.model)
+        denoiser, layers = self.model.diffusion_model, _part("layers")
+        blocks, convolutions = layers.repeated_blocks(denoiser), layers.conv_targets(denoiser)
+        self.adapter = adapters.Adapter(
+            denoiser,
+            config.AdapterConfig(rank=4, conv_rank=2 if convolutions else None),
+            layers.targets(denoiser)["all"],
+            0,
+            conv_targets=convolutions,
+        )
         source = torch.Generator().manual_seed(3)
         for weight in self.adapter.parameters():
             weight.data += torch.randn(weight.shape, generator=source) * 0.05
         if recompute:
-            module("nodes.comfy_models.recompute").recompute_blocks(denoiser, blocks.values())
+            _part("recompute").recompute_blocks(denoiser, blocks.values())
 
     def loss(self, name: str) -> Any:
         model = MODELS[name]
@@ -70,7 +58,7 @@ class Copy:
         """Of the loss, by the name of the weight."""
         import torch
 
-        with _training(), module("nodes.comfy_models.recompute").mutable_saved():
+        with _part("kernels").differentiable(), _part("recompute").mutable_saved():
             self.loss(name).backward()
         named = self.adapter._named().items()
         return {key: torch.zeros_like(weight) if weight.grad is None else weight.grad for key, weight in named}
@@ -120,13 +108,24 @@ def test_gradients(name: str) -> None:
     assert all(torch.equal(value, weights[key]) for key, value in patcher.model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", RUNNING_ONLY)
+def test_what_has_no_gradients(name: str) -> None:
+    """It says so, rather than train on wrong ones."""
+    import torch
+
+    with torch.inference_mode():
+        patcher = MODELS[name].make()
+    with pytest.raises(RuntimeError, match="don't support automatic differentiation"):
+        Copy(patcher, recompute=False).gradients(name)
+
+
 def _slope(copy: Copy, name: str, gradients: dict[str, Any]) -> tuple[float, float]:
     """How fast the loss changes along the gradient: by the gradient, and by going there and back."""
     import torch
 
     step = 2e-3 / _norm(gradients.values())
     losses = []
-    with torch.no_grad(), _training():
+    with torch.no_grad(), _part("kernels").differentiable():
         for sign in (1, -2):
             for key, weight in copy.adapter._named().items():
                 weight += sign * step * gradients[key]
@@ -161,5 +160,5 @@ def test_the_file_does_in_comfyui_what_was_trained(name: str) -> None:
         error = _norm(one - another for one, another in zip(ours, theirs, strict=True))
         change = _norm(one - another for one, another in zip(theirs, base, strict=True))
         print(f"{name} at {strength}: {error / _norm(theirs):.1e} of the output, {error / change:.1e} of the change")
-        assert change > 1e-2 * _norm(base)
+        assert change > 5e-3 * _norm(base)
         assert error < 1e-5 * _norm(theirs)
