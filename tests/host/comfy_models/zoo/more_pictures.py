@@ -271,7 +271,7 @@ MODELS = [
         DEEP,
         masked,
     ),
-    Model("krea2", "Krea2", KREA, FLAT, text),
+    Model("krea2", "Krea2", KREA, STILL, text),
     Model("mage_flow", "MageFlow", MAGE, DEEP, text),
     Model("boogu", "Boogu", BOOGU, FLAT, unmasked),
     Model("joyimage", "JoyImage", JOY, STILL, text),

@@ -78,6 +78,8 @@ class Model:
     """image, edit or video."""
     refused: str = ""
     """Why no LoRA of it is trained, in the user's words; empty where one is."""
+    alone: str = ""
+    """Why it is right with one sample at a time only; empty where samples of a batch do not mix."""
     filled: tuple[str, ...] = ()
     """Buffers of the diffusion model that a file holds (others are computed)."""
     files: Given = nothing
