@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from ...trainer_core.config import LINKS
 from ...trainer_core.errors import BaseModelError
 from .digest import digest
-from .kernels import give_gradients
 from .shadow import shadow
 
 
@@ -101,7 +100,6 @@ class TrainedModel:
     """A MODEL's copy for training: shares its weights, has what nodes merged into it, and belongs to us alone."""
 
     def __init__(self, source: Any) -> None:
-        give_gradients()
         if source.is_dynamic():  # its weights come and go by a contract that only inference keeps
             source = source.clone(disable_dynamic=True)
         model: Any = shadow(source.model)
