@@ -9,6 +9,9 @@ from typing import Any
 
 Shape = tuple[int, ...]
 
+NO_GRADIENT = "ComfyUI's code of it can make pictures, but has no gradients to train with"
+"""A reason why a model is not trained that has nothing to do with data."""
+
 
 class Draw:
     """Normal random tensors, the same for the same seed; `Draw(seed)(1, 7, 64)` has that shape.
