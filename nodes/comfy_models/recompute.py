@@ -20,12 +20,18 @@ from .structure import Rebuild
 __all__ = ["mutable_saved", "recompute_blocks"]
 
 
-def recompute_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Makes blocks keep nothing but their inputs for the backward pass, and compute the rest again.
+def recompute_blocks(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Makes blocks of a model keep nothing but their inputs for the backward pass, and compute the rest again.
 
     Gradients are the same, to the order of sums. The model then trains inside `mutable_saved` only. Where nothing
     needs a gradient the blocks run as before.
+
+    Raises:
+        ValueError: if one is of another model, such as the one that this one shadows; nothing is changed then.
     """
+    blocks, own = list(blocks), {*model.modules()}
+    if not own.issuperset(blocks):
+        raise ValueError("blocks of another model")
     for block in blocks:
         block.forward = _recomputed(block, block.forward)
 

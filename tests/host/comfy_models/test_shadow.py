@@ -19,6 +19,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept"),
 ]
 
+UNSTEADY = ("hidream_o1", "hidream_o1_edit")
+"""Their sums on a CPU are in another order each time, by where tensors happen to lie."""
+
 
 @pytest.fixture(scope="module")
 def torch() -> Any:
@@ -53,13 +56,14 @@ def test_it_shares_memory_and_leaves_the_original_alone(name: str, torch: Any) -
         assert type(tensor) is type(original)
         assert not tensor.is_inference()
         assert not tensor.requires_grad
+    same = torch.allclose if name in UNSTEADY else torch.equal
     with torch.no_grad():
-        assert all(map(torch.equal, predict(copy, streams, conditioning), before))
+        assert all(map(same, predict(copy, streams, conditioning), before))
     now = tensors(model)
     assert all(now[key] is original for key, original in originals.items())
     assert all(weight.is_inference() for weight in model.diffusion_model.parameters())
     with torch.inference_mode():
-        assert all(map(torch.equal, predict(model, streams, conditioning), before))
+        assert all(map(same, predict(model, streams, conditioning), before))
     assert type(copy.model_sampling) is type(model.model_sampling)
     assert type(copy.latent_format) is type(model.latent_format)
     assert copy.concat_keys == model.concat_keys
@@ -77,7 +81,7 @@ def test_a_copy_trains_and_moves_while_the_original_samples(torch: Any, training
     weight = copy.diffusion_model.img_in.weight
     x = torch.ones(1, weight.shape[1], requires_grad=True)
     torch.nn.functional.linear(x, weight).sum().backward()
-    assert torch.equal(x.grad[0], weight.sum(0))
+    assert torch.allclose(x.grad[0], weight.sum(0), atol=1e-5)
     copy.to(torch.bfloat16)
     copy.diffusion_model.txt_in.weight = torch.nn.Parameter(torch.zeros(2, 2), requires_grad=False)
     assert copy.diffusion_model.img_in.weight.dtype == torch.bfloat16
