@@ -33,7 +33,9 @@ def to_embedding(conditioning: Sequence[Sequence[Any]], dtype: torch.dtype) -> T
         BaseModelError: for a prompt with several entries, or with one that is neither tensor nor number, list or text.
     """
     if len(conditioning) != 1:
-        raise BaseModelError("this CLIP's prompts change while drawing (a schedule of hooks), which cannot be trained on")
+        raise BaseModelError(
+            "this CLIP's prompts change while drawing (a schedule of hooks), which cannot be trained on"
+        )
     cross, options = conditioning[0]
     tensors: dict[str, Tensor] = {}
 

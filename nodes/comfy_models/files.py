@@ -62,7 +62,9 @@ def _loaded(config: ModelConfig) -> Linked:
         for text in texts:
             _check_file("model.files", text)
         clip = _by_comfyui(
-            "model.files.text_encoder", texts[0], lambda _: comfy.sd.load_clip(texts, clip_type=kind, disable_dynamic=True)
+            "model.files.text_encoder",
+            texts[0],
+            lambda _: comfy.sd.load_clip(texts, clip_type=kind, disable_dynamic=True),
         )
     if file := config.files.get("vae"):
         vae = _by_comfyui("model.files.vae", file, _vae)

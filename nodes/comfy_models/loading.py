@@ -38,7 +38,10 @@ _LINKED: WeakValueDictionary[str, Linked] = WeakValueDictionary()
 
 def remember(linked: Linked) -> str:
     """The source that stands for links, in this and any other session; it is found as long as `linked` is kept."""
-    source = LINKS + digest(*map(model_state, linked.models), clip_state(linked.clip), vae_state(linked.vae), sampled=True)[:16]
+    source = (
+        LINKS
+        + digest(*map(model_state, linked.models), clip_state(linked.clip), vae_state(linked.vae), sampled=True)[:16]
+    )
     _LINKED[source] = linked
     return source
 
@@ -71,7 +74,13 @@ def clip_state(clip: Any) -> list[Any] | None:
     if clip is None:
         return None
     kind = type(clip.tokenizer).__qualname__
-    return [clip.cond_stage_model, kind, clip.layer_idx, getattr(clip, "tokenizer_options", {}), *_patched(clip.patcher)]
+    return [
+        clip.cond_stage_model,
+        kind,
+        clip.layer_idx,
+        getattr(clip, "tokenizer_options", {}),
+        *_patched(clip.patcher),
+    ]
 
 
 def vae_state(vae: Any) -> list[Any] | None:
@@ -96,9 +105,7 @@ class TrainedModel:
         model = shadow(source.model)
         self.patcher = source.clone(model_override=(model, ({}, {}, {}, set())))
         for key in list(self.patcher.patches):
-            merged = self.patcher.patch_weight_to_device(
-                key, device_to=self.patcher.load_device, return_weight=True
-            )
+            merged = self.patcher.patch_weight_to_device(key, device_to=self.patcher.load_device, return_weight=True)
             comfy.utils.set_attr_param(model, key, _ordinary(merged.to(self.patcher.offload_device)))
         self.patcher.patches = {}
         self.model = model

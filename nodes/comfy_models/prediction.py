@@ -56,7 +56,8 @@ def predicted(trained: TrainedModel, noisy: Streams, sigma: Tensor, given: Seque
     model = trained.model
     model.latent_shapes = [(1, *shape) for shape in shapes]
     conds = [
-        model_conds(model, options, packed[k : k + 1], latent_shapes=model.latent_shapes) for k, options in enumerate(given)
+        model_conds(model, options, packed[k : k + 1], latent_shapes=model.latent_shapes)
+        for k, options in enumerate(given)
     ]
     found: list[Streams] = [{} for _ in range(count)]
     for group in _groups(conds):
@@ -78,14 +79,17 @@ def _groups(conds: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     return groups
 
 
-def _applied(
-    trained: TrainedModel, x: Tensor, sigma: Tensor, conds: dict[str, Any], count: int
-) -> list[Tensor]:
+def _applied(trained: TrainedModel, x: Tensor, sigma: Tensor, conds: dict[str, Any], count: int) -> list[Tensor]:
     """The streams that the denoiser itself gives inside of `apply_model`, with all that nodes put around it."""
     model, options = trained.model, trained.options()
     caught: list[Any] = []
     hook = model.diffusion_model.register_forward_hook(lambda _module, _args, output: caught.append(output))
-    transformer = {**options["transformer_options"], "cond_or_uncond": [0], "uuids": [uuid.UUID(int=0)], "sigmas": sigma}
+    transformer = {
+        **options["transformer_options"],
+        "cond_or_uncond": [0],
+        "uuids": [uuid.UUID(int=0)],
+        "sigmas": sigma,
+    }
     transformer["sample_sigmas"] = torch.cat([sigma[:1], sigma.new_zeros(1)])
     given = {**conds, "transformer_options": transformer}
     wrapper = options.get("model_function_wrapper")

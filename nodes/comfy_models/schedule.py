@@ -53,7 +53,9 @@ class ComfySchedule(Schedule):
         BaseModelError: for models that start from a picture and add no noise, of which there is nothing to train.
         """
         if isinstance(sampling, (kinds.IMG_TO_IMG, kinds.IMG_TO_IMG_FLOW)):
-            raise BaseModelError("this model turns a picture into another in one step and adds no noise: it has no LoRA")
+            raise BaseModelError(
+                "this model turns a picture into another in one step and adds no noise: it has no LoRA"
+            )
         self._sampling = sampling
         self._table: Tensor = sampling.sigmas.detach().cpu().clone()
 
@@ -73,14 +75,18 @@ class ComfySchedule(Schedule):
 
     def factors(self, t: Tensor) -> Factors:
         """What times (N,) mean."""
-        sigma = self.sigma(t).double()[:, None]
-        zeros, ones = torch.zeros_like(sigma), torch.ones_like(sigma)
+        sigma = self.sigma(t).double()
+        zeros, ones = torch.zeros_like(sigma)[:, None], torch.ones_like(sigma)[:, None]
         sampling = self._sampling
+        # CogVideoX was trained on noisy latents of variance 1, which is not what ComfyUI's noise_scaling gives for it
+        scale = (
+            (1 + sigma.square()).rsqrt() if isinstance(sampling, kinds.V_PREDICTION_DDPM) else torch.ones_like(sigma)
+        )
         return Factors(
             a=sampling.calculate_denoised(sigma, zeros.clone(), ones.clone())[:, 0],
             b=sampling.calculate_denoised(sigma, ones.clone(), zeros.clone())[:, 0],
-            c=sampling.noise_scaling(sigma, zeros.clone(), ones.clone())[:, 0],
-            d=sampling.noise_scaling(sigma, ones.clone(), zeros.clone())[:, 0],
+            c=sampling.noise_scaling(sigma, zeros.clone(), ones.clone())[:, 0] * scale,
+            d=sampling.noise_scaling(sigma, ones.clone(), zeros.clone())[:, 0] * scale,
         )
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -102,7 +108,9 @@ class ComfySchedule(Schedule):
     def shift_for(self, tokens: int) -> float:  # noqa: ARG002 - ComfyUI's shift is the same for all sizes
         shift = self.fixed_shift
         if shift is None:
-            raise ConfigError("train.timestep_type: shift is for flow-matching models; use linear or sigmoid for this one")
+            raise ConfigError(
+                "train.timestep_type: shift is for flow-matching models; use linear or sigmoid for this one"
+            )
         return shift
 
     @property

@@ -40,7 +40,10 @@ def streams(model: Any) -> tuple[Stream, ...]:
     """The picture's or the video's latents. Sound comes from the VAE's own stream where there is one (`sound.py`)."""
     form = model.latent_format
     main = Stream(
-        MAIN, channels=form.latent_channels, factor=form.spacial_downscale_ratio, time_factor=form.temporal_downscale_ratio
+        MAIN,
+        channels=form.latent_channels,
+        factor=form.spacial_downscale_ratio,
+        time_factor=form.temporal_downscale_ratio,
     )
     return (main,)
 
@@ -53,7 +56,7 @@ def divisor(model: Any) -> int:
         cells = 2 ** (len(config["channel_mult"]) - 1)
     elif (patch := getattr(denoiser, "patch_size", config.get("patch_size"))) is not None:
         cells = patch if isinstance(patch, int) else int(patch[-1])
-    return int(math.lcm(int(cells) * int(model.latent_format.spacial_downscale_ratio), 8))
+    return math.lcm(int(cells) * int(model.latent_format.spacial_downscale_ratio), 8)
 
 
 def guidance_distilled(model: Any) -> bool:
@@ -104,6 +107,4 @@ def sampling_defaults(model: Any) -> SamplingDefaults:
     if is_video(model):
         return SamplingDefaults(width=832, height=480, steps=20, guidance=5.0)
     pixels = _DEFAULT_PIXELS.get(name_of(model), 1024)
-    return SamplingDefaults(
-        width=pixels, height=pixels, steps=20, guidance=3.5 if guidance_distilled(model) else 4.0
-    )
+    return SamplingDefaults(width=pixels, height=pixels, steps=20, guidance=3.5 if guidance_distilled(model) else 4.0)
