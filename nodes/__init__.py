@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .comfy_models import provider
-
-provider.register()  # before the nodes, whose inputs list all families and their parts
-
 from . import controls, host, shutdown
 from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,7 @@ class ComfyBase(Base):
     def free_text_encoders(self) -> None:
         """It gives the memory back when something else needs it."""
 
-    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG002
         raise AdapterError("adapter.text_encoders: ComfyUI's text encoders cannot be adapted. Switch it off")
 
     def encode_prompts(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]] = ()) -> list[TextEmbedding]:
@@ -236,22 +237,25 @@ class ComfyBase(Base):
         should_stop: Callable[[], bool] | None = None,
     ) -> Streams:
         """Draws as KSampler does."""
-        trained = self._of(denoiser_at(1.0))
         sampler, scheduler = self.sampler_names(settings)
         shape = self.latent_shapes(settings.width, settings.height)[MAIN]
-        distilled = self.guidance_distilled
+        boundaries = [one.low for one in self.spec.experts[:-1]]
+        parts = [
+            (stretch, partial(lambda t: self._of(denoiser_at(t)), stretch.t))
+            for stretch in sampling.stretches(self._schedule, scheduler, settings.steps, boundaries)
+        ]
         found = []
         with computing():
             for prompt, seed in zip(prompts, seeds, strict=True):
                 positive, other = self.collate([prompt, negative or prompt], settings.guidance)
                 latents = sampling.drawn(
-                    trained,
+                    parts,
                     shape,
                     seed,
                     positive,
                     other,
                     steps=settings.steps,
-                    cfg=1.0 if distilled else settings.guidance,
+                    cfg=1.0 if self.guidance_distilled else settings.guidance,
                     sampler=sampler,
                     scheduler=scheduler,
                     should_stop=should_stop,
@@ -275,8 +279,14 @@ class ComfyBase(Base):
 
 
 def spec_of(model: Any, experts: int = 1) -> FamilySpec:
-    """A loaded model as data."""
+    """A loaded model as data.
+
+    Raises:
+        BaseModelError: if it cannot be trained.
+    """
     name = traits.name_of(model)
+    if reason := traits.refusal(model):
+        raise BaseModelError(f"{name}: no LoRA of this model can be trained here: {reason}")
     flow = ComfySchedule(model.model_sampling).prediction == "flow"
     video = traits.is_video(model)
     return replace(
@@ -291,11 +301,14 @@ def spec_of(model: Any, experts: int = 1) -> FamilySpec:
         targets=layers.targets(model.diffusion_model),
         conv_targets=layers.conv_targets(model.diffusion_model),
         max_controls=traits.max_controls(model),
-        experts=_EXPERTS if experts > 1 else (Expert(),),
+        experts=_experts(model) if experts > 1 else (Expert(),),
     )
 
 
-_EXPERTS = (Expert("high_noise", low=0.875), Expert("low_noise", high=0.875))
+def _experts(model: Any) -> tuple[Expert, Expert]:
+    """Wan 2.2's two, and the time at which its authors change from one to the other."""
+    boundary = 0.9 if getattr(model, "image_to_video", False) else 0.875
+    return Expert("high_noise", low=boundary), Expert("low_noise", high=boundary)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

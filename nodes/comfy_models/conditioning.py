@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from ...trainer_core.families.conditioning import TextEmbedding
 
 Options = dict[str, Any]
-"""One entry of ComfyUI's conditioning as one dictionary: `cross_attn`, `pooled_output`, `attention_mask`, …, each tensor
-with a batch dimension of 1."""
+"""One entry of ComfyUI's conditioning as one dictionary: `cross_attn`, `pooled_output`, `attention_mask`, …
+
+Each tensor has a batch dimension of 1."""
 
 _TREE = "json"
 _TENSOR = "tensor"

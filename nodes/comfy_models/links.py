@@ -35,7 +35,7 @@ def linked_model(models: tuple[Any, ...], clip: Any, vae: Any, settings: dict[st
     """
     linked = Linked(models, clip, vae)
     base = validated(LinkedModel, {**settings, "family": FAMILY, "source": remember(linked)})
-    base._linked = linked
+    base._linked = linked  # noqa: SLF001 - our own class
     opened = ComfyBase.open(base)
     opened.check_parts()
     return base, f"{opened.spec.title}: {describe(models[0].model.diffusion_model)}"

@@ -102,13 +102,14 @@ class TrainedModel:
     def __init__(self, source: Any) -> None:
         if source.is_dynamic():  # its weights come and go by a contract that only inference keeps
             source = source.clone(disable_dynamic=True)
-        model = shadow(source.model)
+        model: Any = shadow(source.model)
         self.patcher = source.clone(model_override=(model, ({}, {}, {}, set())))
         for key in list(self.patcher.patches):
             merged = self.patcher.patch_weight_to_device(key, device_to=self.patcher.load_device, return_weight=True)
             comfy.utils.set_attr_param(model, key, _ordinary(merged.to(self.patcher.offload_device)))
         self.patcher.patches = {}
         self.model = model
+        """A `comfy.model_base.BaseModel`."""
         self._options: dict[str, Any] | None = None
 
     @property

@@ -47,7 +47,7 @@ def _fit(latent: Tensor, model: Any) -> Tensor:
 
 @contextmanager
 def _moments(vae: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what a Gaussian VAE makes of its input: mean and log of the variance (N, 2C, …), before one is chosen."""
+    """Collects what a Gaussian VAE makes of its input: mean and log of the variance (N, 2C, …)."""
     caught: list[Tensor] = []
     regularization = getattr(vae, "regularization", None)
     if not isinstance(regularization, nn.Module) or "Gaussian" not in type(regularization).__name__:

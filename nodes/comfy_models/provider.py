@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...trainer_core.config import LINKS
-from ...trainer_core.families.registry import register_provider
 from .base import FAMILY, ComfyBase
 
 if TYPE_CHECKING:
@@ -28,8 +27,3 @@ class ComfyModels:
     def claims(self, model: ModelConfig) -> str | None:
         """The family, if a model's source is the links of a graph."""
         return FAMILY if model.source.startswith(LINKS) else None
-
-
-def register() -> None:
-    """Makes ComfyUI's models known to the trainer; once for each process."""
-    register_provider(ComfyModels())

@@ -30,8 +30,10 @@ class _Kept:
 
     @property
     def geometry(self) -> tuple[Any, ...]:
-        tensor = self.tensor
-        return tensor.storage_offset(), tensor.size(), tensor.stride(), tensor.dtype
+        """Equal for those that show the same memory in the same way."""
+        if type(self.tensor) is not Tensor:
+            return (id(self.tensor),)
+        return self.tensor.storage_offset(), self.tensor.size(), self.tensor.stride(), self.tensor.dtype
 
 
 class _CopyBeforeChange(TorchDispatchMode):
@@ -149,15 +151,17 @@ class _Call:
         results = _Recompute.apply(self, *self.inputs, *self.weights)
         for number, result in zip(self.changed, results, strict=False):
             self.inputs[number].copy_(result)
-        found = [*results[len(self.changed) :]]
-        return _filled(self.outputs, lambda number: self.inputs[~number] if number < 0 else found[number])
+        found, inputs = results[len(self.changed) :], self.inputs
+        given = _filled(self.outputs, lambda number: inputs[~number] if number < 0 else found[number])
+        del self.inputs, self.arguments, self.outputs  # the graph holds this call, and they hold the graph
+        return given
 
     def first(self) -> tuple[Tensor, ...]:
         """The block on its real arguments, without a graph: the new values of changed inputs, then the results."""
-        versions = [one._version for one in self.inputs]
+        versions = [*map(_version, self.inputs)]
         with self.autocast():
             given = self.run(*self.arguments[0], **self.arguments[1])
-        self.changed = [number for number, one in enumerate(self.inputs) if one._version != versions[number]]
+        self.changed = [number for number, one in enumerate(self.inputs) if _version(one) != versions[number]]
         places = {id(one): ~number for number, one in enumerate(self.inputs)}
         results: list[Tensor] = []
 
@@ -264,6 +268,10 @@ def _replaced(value: Any, replace: Callable[[Tensor], Any]) -> Any:
 
 def _filled(value: Any, tensor: Callable[[int], Tensor]) -> Any:
     return Rebuild(lambda part: tensor(part.number) if isinstance(part, _Place) else NotImplemented, (_Place,))(value)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # an inference tensor cannot be changed here
 
 
 def _storages(tensor: Tensor) -> list[int]:

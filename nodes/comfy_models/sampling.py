@@ -1,10 +1,10 @@
-"""Previews by ComfyUI's own samplers, from a model that is being trained: what they show is what its graphs will draw."""
+"""Previews by ComfyUI's own samplers, from a model that is being trained: they show what its graphs will draw."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import comfy.sample
 import comfy.samplers
@@ -16,6 +16,7 @@ from .conditioning import Options, to_comfy
 
 if TYPE_CHECKING:
     from .loading import TrainedModel
+    from .schedule import ComfySchedule
 
 SAMPLER, FLOW_SCHEDULER, SCHEDULER = "euler", "simple", "normal"
 
@@ -33,8 +34,29 @@ def checked(name: str, known: Sequence[str], field: str) -> str:
     return name
 
 
+class Stretch(NamedTuple):
+    """Some of a sampler's steps, which one expert makes."""
+
+    start: int
+    end: int
+    t: float
+    """The time of the first."""
+
+
+def stretches(schedule: ComfySchedule, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[Stretch]:
+    """Which expert makes which steps, the noisiest first: the one whose times hold the step's σ.
+
+    Args:
+        boundaries: the lowest time of each expert but the last, falling.
+    """
+    times = schedule.times(comfy.samplers.calculate_sigmas(schedule.sampling, scheduler, steps))[:-1].tolist()
+    place = [sum(t < boundary for boundary in boundaries) for t in times]
+    starts = [k for k in range(len(times)) if k == 0 or place[k] != place[k - 1]]
+    return [Stretch(k, end, times[k]) for k, end in zip(starts, [*starts[1:], len(times)], strict=True)]
+
+
 def drawn(
-    trained: TrainedModel,
+    parts: Sequence[tuple[Stretch, Callable[[], TrainedModel]]],
     shape: Sequence[int],
     seed: int,
     positive: Options,
@@ -48,7 +70,10 @@ def drawn(
 ) -> Tensor:
     """One picture's or video's latents (1, …) as KSampler gives them, on the CPU.
 
+    With several experts as KSamplerAdvanced does: each goes on from the noisy latents of the one before.
+
     Args:
+        parts: the steps of each expert, and what brings it to the device.
         shape: of the latents (C, …).
 
     Raises:
@@ -59,24 +84,33 @@ def drawn(
         if should_stop and should_stop():
             raise Interrupted
 
-    device = trained.patcher.load_device
-    devices = [device] if device.type == "cuda" else []
-    # samplers seed the process's generator; whatever else runs in ComfyUI must not notice
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        latent = comfy.sample.fix_empty_latent_channels(trained.patcher, torch.zeros(1, *shape))
-        noise = comfy.sample.prepare_noise(latent, seed)
-        found: Tensor = comfy.sample.sample(
-            trained.patcher,
-            noise,
-            steps,
-            cfg,
-            sampler,
-            scheduler,
-            to_comfy(positive),
-            to_comfy(negative),
-            latent,
-            callback=callback,
-            disable_pbar=True,
-            seed=seed,
-        )
-    return found.detach().to("cpu", torch.float32)
+    latent = noise = torch.empty(0)
+    for number, (stretch, model_of) in enumerate(parts):
+        trained = model_of()
+        device = trained.patcher.load_device
+        # samplers seed the process's generator; whatever else runs in ComfyUI must not notice
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            if number == 0:
+                latent = comfy.sample.fix_empty_latent_channels(trained.patcher, torch.zeros(1, *shape))
+                noise = comfy.sample.prepare_noise(latent, seed)
+            else:
+                noise = comfy.sample.prepare_empty_noise(latent)
+            latent = comfy.sample.sample(
+                trained.patcher,
+                noise,
+                steps,
+                cfg,
+                sampler,
+                scheduler,
+                to_comfy(positive),
+                to_comfy(negative),
+                latent,
+                disable_noise=number > 0,
+                start_step=stretch.start,
+                last_step=stretch.end,
+                force_full_denoise=number == len(parts) - 1,
+                callback=callback,
+                disable_pbar=True,
+                seed=seed,
+            )
+    return latent.detach().to("cpu", torch.float32)

@@ -1,9 +1,9 @@
 """The noise schedule of a model that ComfyUI has loaded, read off its own `model_sampling`, whatever that is.
 
 For every `model_sampling`, the noisy latents are x = c·x_0 + d·ε and the picture that a raw prediction stands for is
-x_0 = a·x + b·prediction, with factors that depend on σ alone. They are what `noise_scaling` and `calculate_denoised` make
-of zeros and ones. So the prediction that would be right is ((1 - a·c)·x_0 - a·d·ε) / b: ε - x_0 for flow matching, ε or v
-for DDPM, x_0 itself for models that predict it.
+x_0 = a·x + b·prediction, with factors of σ alone: `noise_scaling` and `calculate_denoised` of zeros and ones. So the
+prediction that would be right is ((1 - a·c)·x_0 - a·d·ε) / b. That is ε - x_0 for flow matching, ε or v for DDPM, and
+x_0 itself for models that predict it.
 """
 
 from __future__ import annotations
@@ -56,28 +56,36 @@ class ComfySchedule(Schedule):
             raise BaseModelError(
                 "this model turns a picture into another in one step and adds no noise: it has no LoRA"
             )
-        self._sampling = sampling
+        self.sampling = sampling
         self._table: Tensor = sampling.sigmas.detach().cpu().clone()
 
     @property
     def prediction(self) -> str:
-        return next((name for kind, name in _NAMES if isinstance(self._sampling, kind)), type(self._sampling).__name__)
+        return next((name for kind, name in _NAMES if isinstance(self.sampling, kind)), type(self.sampling).__name__)
 
     def sigma(self, t: Tensor) -> Tensor:
         """σ (N,) of times (N,), fp32, as ComfyUI's models read it."""
-        if isinstance(self._sampling, kinds.CONST):
+        if isinstance(self.sampling, kinds.CONST):
             return t.float().clamp_min(_LOWEST)
-        if isinstance(self._sampling, kinds.COSMOS_RFLOW):
+        if isinstance(self.sampling, kinds.COSMOS_RFLOW):
             highest = self._table[-1].to(t.device)
             return torch.minimum(t.float() / (1 - t.float()), highest).clamp_min(_LOWEST)
         rows = len(self._table)
         return self._table.to(t.device)[(t * rows).floor().long().clamp(0, rows - 1)]
 
+    def times(self, sigma: Tensor) -> Tensor:
+        """The inverse of `sigma`, for σ that a sampler visits: falling times, to tell which expert is for which."""
+        if isinstance(self.sampling, kinds.CONST):
+            return sigma
+        if isinstance(self.sampling, kinds.COSMOS_RFLOW):
+            return sigma / (1 + sigma)
+        return torch.searchsorted(self._table, sigma.to(self._table)) / len(self._table)
+
     def factors(self, t: Tensor) -> Factors:
         """What times (N,) mean."""
         sigma = self.sigma(t).double()
         zeros, ones = torch.zeros_like(sigma)[:, None], torch.ones_like(sigma)[:, None]
-        sampling = self._sampling
+        sampling = self.sampling
         # CogVideoX was trained on noisy latents of variance 1, which is not what ComfyUI's noise_scaling gives for it
         scale = (
             (1 + sigma.square()).rsqrt() if isinstance(sampling, kinds.V_PREDICTION_DDPM) else torch.ones_like(sigma)
@@ -116,11 +124,11 @@ class ComfySchedule(Schedule):
     @property
     def fixed_shift(self) -> float | None:
         """The model's own, or what a node such as ModelSamplingSD3 has set; that of ModelSamplingFlux is e^μ there."""
-        if not isinstance(self._sampling, kinds.CONST):
+        if not isinstance(self.sampling, kinds.CONST):
             return None
         # σ(1/2) = s / (1 + s)
         half = torch.tensor(0.5, dtype=torch.float64)
-        middle = float(self._sampling.sigma(half * getattr(self._sampling, "multiplier", 1.0)))
+        middle = float(self.sampling.sigma(half * getattr(self.sampling, "multiplier", 1.0)))
         return middle / (1 - middle)
 
     def sampling_times(self, steps: int, tokens: int) -> Tensor:

@@ -85,7 +85,7 @@ class Rebuild:
         held = attributes(value)
         if not held or not holds(value, self._wanted):
             return value
-        made = copy.copy(value)
+        made = object.__new__(type(value))  # copy.copy asks for methods, and some of ComfyUI's objects have any name
         self.remember(value, made)
         for name, item in held.items():
             object.__setattr__(made, name, self(item))

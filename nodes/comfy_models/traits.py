@@ -1,4 +1,4 @@
-"""What a model that ComfyUI has loaded is, read off the object: latents, category, sizes, and what it is conditioned on."""
+"""What a model that ComfyUI has loaded is, read off the object: latents, category, sizes, what conditions it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,26 @@ _PICTURES = {
     "QwenImage",
 }
 """Classes of `comfy.supported_models` that draw pictures although their latents have a time axis."""
+_NO_TEXT = "it takes a picture and no text, so there is no prompt that a LoRA could learn"
+_RESTORES = "it enlarges or restores a given picture or clip, and a data set has no spoiled copies to start from"
+_NO_NOISE = "it turns a picture into a map in one step, without noise, so there is nothing to train it on"
+_DRIVEN = "it is driven by {}, which a data set cannot give it"
+_POSES, _SOUND_TRACK, _CAMERA = "a video of poses", "a sound track", "a path of the camera"
+_REFUSED = {
+    **dict.fromkeys(("Stable_Zero123", "SVD_img2vid", "SV3D_u", "SV3D_p"), _NO_TEXT),
+    **dict.fromkeys(("SD_X4Upscaler", "PiD", "HunyuanImage21Refiner"), _RESTORES),
+    **dict.fromkeys(("HunyuanVideo15_SR_Distilled", "SeedVR2"), _RESTORES),
+    **dict.fromkeys(("LotusD", "WAN21_FlowRVS"), _NO_NOISE),
+    **dict.fromkeys(("WAN22_Animate", "WAN_Animate2", "WAN21_SCAIL", "WAN21_SCAIL2"), _DRIVEN.format(_POSES)),
+    **dict.fromkeys(("WAN22_S2V", "WAN21_HuMo", "WAN22_WanDancer"), _DRIVEN.format(_SOUND_TRACK)),
+    **dict.fromkeys(("WAN21_Camera", "WAN22_Camera"), _DRIVEN.format(_CAMERA)),
+    "WAN21_FunControl2V": _DRIVEN.format("a control video"),
+}
+"""Classes of `comfy.supported_models` that cannot be trained here, and why."""
+_SOUND = "it makes sound, and neither pictures nor videos"
+_OTHER = "it makes neither pictures nor videos"
+_NO_PICTURES = {"LatentFormat", "TripoSplat", "Trellis2"}
+"""Latent formats of models that draw nothing."""
 _DEFAULT_PIXELS = {"SD15": 512, "SD20": 768}
 _MOST_REFERENCES = 3
 
@@ -24,6 +44,16 @@ _MOST_REFERENCES = 3
 def name_of(model: Any) -> str:
     """ComfyUI's name of the architecture: the class in `comfy.supported_models`."""
     return type(model.model_config).__name__
+
+
+def refusal(model: Any) -> str:
+    """Why no LoRA of a model can be trained, in the user's words; empty if one can."""
+    name, image_model = name_of(model), model.model_config.unet_config.get("image_model")
+    if name in _REFUSED:
+        return _REFUSED[name]
+    if model.latent_format.latent_dimensions == 1 or name.startswith("ACE"):
+        return _OTHER if "3d" in str(image_model) else _SOUND
+    return _OTHER if type(model.latent_format).__name__ in _NO_PICTURES else ""
 
 
 def is_video(model: Any) -> bool:
@@ -49,7 +79,7 @@ def streams(model: Any) -> tuple[Stream, ...]:
 
 
 def divisor(model: Any) -> int:
-    """What widths and heights must be multiples of, in pixels: a patch of the transformer, or a U-Net's deepest cell."""
+    """What widths and heights are multiples of, in pixels: a patch of the transformer, or a U-Net's deepest cell."""
     cells = 1
     denoiser, config = model.diffusion_model, model.model_config.unet_config
     if "channel_mult" in config:

@@ -20,7 +20,10 @@ FORMER_FIELDS = ("text_encoder", "text_encoder_2", "vae")
 class ModelConfig(Section):
     """The base model and how it is loaded."""
 
-    family: str = Field("flux1", description="Model family; `lora-foundry families` lists them.")
+    family: str = Field(
+        "auto",
+        description="Model family; auto finds it by the source. `lora-foundry families` lists them.",
+    )
     source: str = Field(
         "embedded",
         description="Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry), a "

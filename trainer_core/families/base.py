@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +46,21 @@ class Base(ABC):
         self.dtype = pick_dtype(config.dtype, self.device)
         self.text_encoder_dtype = pick_dtype(config.text_encoder_dtype, self.device)
         self.vae_dtype = pick_dtype("float32" if config.vae_dtype == "auto" else config.vae_dtype, self.device)
+
+    @classmethod
+    def fits(cls, denoiser: Mapping[str, Any], name: str) -> bool:  # noqa: ARG003
+        """Whether a model is of this family.
+
+        Args:
+            denoiser: its denoiser's configuration, as diffusers writes it.
+            name: what it is called: the pipeline in its `model_index.json`, or the single file with its modelspec.
+        """
+        return denoiser.get("_class_name") == cls.spec.of_role("denoiser")[0].kind.rpartition(".")[2]
+
+    @classmethod
+    def spec_of(cls, model: ModelConfig) -> FamilySpec:  # noqa: ARG003
+        """The spec of one model of the family; where models of a family differ in it, this opens the model."""
+        return cls.spec
 
     @classmethod
     def open(cls, model: ModelConfig) -> Base:
@@ -232,7 +247,7 @@ class Base(ABC):
         """Moves the denoiser to a device: another expert needs the memory, or this one's turn has come."""
         denoiser.to(device)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
         """Gives back what a host keeps for the denoisers that were loaded; they are not used any more."""
 
     def recompute_blocks(self, denoiser: nn.Module) -> None:

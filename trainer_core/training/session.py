@@ -10,7 +10,7 @@ from ..config import JobConfig
 from ..data.cache import CACHE_FOLDER, TensorCache
 from ..data.prepare import PreparedData
 from ..errors import Interrupted
-from ..families.registry import open_base
+from ..families.registry import job_with_family, open_base
 from ..runs.events import Listener, Phase, StateChanged, Warning
 from ..runs.requests import PAUSE, STOP, Control
 from ..runs.run_folder import RunFolder
@@ -51,6 +51,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
     emit(StateChanged("running", step, job.train.steps))
     finished = False
     try:
+        job = job_with_family(job)
         with closing(open_base(job.model)) as base, deterministic(base.device, job.train.deterministic) as findings:
             base.check_parts()
             SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour

@@ -156,14 +156,14 @@ def _hydit(draw: Draw) -> dict[str, Any]:
 
 def _glyphs(draw: Draw) -> dict[str, Any]:
     """Text within quotation marks comes from a second encoder."""
-    return {"cross_attn": draw(1, 7, 64), "conditioning_byt5small": draw(1, 3, 1472)}
+    return {"cross_attn": draw(1, draw.tokens, 64), "conditioning_byt5small": draw(1, 3, 1472)}
 
 
 def o1(draw: Draw) -> dict[str, Any]:
     import torch
 
-    ids = torch.cat([draw.ids(6, below=1000), torch.tensor([_TIME_TOKEN])])
-    return {"cross_attn": draw(1, 7, 64), "text_input_ids": ids}
+    ids = torch.cat([draw.ids(draw.tokens - 1, below=1000), torch.tensor([_TIME_TOKEN])])
+    return {"cross_attn": draw(1, draw.tokens, 64), "text_input_ids": ids}
 
 
 def _anima(draw: Draw) -> dict[str, Any]:

@@ -164,6 +164,12 @@ PIXELS = ((1, 3, 32, 32),)
 
 
 def text(draw: Draw) -> dict[str, Any]:
+    """As long as the prompt."""
+    return {"cross_attn": draw(1, draw.tokens, 64)}
+
+
+def padded(draw: Draw) -> dict[str, Any]:
+    """As long as every other prompt."""
     return {"cross_attn": draw(1, 7, 64)}
 
 
@@ -172,14 +178,14 @@ def pooled(draw: Draw) -> dict[str, Any]:
 
 
 def masked(draw: Draw) -> dict[str, Any]:
-    """Text with two tokens of padding."""
-    mask = ones(1, 7).long()
-    mask[:, 5:] = 0
-    return {"cross_attn": draw(1, 7, 64), "attention_mask": mask}
+    """With two tokens of padding."""
+    mask = ones(1, draw.tokens).long()
+    mask[:, -2:] = 0
+    return {"cross_attn": draw(1, draw.tokens, 64), "attention_mask": mask}
 
 
 def unmasked(draw: Draw) -> dict[str, Any]:
-    return {"cross_attn": draw(1, 7, 64), "attention_mask": ones(1, 7).long()}
+    return {"cross_attn": draw(1, draw.tokens, 64), "attention_mask": ones(1, draw.tokens).long()}
 
 
 def llama(draw: Draw) -> dict[str, Any]:
@@ -232,7 +238,7 @@ MODELS = [
             "global_conddim": 64,
         },
         ((1, 4, 16, 16),),
-        text,
+        padded,
     ),
     Model("flux1", "Flux", FLUX, FLAT, pooled, guided),
     Model("flux1_schnell", "FluxSchnell", FLUX | {"guidance_embed": False}, FLAT, pooled),
@@ -251,5 +257,5 @@ MODELS = [
     Model("z_image_pixel", "ZImagePixelSpace", Z_IMAGE | _PIXELS, PIXELS, unmasked),
     Model("qwen_image", "QwenImage", QWEN, STILL, text),
     Model("hidream", "HiDream", HIDREAM, FLAT, llama),
-    Model("cosmos2_t2i", "CosmosT2IPredict2", COSMOS2, STILL, text),
+    Model("cosmos2_t2i", "CosmosT2IPredict2", COSMOS2, STILL, padded),
 ]

@@ -11,11 +11,16 @@ Shape = tuple[int, ...]
 
 
 class Draw:
-    """Normal random tensors, the same for the same seed; `Draw(seed)(1, 7, 64)` has that shape."""
+    """Normal random tensors, the same for the same seed; `Draw(seed)(1, 7, 64)` has that shape.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        tokens: how long the prompt is, for models that do not pad it.
+    """
+
+    def __init__(self, seed: int, tokens: int = 7) -> None:
         import torch
 
+        self.tokens = tokens
         self._source = torch.Generator().manual_seed(seed)
 
     def __call__(self, *shape: int) -> Any:
@@ -62,7 +67,8 @@ class Model:
     latents: tuple[Shape, ...]
     """Shapes of one sample's streams, batch first: main, then sound if there is any."""
     text: Given
-    """What its text encoder makes of a prompt: `cross_attn`, and the options beside it (`pooled_output`, masks, …)."""
+    """What its text encoder makes of a prompt of `draw.tokens`: `cross_attn`, and the options beside it
+    (`pooled_output`, masks, …)."""
     given: Given = nothing
     """What nodes add to that: reference latents, latents to concatenate, masks, rates."""
     category: str = "image"
@@ -76,17 +82,23 @@ class Model:
     smaller: Callable[[Any], None] | None = None
     """Cuts away what the configuration cannot make small."""
 
+    def found(self) -> Any:
+        """What ComfyUI's detection would find in the model's file: an object of its class in `supported_models`."""
+        import comfy.supported_models
+
+        found = getattr(comfy.supported_models, self.kind)(dict(self.config))
+        fixed = type(found).unet_extra_config
+        found.unet_config |= {name: value for name, value in self.config.items() if name in fixed}
+        return found
+
     def make(self, seed: int = 0) -> Any:
         """A `ModelPatcher` over the model, with weights that depend on the seed alone, as stock loaders leave it:
         frozen fp32 inference tensors on the CPU."""
         import comfy.model_management
         import comfy.model_patcher
-        import comfy.supported_models
         import torch
 
-        found = getattr(comfy.supported_models, self.kind)(dict(self.config))
-        fixed = type(found).unet_extra_config
-        found.unet_config |= {name: value for name, value in self.config.items() if name in fixed}
+        found = self.found()
         found.set_inference_dtype(torch.float32, None)
         cpu = torch.device("cpu")
         with torch.inference_mode():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .more_pictures import RESTORES
-from .pictures import COSMOS2, text
+from .pictures import COSMOS2, padded
 from .record import Draw, Given, Model, ones, seen
 
 _HUNYUAN: dict[str, Any] = {
@@ -174,14 +174,14 @@ MODELS = [
         lambda draw: {"concat_latent_image": draw(1, 66, 3, 4, 4)},
         refused=RESTORES,
     ),
-    _video("cosmos", "CosmosT2V", _COSMOS, _CLIP, text, lambda draw: {"frame_rate": 24}),
-    _video("cosmos_i2v", "CosmosI2V", _COSMOS | {"in_channels": 17}, _CLIP, text, _first_frame),
+    _video("cosmos", "CosmosT2V", _COSMOS, _CLIP, padded, lambda draw: {"frame_rate": 24}),
+    _video("cosmos_i2v", "CosmosI2V", _COSMOS | {"in_channels": 17}, _CLIP, padded, _first_frame),
     _video(
         "cosmos2_i2v",
         "CosmosI2VPredict2",
         COSMOS2 | {"in_channels": 17},
         _CLIP,
-        text,
+        padded,
         lambda draw: {"denoise_mask": first_known(1, 1, 3, 8, 8), "frame_rate": 24},
     ),
     _video(
@@ -229,15 +229,15 @@ MODELS = [
         _CLIP,
         _pooled,
     ),
-    _video("cogvideox", "CogVideoX_T2V", _COGVIDEO, _CLIP, text),
-    _video("cogvideox15", "CogVideoX_T2V", _COGVIDEO | {"patch_size_t": 2}, ((1, 16, 2, 8, 8),), text),
-    _video("cogvideox_i2v", "CogVideoX_I2V", _COGVIDEO | {"in_channels": 32}, _CLIP, text, _first_frame),
+    _video("cogvideox", "CogVideoX_T2V", _COGVIDEO, _CLIP, padded),
+    _video("cogvideox15", "CogVideoX_T2V", _COGVIDEO | {"patch_size_t": 2}, ((1, 16, 2, 8, 8),), padded),
+    _video("cogvideox_i2v", "CogVideoX_I2V", _COGVIDEO | {"in_channels": 32}, _CLIP, padded, _first_frame),
     _video(
         "cogvideox_inpaint",
         "CogVideoX_Inpaint",
         _COGVIDEO | {"in_channels": 48},
         _CLIP,
-        text,
+        padded,
         lambda draw: {"concat_latent_image": draw(1, 32, 3, 8, 8)},
     ),
     _video(
@@ -256,7 +256,7 @@ MODELS = [
             "time_embed_dim": 32,
         },
         ((1, 24, 2, 4, 4), (1, 32, 2, 5)),
-        text,
+        padded,
         filled=("rope.inv_freq",),
     ),
     _video(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .pictures import text
+from .pictures import padded
 from .record import Draw, Given, Model, nothing, ones, seen
 from .video import first_known
 
@@ -43,7 +43,7 @@ def _reference(draw: Draw) -> dict[str, Any]:
 
 
 def _wan(name: str, kind: str, given: Given = nothing, latents: Any = _CLIP, refused: str = "", **config: Any) -> Model:
-    return Model(name, kind, WAN | config, latents, text, given, category="video", refused=refused)
+    return Model(name, kind, WAN | config, latents, padded, given, category="video", refused=refused)
 
 
 MODELS = [
