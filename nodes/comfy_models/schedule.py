@@ -105,6 +105,11 @@ class ComfySchedule(Schedule):
         a, b, c, d = self.factors(t)
         return per_sample(-a * d / b, clean) * noise + per_sample((1 - a * c) / b, clean) * clean
 
+    def prediction_of(self, denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The prediction that stands for a picture, where x are the noisy latents."""
+        a, b, _, _ = self.factors(t)
+        return (denoised - per_sample(a, x) * x) / per_sample(b, x)
+
     def snr(self, t: Tensor) -> Tensor:
         factors = self.factors(t)
         return (factors.c / factors.d).square().float()

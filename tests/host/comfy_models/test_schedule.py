@@ -95,7 +95,7 @@ def relative(found: Any, expected: Any) -> float:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_noisy_latents_and_targets(name: str) -> None:
-    """Closed forms; `calculate_denoised` makes the clean latents of the target, which is what ComfyUI will do with it."""
+    """Closed forms; `calculate_denoised` makes the clean latents of the target, as it will when drawing."""
     kind, settings, prediction, target = KINDS[name]
     found = sampling(kind, settings)
     schedule = schedule_of(found)
