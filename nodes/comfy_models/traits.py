@@ -38,7 +38,6 @@ _OTHER = "it makes neither pictures nor videos"
 _NO_PICTURES = {"LatentFormat", "TripoSplat", "Trellis2"}
 """Latent formats of models that draw nothing."""
 _DEFAULT_PIXELS = {"SD15": 512, "SD20": 768}
-_MOST_REFERENCES = 3
 
 
 def name_of(model: Any) -> str:
@@ -106,25 +105,6 @@ def reads(model: Any, key: str) -> bool:
             if key in getattr(getattr(kind.__dict__.get(hook), "__code__", None), "co_consts", ()):
                 return True
     return False
-
-
-def control_key(model: Any) -> str | None:
-    """Where the model takes control images in ComfyUI's conditioning; None if it takes none.
-
-    Pictures only: what a video model is given beside noise is its first frame.
-    """
-    if is_video(model):
-        return None
-    if reads(model, "reference_latents"):
-        return "reference_latents"
-    if getattr(model, "concat_keys", ()) or reads(model, "concat_latent_image"):
-        return "concat_latent_image"
-    return None
-
-
-def max_controls(model: Any) -> int:
-    """How many control images it takes."""
-    return {None: 0, "reference_latents": _MOST_REFERENCES, "concat_latent_image": 1}[control_key(model)]
 
 
 def takes_first_frame(model: Any) -> bool:

@@ -31,6 +31,7 @@ class PixelMeans:
         bucket_divisor=16,
         max_controls=3,
         text_sees_controls=False,
+        own_controls=False,
     )
     vae_dtype = torch.float32
 
