@@ -57,7 +57,7 @@ class _CopyBeforeChange(TorchDispatchMode):
             kept.tensor.record_stream(torch.cuda.current_stream(kept.tensor.device))
         return kept.tensor
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
         kwargs = kwargs or {}
         for number, name in _written(func):
             value = args[number] if number < len(args) else kwargs.get(name)

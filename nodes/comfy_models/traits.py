@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ...trainer_core.families.conditioning import MAIN, Stream
@@ -93,7 +94,7 @@ def guidance_distilled(model: Any) -> bool:
     return bool(model.model_config.unet_config.get("guidance_embed"))
 
 
-def reads(model: Any, key: str) -> bool:
+def reads(model: Any, key: str, hooks: Sequence[str] = ("extra_conds", "concat_cond")) -> bool:
     """Whether the model looks at a key of the conditioning, such as `reference_latents`.
 
     It is among the constants of the functions by which ComfyUI's classes take their conditioning apart.
@@ -101,7 +102,7 @@ def reads(model: Any, key: str) -> bool:
     for kind in type(model).__mro__:
         if kind.__name__ == "BaseModel":
             return False
-        for hook in ("extra_conds", "concat_cond"):
+        for hook in hooks:
             if key in getattr(getattr(kind.__dict__.get(hook), "__code__", None), "co_consts", ()):
                 return True
     return False

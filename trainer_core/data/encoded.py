@@ -167,8 +167,8 @@ class EncodedPictures:
                 for k, key in enumerate(keys):
                     self._keep(missing[key], key, *({n: one[n][k] for n in one} for one in (mean, std)))
                 done += len(keys)
-        for done, (key, views) in enumerate(controls.items(), done):
-            progress("encoding images", done, count)
+        for number, (key, views) in enumerate(controls.items()):
+            progress("encoding images", done + number, count)
             made = self._base.encode_controls([view.pixels() for view in views], views[0].size)
             self._check(views[0], *made)
             self._entries.put(key, {str(k): value.clone() for k, value in enumerate(made)}, self._made_by)

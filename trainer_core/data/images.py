@@ -95,7 +95,7 @@ def to_bucket(
 
 
 def at_own_size(image: Image.Image, box: Box | None = None, flip_x: bool = False, flip_y: bool = False) -> Tensor:
-    """A part of an image (all of it if no box says which), scaled down only if it is very large: (3, H, W) in [-1, 1]."""
+    """A part of an image (all of it if no box says which), scaled down if it is very large: (3, H, W) in [-1, 1]."""
     left, top, right, bottom = box = box or (0, 0, *image.size)
     shrink = min(1.0, (_MOST_SHOWN / ((right - left) * (bottom - top))) ** 0.5)
     width, height = (max(1, round(edge * shrink)) for edge in (right - left, bottom - top))
