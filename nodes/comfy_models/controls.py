@@ -102,6 +102,8 @@ def encoded(vae: Any, model: Any, pictures: Sequence[Tensor], size: tuple[int, i
     Raises:
         BaseModelError: for a model that paints into masked pictures, if there is no mask.
     """
+    if not pictures:
+        return ()
     images = [_image(one) for one in pictures]
     edit = edit_of(model)
     if edit is not None:
