@@ -106,7 +106,8 @@ class ComfyBase(Base):
             raise BaseModelError("the base has no VAE: link the one that the model is sampled with")
 
     def settings(self) -> dict[str, Any]:
-        return {"timestep_type": self.timestep_type, "shift": self._schedule.fixed_shift or 0.0}
+        sampling = {"prediction": self._schedule.prediction, "shift": self._schedule.fixed_shift}
+        return {"model_sampling": sampling, "foundry.json": {"timestep_type": self.timestep_type}}
 
     def tokens(self, shape: Sequence[int]) -> int:
         count = 1

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...trainer_core.errors import Interrupted
 from ...trainer_core.families.conditioning import Streams
+from .kernels import differentiable
 from .conditioning import Options, joined, model_conds, same_shape
 
 if TYPE_CHECKING:
@@ -24,19 +25,14 @@ if TYPE_CHECKING:
 def computing() -> Iterator[None]:
     """ComfyUI chooses kernels that have a gradient, and a cancel ends our work as a request to stop does.
 
-    Both are of the whole process, and are put back: ComfyUI's next model must not notice, and a cancel that is seen by
-    an operation of ours must still be seen by the node that waits.
+    A cancel that is seen by an operation of ours must still be seen by the node that waits.
     """
-    management = comfy.model_management
-    before = management.in_training
-    management.in_training = True
     try:
-        yield
-    except management.InterruptProcessingException:
-        management.interrupt_current_processing(True)
+        with differentiable():
+            yield
+    except comfy.model_management.InterruptProcessingException:
+        comfy.model_management.interrupt_current_processing(True)
         raise Interrupted from None
-    finally:
-        management.in_training = before
 
 
 def predicted(trained: TrainedModel, noisy: Streams, sigma: Tensor, given: Sequence[Options]) -> Streams:
