@@ -19,6 +19,8 @@ class SamplingDefaults:
     height: int
     steps: int
     guidance: float
+    frames: int = 1
+    """Of models that make videos."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,14 @@ class FamilySpec:
     """How many control images the denoiser takes beside the noisy one; 0 for models that only draw."""
     text_sees_controls: bool = False
     """Whether the text encoders look at the control images too, so that a prompt's embedding depends on them."""
+    frame_rate: float | None = None
+    """Frames per second of what it makes; None: it makes pictures only. Pixels of others have a time axis always."""
+    sample_rate: int | None = None
+    """Samples per second of the sound that is encoded with the pixels; None: it has no sound."""
+    learns_silence: bool = False
+    """What a clip without sound, or a still, teaches the stream `audio`: silence, or nothing (it has no loss)."""
+    first_frame: bool = False
+    """Whether a clip's first frame is given to the denoiser (`Base.encode_first_frame`)."""
 
     def of_role(self, role: Role) -> tuple[Part, ...]:
         """The parts of a role."""

@@ -31,6 +31,10 @@ class PixelMeans:
         bucket_divisor=16,
         max_controls=3,
         text_sees_controls=False,
+        frame_rate=None,
+        sample_rate=None,
+        first_frame=False,
+        learns_silence=False,
     )
     vae_dtype = torch.float32
 
