@@ -11,8 +11,8 @@ from PIL import Image
 
 from ...errors import DatasetError
 from ..header import UNREADABLE
-from ..images import decode_alpha, decode_image, read_image
-from .header import MOVING_PICTURES, ClipHeader, as_seen, frame_files, opened_clip
+from ..images import decode_alpha, decode_image, load_image, read_image
+from .header import MOVING_PICTURES, ClipHeader, as_seen, clip_header, frame_files, opened_clip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,19 @@ def pictures(
                 yield number, Image.new("L", image.size, 255) if background is None else image
     except UNREADABLE as error:
         raise unreadable(path, error) from None
+
+
+def first_picture(path: Path) -> Image.Image:
+    """A picture, or the first frame of a clip, as it is seen, in RGB.
+
+    Raises:
+        DatasetError: if it cannot be read.
+    """
+    try:
+        clip = clip_header(path)
+    except UNREADABLE as error:
+        raise unreadable(path, error) from None
+    return load_image(path) if clip is None else next(pictures(path, clip, [0]))[1]
 
 
 def unreadable(path: Path, error: Exception) -> DatasetError:

@@ -13,11 +13,15 @@ from pathlib import Path
 
 from ...config import DatasetConfig, JobConfig, ModelConfig
 from ...families.registry import family_spec
+from ..clips.timing import timing_of
+from ..summary import DEFAULT_DIVISOR
+from .clips import ClipLook
 from .duplicates import Alike
 from .folders import check_folder
+from .moving import check_clips
 from .report import Finding, LintReport, Severity, ordered
 from .sizes import check_buckets, check_sizes
-from .survey import Circumstances, Progress, look_over
+from .survey import Circumstances, Progress, Survey, look_over
 from .texts import check_captions
 from .tokens import BaseTokenizer, TextTokenizer, find_tokenizers, tokenizers_or_reason
 from .trigger import check_trigger
@@ -37,7 +41,7 @@ __all__ = [
 def lint(
     dataset: DatasetConfig,
     *,
-    family: str = "flux1",
+    family: str | None = "flux1",
     source: str | None = None,
     job: JobConfig | None = None,
     classes: Sequence[str] = (),
@@ -50,7 +54,7 @@ def lint(
 
     Args:
         dataset: the data set; broken folders are what this is for.
-        family: the model family, whose bucket divisor counts.
+        family: the model family, whose bucket divisor counts; None: not known yet, so that clips count too.
         source: the base whose tokenizers are asked, as in `model.source`; the family's default repository if None.
         job: what the set is part of; its model, batch size, class words and validation replace the other arguments.
         classes: class words, what the trigger is an example of.
@@ -65,14 +69,17 @@ def lint(
     if job is not None:
         others = [one for one in job.datasets if one.role == "validation" and one.folder != dataset.folder]
         return _report([dataset], others, job.model, _circumstances(job, style), tokenizers, progress)
+    spec = family_spec(family) if family else None
     circumstances = Circumstances(
-        divisor=family_spec(family).bucket_divisor,
+        divisor=spec.bucket_divisor if spec else DEFAULT_DIVISOR,
+        spec=spec,
         classes=tuple(classes),
         trigger=dataset.trigger,
         style=tuple(style),
         share=share,
     )
-    return _report([dataset], [], (family, source), circumstances, tokenizers, progress)
+    tokenizers = tokenizers if family else tokenizers or ()
+    return _report([dataset], [], (family or "", source), circumstances, tokenizers, progress)
 
 
 def lint_job(
@@ -92,8 +99,10 @@ def lint_job(
 
 def _circumstances(job: JobConfig, style: Sequence[str]) -> Circumstances:
     """What a job says about its data sets."""
+    spec = family_spec(job.model.family)
     return Circumstances(
-        divisor=family_spec(job.model.family).bucket_divisor,
+        divisor=spec.bucket_divisor,
+        spec=spec,
         batch_size=job.train.batch_size,
         classes=job.regularization.classes,
         preserves_class=job.regularization.output_preservation,
@@ -113,7 +122,11 @@ def _report(
 ) -> LintReport:
     """Surveys data sets and runs all checks; of `others`, only what they share with the data sets is told."""
     findings: list[Finding] = []
-    surveys = [look_over(dataset, progress or _silent) for dataset in datasets]
+
+    def looked(dataset: DatasetConfig) -> Survey:
+        return look_over(dataset, progress or _silent, timing_of(dataset, circumstances.spec))
+
+    surveys = [looked(dataset) for dataset in datasets]
     if tokenizers is None and any(one.pictures for one in surveys):
         family, source = model if isinstance(model, tuple) else (model.family, model.source)
         named = None if isinstance(model, tuple) or not model.tokenizers else Path(model.tokenizers)
@@ -124,16 +137,17 @@ def _report(
     where = replace(circumstances, tokenizers=tuple(tokenizers or ()))
     for one in surveys:
         findings += one.findings
-        for check in (check_folder, check_sizes, check_captions):
+        for check in (check_folder, check_sizes, check_clips, check_captions):
             findings += check(one, where)
     findings += check_buckets(surveys, where)
     for trigger in dict.fromkeys(dataset.trigger for dataset in datasets if dataset.trigger):
         findings += check_trigger(trigger, where)
-    findings += Alike([*surveys, *(look_over(dataset, progress or _silent) for dataset in others)], where).check()
+    findings += Alike([*surveys, *(looked(dataset) for dataset in others)], where).check()
     return LintReport(
         findings=ordered(findings),
         images=sum(len(one.pictures) for one in surveys),
         folders=tuple(one.folder for one in surveys),
+        clips=sum(isinstance(picture.look, ClipLook) for one in surveys for picture in one.pictures),
     )
 
 
