@@ -13,7 +13,7 @@ from ...trainer_core.adapters.operations import layers_of
 EXCEPTIONS = {
     r"(.+\.)?distilled_guidance_layer\..+": "Chroma: it makes the modulation of all blocks at once",
     r".+\.ff_i\.(experts\..+|gate)": "HiDream: each expert sees few tokens, and which one it is should stay as it was",
-    r"(\w+_)?refiner\..+": "Z-Image, Lumina2, OmniGen2, Boogu: they prepare one input each; other trainers leave them out",
+    r"(\w+_)?refiner\..+": "Z-Image, Lumina2, OmniGen2, Boogu: each prepares one input; others leave them out",
     r"text_transformer_blocks\..+": "Kandinsky 5: they see the text alone, as a text encoder does",
     r"music_encoder\..+": "WanDancer: an encoder of sound",
     r"vace_blocks\..+": "Wan VACE: the branch that reads controls; a LoRA of Wan has `blocks`",
@@ -23,7 +23,7 @@ EXCEPTIONS = {
 """Layers of blocks that are not adapted, as regular expressions over whole paths, and why."""
 
 _ATTENTION = re.compile(r"(?:.*\.)?(?:\w*(?:attn|attention)\w*(?:\..+)?|q|k|v|qkv|linear1)")
-"""Attention, by its path in a block. `linear1` is q, k, v and the feed-forward's first layer in FLUX's single blocks."""
+"""Attention, by its path in a block. `linear1` is q, k, v and the feed-forward's first layer in FLUX's single ones."""
 _MODULATION = re.compile(
     r"(?:.*\.)?(?:\w*ada_?ln\w*|(?:\w+_)?mod(?:ulation)?(?:_\w+)?|mod[cx]+|\w*norm\d*|emb_layers|mapper(?:_\w+)?"
     r"|time_pos_embed)(?:\..+)?",
