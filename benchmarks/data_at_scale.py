@@ -139,9 +139,10 @@ def _make(folder: Path, number: int, texture: np.ndarray) -> None:
 
 
 def _lint(folder: Path) -> dict[str, Any]:
+    from trainer_core.config import ModelConfig
     from trainer_core.data.lint import lint
 
-    report = lint(_dataset(folder), family="flux1", source="embedded")
+    report = lint(_dataset(folder), model=ModelConfig())
     return {
         "images": report.images,
         "found": {

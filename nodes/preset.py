@@ -49,7 +49,7 @@ class Preset(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: ModelConfig, subject: Any, vram: str) -> io.NodeOutput:
-        spec, size = api.family_spec(base.family), float(vram.split()[0])
+        spec, size = api.spec_of(base), float(vram.split()[0])
         changes = api.preset(subject, size, spec)
         parts = api.by_part(changes)
         train = parts["train"]

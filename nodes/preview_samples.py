@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..trainer_core.api import FoundLora, family_spec, find_lora, prompt_with_trigger
+from ..trainer_core.api import FoundLora, find_lora, prompt_with_trigger, spec_of
 from ..trainer_core.api import sample as draw
 from ..trainer_core.config import ModelConfig, SampleConfig, validated
 from ..trainer_core.errors import ConfigError, FoundryError
@@ -157,7 +157,7 @@ def _of_run(lora: FoundLora | None, base: ModelConfig, count: int, own_prompts: 
     Raises:
         ConfigError: if they cannot be used any more.
     """
-    if lora is None or lora.job is None or not family_spec(base.family).max_controls:
+    if lora is None or lora.job is None or not spec_of(base).max_controls:
         return [()] * count
     try:
         host.checked_job(lora.job)

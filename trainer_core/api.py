@@ -26,7 +26,7 @@ from .config import JobConfig, ModelConfig, SampleConfig
 from .data.cache import CACHE_FOLDER, CacheUsage, TensorCache
 from .data.captions import PLACEHOLDER, prompt_with_trigger
 from .data.given import keep_images
-from .data.lint import LintReport, find_tokenizers, lint_job
+from .data.lint import LintReport, find_tokenizers, lint_job, usual_model
 from .data.lint import lint as lint_dataset
 from .data.summary import DatasetSummary
 from .data.summary import digest as dataset_digest
@@ -35,7 +35,15 @@ from .demo import demo_job, run_demo
 from .errors import SaveError
 from .families.base import Base, FamilySpec
 from .families.conditioning import MAIN
-from .families.registry import family_names, family_spec, file_parts, open_base, register_family, register_provider
+from .families.registry import (
+    family_names,
+    family_spec,
+    file_parts,
+    open_base,
+    register_family,
+    register_provider,
+    spec_of,
+)
 from .families.sources.tokenizers import register_tokenizers
 from .job import TrainingJob
 from .loras import FoundLora, find_lora

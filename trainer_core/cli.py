@@ -215,7 +215,7 @@ def _data_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> N
     job = lint.add_argument_group("for a folder (a job says these itself)")
     _caption_options(job)
     job.add_argument("--class", metavar="WORD", dest="classes", action="append", help="what the trigger is; repeat")
-    job.add_argument("--family", default="flux1", help="model family; default: flux1")
+    job.add_argument("--family", help="model family; default: that of --base, or flux1")
     job.add_argument(
         "--base", metavar="SOURCE", help="whose tokenizers to ask: embedded, a file, a folder, a repository id"
     )

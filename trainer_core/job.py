@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .checks import check_job
 from .config import JobConfig, dump_job, resolved
 from .errors import FoundryError, ResumeRefused, SaveError, TrainingError, first_line
+from .families.registry import job_with_family
 from .files import write_atomically
 from .runs.events import Event, Listener, Phase, Skipped, StateChanged, Warning, log_line
 from .runs.requests import CONTINUE, PAUSE, SAMPLE, SAVE, STOP, Control
@@ -70,6 +71,7 @@ class TrainingJob:
         Raises:
             FoundryError: as `check_job`, or if the folder cannot be written; then nothing is left behind.
         """
+        job = job_with_family(job)
         check_job(job)
         return cls(RunFolder.create(runs_root, job), job, queue_up=queue_up)
 

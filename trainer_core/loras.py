@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .adapters.export import describe_lora
 from .config import JobConfig, ModelConfig, SampleConfig, validated
 from .errors import ConfigError
-from .families.registry import family_names, family_spec
+from .families.registry import family_names, family_spec, spec_of
 from .families.sources.source import is_repository_id
 from .reading import parse_json
 from .runs.find import find_checkpoint, find_run_or_file
@@ -49,7 +49,7 @@ class FoundLora:
             ConfigError: if they are not there, or do not fit the family or the prompts.
             DatasetError: if they would be those of the run's data, and that is not there any more.
         """
-        sample, spec = self.sample, family_spec(self.model.family)
+        sample, spec = self.sample, spec_of(self.model)
         if given:
             sample = sample.but(controls=given)
         elif not own_prompts and len(sample.controls) > 1:
@@ -118,7 +118,7 @@ def _job_of_file(path: Path, metadata: dict[str, str]) -> JobConfig:
 
 
 def _family_of_file(metadata: dict[str, str]) -> str:
-    """The family that a LoRA file is for, if it says so in a way that can be believed; else the usual default."""
+    """The family that a LoRA file is for, if it says so in a way that can be believed; else the base's own."""
     told: object = None
     with contextlib.suppress(ValueError, KeyError, TypeError):
         told = parse_json(metadata["lora_foundry.config"])["model"]["family"]

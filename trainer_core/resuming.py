@@ -13,6 +13,7 @@ from typing import Any
 from .config import JobConfig, resolved, validated
 from .config.yaml_text import read_yaml
 from .errors import ConfigError, FoundryError, ResumeRefused, RunHeld
+from .families.registry import job_with_family
 from .runs.run_folder import RunFolder
 from .runs.status import run_state
 from .safetensors_file import read_header
@@ -70,6 +71,7 @@ def beginning(root: Path, job: JobConfig, if_changed: str) -> Beginning:
 
     Raises:
         RunHeld: if another process works on it.
+        BaseModelError: if the base's family is to be found and is none.
         ResumeRefused: if the user has to decide, or decided for what is not possible.
     """
 
@@ -77,6 +79,7 @@ def beginning(root: Path, job: JobConfig, if_changed: str) -> Beginning:
     def contents() -> Mapping[str, str]:
         return _contents(root, job)
 
+    job = job_with_family(job)
     latest: _Earlier | None = None
     for run in _latest_first(root, job):
         try:
@@ -157,7 +160,7 @@ def _compared(run: RunFolder, job: JobConfig, contents: Contents, in_full: bool)
     Raises:
         FoundryError: if the run cannot be read.
     """
-    its_own, checkpoint, finished = run.job(), run.latest(), run.status()["state"] == "finished"
+    its_own, checkpoint, finished = job_with_family(run.job()), run.latest(), run.status()["state"] == "finished"
     changed = _differences({"config": settings_text(its_own), "step": "0"}, job)
     if its_own.train.steps != job.train.steps and job.train.lr_scheduler != "constant":
         # the rules allow it, but the steps made so far were on the way to another end

@@ -54,7 +54,7 @@ def refusal(data: Any) -> str:
 
 def test_smallest_job_has_the_documented_defaults() -> None:
     tiny = validated(JobConfig, job())
-    assert (tiny.model.family, tiny.model.source) == ("flux1", "embedded")
+    assert (tiny.model.family, tiny.model.source) == ("auto", "embedded")
     assert (tiny.adapter.rank, tiny.adapter.scale) == (16, 1.0)
     assert (tiny.train.steps, tiny.train.learning_rate, tiny.train.seed) == (2000, 1e-4, 42)
     assert tiny.datasets[0].resolutions == (512, 768, 1024)

@@ -86,7 +86,7 @@ def test_pickles_beside_the_weights_are_never_opened(folder: Path, mark: Path) -
     base.load_vae()
     base.load_denoiser()
     assert base.schedule.shift > 0
-    assert len(find_tokenizers("flux1", str(folder))) == 2
+    assert len(find_tokenizers(ModelConfig(family="flux1", source=str(folder)))) == 2
     assert base.text_fingerprint()
     assert not mark.exists()
 
@@ -151,7 +151,7 @@ def test_a_tokenizer_of_another_kind_is_refused(folder: Path) -> None:
         with pytest.raises(BaseModelError, match="tokenizer_class"):
             load(folder, "load_text_encoders")
         with pytest.raises(BaseModelError, match="tokenizer_class"):
-            find_tokenizers("flux1", str(folder))
+            find_tokenizers(ModelConfig(family="flux1", source=str(folder)))
 
 
 @pytest.mark.parametrize("part", WEIGHTS)

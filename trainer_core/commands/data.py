@@ -7,7 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..api import GB, CacheUsage, LintReport, Phase, cache_of, find_tokenizers, lint_dataset, lint_job, size
+from ..api import (
+    GB,
+    CacheUsage,
+    LintReport,
+    Phase,
+    cache_of,
+    find_tokenizers,
+    lint_dataset,
+    lint_job,
+    size,
+    usual_model,
+)
 from ..config import DatasetConfig, load_job, validated
 from ..errors import ConfigError
 from . import FAILED, OK
@@ -79,18 +90,21 @@ def folder_settings(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lint_folder(args: argparse.Namespace) -> LintReport:
-    named = find_tokenizers(args.family, args.base, Path(args.tokenizers)) if args.tokenizers else None
+    model = usual_model(args.family or "flux1")
+    if args.base:
+        model = model.but(family=args.family or "auto", source=args.base)
+    if args.tokenizers:
+        model = model.but(tokenizers=args.tokenizers)
     settings = folder_settings(args.what, args)
     if args.resolutions:
         settings["resolutions"] = args.resolutions
     return lint_dataset(
         validated(DatasetConfig, settings),
-        family=args.family,
-        source=args.base,
+        model=model,
         classes=args.classes or (),
         style=args.style or (),
         share=args.validation_share,
-        tokenizers=named,
+        tokenizers=find_tokenizers(model) if args.tokenizers else None,
         progress=_Reading(),
     )
 

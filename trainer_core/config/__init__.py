@@ -6,13 +6,14 @@ what the setting does and when to change it.
 
 from .data import CacheConfig, DatasetConfig
 from .job import JobConfig, dump_job, load_job, plain_name, resolved
-from .model import AdapterConfig, ModelConfig, Precision
+from .model import LINKS, AdapterConfig, ModelConfig, Precision
 from .objective import RegularizationConfig, ValidationConfig
 from .output import SampleConfig, SaveConfig
 from .section import Section, description, validated
 from .train import TimestepType, TrainConfig
 
 __all__ = [
+    "LINKS",
     "AdapterConfig",
     "CacheConfig",
     "DatasetConfig",

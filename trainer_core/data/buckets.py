@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 Size = tuple[int, int]
 """Width and height in pixels."""
+DEFAULT_DIVISOR = 16
+"""Where the base is not known yet."""
 
 
 def bucket_size(width: int, height: int, resolution: int, divisor: int) -> Size:

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import DatasetConfig, ModelConfig
+from ..config import DatasetConfig
 from ..errors import DatasetError
+from .buckets import DEFAULT_DIVISOR
 from .captions import encoder_text
 from .folder import data_files, kohya_folder
 from .scan import Scan, examine, refuse, sizes_of
 from .text import some
-
-_DEFAULT_DIVISOR = 16
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,16 @@ class DatasetSummary:
     warnings: list[str]
 
 
-def summarize(dataset: DatasetConfig, model: ModelConfig | None = None) -> DatasetSummary:
+def summarize(dataset: DatasetConfig, divisor: int = DEFAULT_DIVISOR) -> DatasetSummary:
     """Scans a data set.
+
+    Args:
+        divisor: what sizes are multiples of, as the family of the base has it.
 
     Raises:
         DatasetError: for a missing or empty folder, unreadable images, images too small, missing captions, masks or
             control images.
     """
-    divisor = _DEFAULT_DIVISOR
-    if model is not None:
-        from ..families.registry import family_spec
-
-        divisor = family_spec(model.family).bucket_divisor
     found = examine(dataset)
     refuse(found)
     items = found.items

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
-from ..config import ModelConfig
-from ..errors import ConfigError
+from ..config import JobConfig, ModelConfig
+from ..errors import BaseModelError, ConfigError
+from .detection import detect
 
 if TYPE_CHECKING:
     from .base import Base
@@ -23,6 +24,9 @@ class Provider(Protocol):
 
     def family(self, name: str) -> type[Base] | None:
         """One of them; None if there is no such."""
+
+    def claims(self, model: ModelConfig) -> str | None:
+        """The name of the family that it offers for a model whose family is to be found; None if it offers none."""
 
 
 _FAMILIES: dict[str, type[Base]] = {}
@@ -60,9 +64,61 @@ def family_spec(name: str) -> FamilySpec:
     return _family(name).spec
 
 
+def spec_of(model: ModelConfig, download: bool = True) -> FamilySpec:
+    """The spec of a model's family.
+
+    Args:
+        download: ask Hugging Face which family a repository is of that is not on this machine.
+
+    Raises:
+        ConfigError: if there is no such family.
+        BaseModelError: if the family is to be found, and its source is not there or of none.
+    """
+    model = with_family(model, download)
+    return _family(model.family).spec_of(model)
+
+
+def with_family(model: ModelConfig, download: bool = True) -> ModelConfig:
+    """The model with its family by name: if that is `auto`, the built-in one that the source is of, or else the one
+    that a provider offers.
+
+    Args:
+        download: as in `spec_of`.
+
+    Raises:
+        BaseModelError: if the source is not there, or of no family.
+    """
+    if model.family != "auto":
+        return model
+    try:
+        own = [_family(name) for name in dict.fromkeys((*_BUILT_IN, *_FAMILIES))]
+        found, what = detect(model.source, own, download)
+        problem = BaseModelError(
+            f"model.source: {model.source}: seems to be {what}, and fits none of the families: "
+            f"{', '.join(family_names())}. Name its family in model.family to hear why"
+        )
+    except BaseModelError as error:
+        found, problem = None, error
+    name = found.spec.name if found else next(filter(None, (one.claims(model) for one in _PROVIDERS)), None)
+    if name is None:
+        raise problem
+    return model.model_copy(update={"family": name})
+
+
+def job_with_family(job: JobConfig) -> JobConfig:
+    """The job with its model's family by name, as it stands in a run's job.yaml.
+
+    Raises:
+        BaseModelError: as `with_family`.
+    """
+    return job.model_copy(update={"model": with_family(job.model)})
+
+
 def file_parts() -> dict[str, str]:
     """Name → role of the parts of all families that may lie in files of their own beside the source."""
-    parts = [part for name in family_names() for part in family_spec(name).parts if part.role != "denoiser"]
+    parts = [
+        part for name in family_names() for part in family_spec(name).parts if part.role != "denoiser" or part.optional
+    ]
     return {part.name: part.role for part in sorted(parts, key=lambda one: (one.role, one.name))}
 
 
@@ -71,8 +127,9 @@ def open_base(model: ModelConfig) -> Base:
 
     Raises:
         ConfigError: for an unknown family or device.
-        BaseModelError: if its files are not there.
+        BaseModelError: if its files are not there, or its family is to be found and is none.
     """
+    model = with_family(model)
     return _family(model.family).open(model)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from contextlib import closing
 
 from ..config import JobConfig
 from ..data.cache import CACHE_FOLDER, TensorCache
 from ..data.prepare import PreparedData
 from ..errors import Interrupted
-from ..families.registry import open_base
+from ..families.registry import job_with_family, open_base
 from ..runs.events import Listener, Phase, StateChanged, Warning
 from ..runs.requests import PAUSE, STOP, Control
 from ..runs.run_folder import RunFolder
@@ -50,10 +51,10 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
     emit(StateChanged("running", step, job.train.steps))
     finished = False
     try:
-        base = open_base(job.model)
-        base.check_parts()
-        SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
-        with deterministic(base.device, job.train.deterministic) as findings:
+        job = job_with_family(job)
+        with closing(open_base(job.model)) as base, deterministic(base.device, job.train.deterministic) as findings:
+            base.check_parts()
+            SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
             progress("scanning the data", 0, 1)
             cache = TensorCache(run.path.parent / CACHE_FOLDER)
             # on another device, or on more threads, encoders give other last bits

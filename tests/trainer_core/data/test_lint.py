@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer_core.config import DatasetConfig, JobConfig, validated
+from trainer_core.config import DatasetConfig, JobConfig, ModelConfig, validated
 from trainer_core.data.lint import Finding, LintReport, lint, lint_job
 from trainer_core.data.prepare import samples_of
 from trainer_core.errors import ConfigError, DatasetError
@@ -266,7 +266,7 @@ def test_lint_agrees_with_training(put: Put, tmp_path: Path) -> None:
 
 def test_an_unknown_family_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="flux11"):
-        lint(DatasetConfig(folder=str(tmp_path)), family="flux11")
+        lint(DatasetConfig(folder=str(tmp_path)), model=ModelConfig(family="flux11"))
 
 
 def test_the_report_in_numbers_and_rows() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trainer_core.config import DatasetConfig, JobConfig, validated
+from trainer_core.config import DatasetConfig, JobConfig, ModelConfig, validated
 from trainer_core.data.lint import LintReport, find_tokenizers, lint, lint_job
 from trainer_core.errors import BaseModelError, ConfigError
 
@@ -242,7 +242,7 @@ def test_the_trigger_of_several_sets_is_judged_once(tmp_path: Path) -> None:
 
 def test_tokenizers_of_the_embedded_base() -> None:
     """Its vocabulary has `circle` whole and single letters, and its encoders read 16 tokens with the end."""
-    first, second = find_tokenizers("flux1", "embedded")
+    first, second = find_tokenizers(ModelConfig())
     assert [first.name, second.name] == ["tokenizer", "tokenizer_2"]
     assert [first.limit, second.limit] == [16, 16]
     assert second.lengths(["a red circle on a", "red", ""]) == [6, 2, 1]
@@ -262,11 +262,11 @@ def test_a_base_that_is_not_here_is_noted_and_not_downloaded(tmp_path: Path, mon
     folder = folder_of(tmp_path, "a red picture")
     dataset = DatasetConfig(folder=str(folder), resolutions=(64,), trigger="circle")
     for source in ("nobody/has-this-base", "no/such/folder"):
-        (note,) = lint(dataset, source=source).of("tokenizers")
+        (note,) = lint(dataset, model=ModelConfig(source=source)).of("tokenizers")
         assert note.severity == "note"
         assert source in note.message
-    assert lint(dataset, source="embedded").of("tokenizers") == []
-    assert len(lint(dataset, source="embedded").of("known-trigger")) == 1
+    assert lint(dataset, model=ModelConfig()).of("tokenizers") == []
+    assert len(lint(dataset, model=ModelConfig()).of("known-trigger")) == 1
 
 
 def test_a_repository_that_was_downloaded_before_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,17 +283,17 @@ def test_a_repository_that_was_downloaded_before_is_read(tmp_path: Path, monkeyp
     target.mkdir(parents=True)
     for file in (EMBEDDED / "tokenizer").iterdir():
         (target / file.name).write_bytes(file.read_bytes())
-    (found,) = find_tokenizers("flux1", "someone/something")
+    (found,) = find_tokenizers(ModelConfig(family="flux1", source="someone/something"))
     assert found.limit == 16
 
 
 def test_bases_without_or_with_broken_tokenizers(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(BaseModelError, match="no tokenizer"):
-        find_tokenizers("flux1", str(tmp_path))
+        find_tokenizers(ModelConfig(family="flux1", source=str(tmp_path)))
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{")
     with pytest.raises(BaseModelError, match="cannot be loaded"):
-        find_tokenizers("flux1", str(tmp_path))
+        find_tokenizers(ModelConfig(family="flux1", source=str(tmp_path)))
     with pytest.raises(ConfigError):
-        find_tokenizers("flux11", "embedded")
+        find_tokenizers(ModelConfig(family="flux11"))

@@ -110,12 +110,12 @@ def test_a_folder_that_is_not_there(made: dict[str, Path]) -> None:
 def test_lint_reads_captions_of_a_single_file(made: dict[str, Path], cache: dict[str, Path]) -> None:
     """A checkpoint brings no tokenizer: the kind's that is on this machine counts."""
     cache["openai/clip-vit-large-patch14"] = made["cached"]
-    (found,) = find_tokenizers("sd15", str(made["file"]))
+    (found,) = find_tokenizers(ModelConfig(source=str(made["file"])))
     assert (found.name, found.limit) == ("tokenizer", 77)
     assert found.lengths(["ab c"]) == [5]
     cache.clear()
     with pytest.raises(BaseModelError, match="CLIP tokenizer"):
-        find_tokenizers("sd15", str(made["file"]))
+        find_tokenizers(ModelConfig(source=str(made["file"])))
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from ...config import DatasetConfig, JobConfig, ModelConfig
-from ...families.registry import family_spec
+from ...errors import BaseModelError
+from ...families.registry import family_spec, spec_of
+from ..buckets import DEFAULT_DIVISOR
 from .duplicates import Alike
 from .folders import check_folder
 from .report import Finding, LintReport, Severity, ordered
@@ -31,14 +32,14 @@ __all__ = [
     "find_tokenizers",
     "lint",
     "lint_job",
+    "usual_model",
 ]
 
 
 def lint(
     dataset: DatasetConfig,
     *,
-    family: str = "flux1",
-    source: str | None = None,
+    model: ModelConfig | None = None,
     job: JobConfig | None = None,
     classes: Sequence[str] = (),
     style: Sequence[str] = (),
@@ -50,8 +51,7 @@ def lint(
 
     Args:
         dataset: the data set; broken folders are what this is for.
-        family: the model family, whose bucket divisor counts.
-        source: the base whose tokenizers are asked, as in `model.source`; the family's default repository if None.
+        model: the base, whose bucket divisor counts and whose tokenizers are asked; FLUX.1 if None.
         job: what the set is part of; its model, batch size, class words and validation replace the other arguments.
         classes: class words, what the trigger is an example of.
         style: words that name the style, for style LoRAs; captions should not hold them.
@@ -65,14 +65,15 @@ def lint(
     if job is not None:
         others = [one for one in job.datasets if one.role == "validation" and one.folder != dataset.folder]
         return _report([dataset], others, job.model, _circumstances(job, style), tokenizers, progress)
+    model = model or usual_model("flux1")
     circumstances = Circumstances(
-        divisor=family_spec(family).bucket_divisor,
+        divisor=_divisor(model),
         classes=tuple(classes),
         trigger=dataset.trigger,
         style=tuple(style),
         share=share,
     )
-    return _report([dataset], [], (family, source), circumstances, tokenizers, progress)
+    return _report([dataset], [], model, circumstances, tokenizers, progress)
 
 
 def lint_job(
@@ -93,7 +94,7 @@ def lint_job(
 def _circumstances(job: JobConfig, style: Sequence[str]) -> Circumstances:
     """What a job says about its data sets."""
     return Circumstances(
-        divisor=family_spec(job.model.family).bucket_divisor,
+        divisor=_divisor(job.model),
         batch_size=job.train.batch_size,
         classes=job.regularization.classes,
         preserves_class=job.regularization.output_preservation,
@@ -103,10 +104,27 @@ def _circumstances(job: JobConfig, style: Sequence[str]) -> Circumstances:
     )
 
 
+def usual_model(family: str) -> ModelConfig:
+    """The base of a family that most people have.
+
+    Raises:
+        ConfigError: for an unknown family.
+    """
+    return ModelConfig(family=family, source=family_spec(family).default_repo)
+
+
+def _divisor(model: ModelConfig) -> int:
+    """What sizes are multiples of; what keeps a base's family from being found is told with its tokenizers."""
+    try:
+        return spec_of(model, download=False).bucket_divisor
+    except BaseModelError:
+        return DEFAULT_DIVISOR
+
+
 def _report(
     datasets: Sequence[DatasetConfig],
     others: Sequence[DatasetConfig],
-    model: ModelConfig | tuple[str, str | None],
+    model: ModelConfig,
     circumstances: Circumstances,
     tokenizers: Sequence[TextTokenizer] | None,
     progress: Progress | None,
@@ -115,9 +133,7 @@ def _report(
     findings: list[Finding] = []
     surveys = [look_over(dataset, progress or _silent) for dataset in datasets]
     if tokenizers is None and any(one.pictures for one in surveys):
-        family, source = model if isinstance(model, tuple) else (model.family, model.source)
-        named = None if isinstance(model, tuple) or not model.tokenizers else Path(model.tokenizers)
-        tokenizers, reason = tokenizers_or_reason(family, source, named)
+        tokenizers, reason = tokenizers_or_reason(model)
         if reason:
             message = f"captions' lengths in tokens and what the base knows of the trigger are not checked: {reason}"
             findings.append(Finding("note", "tokenizers", (), message))

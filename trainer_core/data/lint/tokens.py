@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...config import ModelConfig
 from ...errors import BaseModelError, FoundryError
-from ...families.registry import family_spec
+from ...families.registry import spec_of
 from ...families.sources.source import is_repository_id, load_tokenizer, open_source
 from ...families.sources.tokenizers import tokenizer_folder
 from ...families.spec import FamilySpec
@@ -68,23 +69,19 @@ class BaseTokenizer:
         return ids
 
 
-def find_tokenizers(family: str, source: str | None = None, named: Path | None = None) -> tuple[BaseTokenizer, ...]:
+def find_tokenizers(model: ModelConfig) -> tuple[BaseTokenizer, ...]:
     """The tokenizers of a base that lies on this machine: the embedded one, a folder, or a repository that was
-    downloaded before; the family's default repository if no source is named. A single file brings none: then those of
-    its kind that are on this machine.
-
-    Args:
-        named: folder in which they are looked for first, as `model.tokenizers`.
+    downloaded before. A single file brings none: then those of its kind that are on this machine.
 
     Raises:
         ConfigError: for an unknown family.
         BaseModelError: if the base is not on this machine, or a tokenizer of it cannot be read.
     """
-    spec = family_spec(family)
-    if spec.tokenizers and (named or (source and is_file(Path(source).expanduser()))):
+    spec, named = spec_of(model, download=False), Path(model.tokenizers) if model.tokenizers else None
+    if spec.tokenizers and (named or is_file(Path(model.source).expanduser())):
         kinds = spec.tokenizers.items()
         return tuple(_read(tokenizer_folder(part, kind, named, None), part, kind) for part, kind in kinds)
-    folder = _folder(source or spec.default_repo, spec)
+    folder = _folder(model.source, spec)
     found = tuple(_read(part, part.name) for part in sorted(folder.glob("tokenizer*")) if part.is_dir())
     if not found:
         raise BaseModelError(f"{folder}: holds no tokenizer")
@@ -127,11 +124,9 @@ def _read(folder: Path, name: str, kind: str | None = None) -> BaseTokenizer:
     return BaseTokenizer(name, int(limit) if limit and limit < _NO_LIMIT else None, tokenizer)
 
 
-def tokenizers_or_reason(
-    family: str, source: str | None, named: Path | None = None
-) -> tuple[Sequence[TextTokenizer], str | None]:
+def tokenizers_or_reason(model: ModelConfig) -> tuple[Sequence[TextTokenizer], str | None]:
     """The tokenizers, or none and why there are none."""
     try:
-        return find_tokenizers(family, source, named), None
+        return find_tokenizers(model), None
     except FoundryError as error:
         return (), str(error)

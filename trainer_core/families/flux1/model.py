@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -75,6 +75,11 @@ class Flux(KlBase):
 
     spec = SPEC
     layout: ClassVar[Layout | None] = FLUX1
+
+    @classmethod
+    def fits(cls, denoiser: Mapping[str, Any], name: str) -> bool:
+        """Kontext's weights have FLUX.1's shapes: only their name tells."""
+        return super().fits(denoiser, name) and ("kontext" in name.lower()) == bool(cls.spec.max_controls)
 
     def __init__(self, source: Source, config: ModelConfig) -> None:
         super().__init__(source, config)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ...errors import BaseModelError
 
 VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.non_ema.*", "*.non_ema-*")
 """Second copies of the weights that many repositories hold beside the first; some hold nothing else."""
+
+
+INDEX = "model_index.json"
+"""What says of a folder that it is a model in diffusers layout, and which pipeline is made of it."""
 
 
 def download(repo: str, components: Sequence[str]) -> Path:
@@ -17,13 +23,34 @@ def download(repo: str, components: Sequence[str]) -> Path:
     Raises:
         BaseModelError: if it is gated, not there, or cannot be reached.
     """
-    folder = _snapshot(repo, components, VARIANTS)
-    if any(folder.glob("*/*.safetensors")) or not (folder / "model_index.json").is_file():
+    endings = ("json", "txt", "model", "safetensors")
+    patterns = [INDEX, *(f"{part}/*.{end}" for part in components for end in endings)]
+    folder = _snapshot(repo, allow_patterns=patterns, ignore_patterns=list(VARIANTS))
+    if any(folder.glob("*/*.safetensors")) or not (folder / INDEX).is_file():
         return folder
-    return _snapshot(repo, components, ())
+    return _snapshot(repo, allow_patterns=patterns, ignore_patterns=[])
 
 
-def _snapshot(repo: str, components: Sequence[str], ignored: tuple[str, ...]) -> Path:
+def configurations(repo: str, parts: Iterable[str], fetch: bool) -> Path:
+    """The folder of a repository with what says which model it is: its index and the configurations of some parts.
+
+    Args:
+        fetch: download them if they are not in Hugging Face's cache.
+
+    Raises:
+        BaseModelError: as `download`.
+    """
+    wanted = [INDEX, *(f"{part}/config.json" for part in parts)]
+    with suppress(BaseModelError):
+        folder = _snapshot(repo, allow_patterns=wanted, local_files_only=True)
+        if (folder / INDEX).is_file():
+            return folder
+    if not fetch:
+        raise BaseModelError(f"{repo} is not on this machine")
+    return _snapshot(repo, allow_patterns=wanted)
+
+
+def _snapshot(repo: str, **options: Any) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -33,10 +60,8 @@ def _snapshot(repo: str, components: Sequence[str], ignored: tuple[str, ...]) ->
         RepositoryNotFoundError,
     )
 
-    endings = ("json", "txt", "model", "safetensors")
-    patterns = ["model_index.json", *(f"{part}/*.{end}" for part in components for end in endings)]
     try:
-        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=list(ignored)))
+        return Path(snapshot_download(repo, **options))
     except GatedRepoError:
         page = f"https://huggingface.co/{repo}"
         raise BaseModelError(

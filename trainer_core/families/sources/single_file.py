@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import BaseModelError
 from ..names import Naming
-from .layout import Layout, PartLayout
+from .layout import Layout
 from .loading import empty_model, fill
 from .recognise import seems_to_be
 from .tensors import TensorFile
@@ -91,11 +91,11 @@ def open_file(
     """
     if layout is None:
         raise BaseModelError(f"model.source: {path}: this family is read from folders in diffusers layout only")
-    file = _open("model.source", path)
+    file = open_tensors("model.source", path)
     parts = separate_parts(layout, given)
     missing: list[str] = []
     for name, part_layout in layout.parts.items():
-        found = _find(layout, name, part_layout, file)
+        found = find_part(layout, name, file)
         if found is not None:
             parts.setdefault(name, found)
         elif name in DENOISERS:
@@ -133,8 +133,8 @@ def separate_parts(layout: Layout | None, given: Mapping[str, Path]) -> dict[str
             raise BaseModelError(f"model.files.{name}: {path}: is a folder. Name the .safetensors file in it")
         if not path.is_file():
             raise BaseModelError(f"model.files.{name}: {path}: there is no such file")
-        file = _open(f"model.files.{name}", path)
-        found = _find(layout, name, layout.parts[name], file)
+        file = open_tensors(f"model.files.{name}", path)
+        found = find_part(layout, name, file)
         if found is None:
             raise BaseModelError(
                 f"model.files.{name}: {path}: is no {layout.parts[name].title} of {layout.title}; it seems to be "
@@ -144,16 +144,16 @@ def separate_parts(layout: Layout | None, given: Mapping[str, Path]) -> dict[str
     return parts
 
 
-def _open(field: str, path: Path) -> TensorFile:
+def open_tensors(field: str, path: Path) -> TensorFile:
     try:
         return TensorFile(path)
     except BaseModelError as error:
         raise BaseModelError(f"{field}: {error}") from None
 
 
-def _find(layout: Layout, name: str, part: PartLayout, file: TensorFile) -> FilePart | None:
+def find_part(layout: Layout, name: str, file: TensorFile) -> FilePart | None:
     """A part in a file, wherever it begins; None if it is not there."""
-    base = layout.config(name)
+    base, part = layout.config(name), layout.parts[name]
     for prefix in part.prefixes:
         shapes = {key.removeprefix(prefix): shape for key, shape in file.shapes.items() if key.startswith(prefix)}
         try:

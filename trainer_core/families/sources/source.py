@@ -19,7 +19,7 @@ from ...config import SampleConfig, TrainConfig, validated
 from ...errors import BaseModelError, ConfigError
 from ...reading import is_file, is_folder
 from .diffusers_folder import FolderPart, load_weights, read_object, reading
-from .hub import download
+from .hub import INDEX, download
 from .loading import empty_model
 from .single_file import open_file, separate_parts
 from .tokenizers import load_tokenizer, tokenizer_folder, tokenizer_mark
@@ -213,28 +213,37 @@ def open_source(
         raise BaseModelError(f"model.tokenizers {tokenizers!r}: there is no such folder")
     if given and name == "embedded":
         raise BaseModelError(f"model.files.{next(iter(given))}: the embedded base has all its parts. Leave it empty")
-    found = _find(name, spec)
-    if isinstance(found, Source):
-        return replace(found, parts=separate_parts(layout, given), tokenizers=folder, tokenizer_kinds=spec.tokenizers)
-    parts, schedule = open_file(layout, found, given)
-    return Source(found.name, found, {}, parts, schedule, folder, spec.tokenizers)
+    found = find_source(name, spec.default_repo)
+    if isinstance(found, Path) and not is_folder(found):
+        parts, schedule = open_file(layout, found, given)
+        return Source(found.name, found, {}, parts, schedule, folder, spec.tokenizers)
+    if isinstance(found, str):
+        source = _source_of_folder(name, download(name, components_of(spec)))
+    else:
+        source = _source_of_folder(name if found == EMBEDDED else found.name, found)
+    return replace(source, parts=separate_parts(layout, given), tokenizers=folder, tokenizer_kinds=spec.tokenizers)
 
 
-def _find(name: str, spec: FamilySpec) -> Source | Path:
+def find_source(name: str, example: str) -> Path | str:
+    """The folder or file that a model's source names, or the repository's id if it names one.
+
+    Raises:
+        BaseModelError: if it is none of these; `example` is the repository that the message gives.
+    """
     if name == "embedded":
-        return _source_of_folder("embedded", EMBEDDED)
+        return EMBEDDED
     path = _path("model.source", name)
     if is_folder(path):
-        return _source_of_folder(path.resolve().name, path.resolve())
+        return path.resolve()
     if is_file(path):
         return path.absolute()  # not where a link leads: Hugging Face's cache names files by their hash
     if path.suffix.lower() in _FILES:
         raise BaseModelError(f"model.source {name!r}: there is no such file or folder")
     if is_repository_id(name):
-        return _source_of_folder(name, download(name, components_of(spec)))
+        return name
     raise BaseModelError(
         f"model.source {name!r}: there is no such file or folder, and it is no Hugging Face repository id (such as "
-        f"`{spec.default_repo}`)"
+        f"`{example}`)"
     )
 
 
@@ -255,9 +264,18 @@ def is_repository_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.\-]*/[\w\-][\w.\-]*", name) is not None and ".." not in name
 
 
+def check_folder(folder: Path) -> None:
+    """Whether a folder is a model in diffusers layout.
+
+    Raises:
+        BaseModelError: if not.
+    """
+    if not (folder / INDEX).is_file():
+        raise BaseModelError(f"model.source: {folder}: is not a model in diffusers layout (it has no {INDEX})")
+
+
 def _source_of_folder(name: str, folder: Path) -> Source:
-    if not (folder / "model_index.json").is_file():
-        raise BaseModelError(f"model.source: {folder}: is not a model in diffusers layout (it has no model_index.json)")
+    check_folder(folder)
     profile = folder / "foundry.json"
     return Source(name, folder, _checked_profile(profile) if profile.is_file() else {})
 

@@ -6,7 +6,7 @@ diffusers' module names are also those by which kohya's LoRA files, and so Comfy
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...config import ModelConfig
@@ -83,6 +83,10 @@ class StableDiffusion(KlBase):
     layout: ClassVar[Layout | None] = SD1
     conditioned_on: ClassVar[str | None] = None
     """What the UNet reads beside time and text, in diffusers' word for it."""
+
+    @classmethod
+    def fits(cls, denoiser: Mapping[str, Any], name: str) -> bool:
+        return super().fits(denoiser, name) and denoiser.get("addition_embed_type") == cls.conditioned_on
 
     def __init__(self, source: Source, config: ModelConfig) -> None:
         super().__init__(source, config)
