@@ -56,7 +56,7 @@ def test_it_shares_memory_and_leaves_the_original_alone(name: str, torch: Any) -
         assert type(tensor) is type(original)
         assert not tensor.is_inference()
         assert not tensor.requires_grad
-    same = torch.allclose if name in UNSTEADY else torch.equal
+    same = functools.partial(torch.allclose, atol=1e-4) if name in UNSTEADY else torch.equal
     with torch.no_grad():
         assert all(map(same, predict(copy, streams, conditioning), before))
     now = tensors(model)
@@ -71,7 +71,7 @@ def test_it_shares_memory_and_leaves_the_original_alone(name: str, torch: Any) -
     assert modules == {path: (type(one), one.training) for path, one in model.named_modules()}
 
 
-def test_a_copy_trains_and_moves_while_the_original_samples(torch: Any, training: None) -> None:
+def test_a_copy_trains_and_moves_while_the_original_samples(torch: Any) -> None:
     """A weight is saved for backward; what is put in its place is not seen in the original."""
     zoo = MODELS["flux1"]
     model = zoo.make().model
