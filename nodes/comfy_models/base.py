@@ -19,7 +19,7 @@ from ...trainer_core.families.conditioning import MAIN, Conditioning, Streams, T
 from ...trainer_core.families.names import Place
 from ...trainer_core.families.sources.source import Source
 from ...trainer_core.families.spec import Expert, FamilySpec, Part, SamplingDefaults
-from . import files, layers, recompute, sampling, traits
+from . import controls, files, layers, recompute, sampling, traits
 from .conditioning import Options, to_embedding, to_options
 from .loading import (
     Linked,
@@ -108,7 +108,8 @@ class ComfyBase(Base):
                 )
 
     def settings(self) -> dict[str, Any]:
-        return {"timestep_type": self.timestep_type, "shift": self._schedule.fixed_shift or 0.0}
+        sampling = {"prediction": self._schedule.prediction, "shift": self._schedule.fixed_shift}
+        return {"model_sampling": sampling, "foundry.json": {"timestep_type": self.timestep_type}}
 
     def tokens(self, shape: Sequence[int]) -> int:
         count = 1
@@ -136,10 +137,11 @@ class ComfyBase(Base):
         raise AdapterError("adapter.text_encoders: ComfyUI's text encoders cannot be adapted. Switch it off")
 
     def encode_prompts(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]] = ()) -> list[TextEmbedding]:
-        clip = self._linked.clip
+        seen = pictures or [()] * len(prompts)
         with torch.no_grad(), computing():
             return [
-                to_embedding(clip.encode_from_tokens_scheduled(clip.tokenize(prompt)), self.dtype) for prompt in prompts
+                to_embedding(controls.conditioning(self._linked.clip, self._model, prompt, some), self.dtype)
+                for prompt, some in zip(prompts, seen, strict=True)
             ]
 
     def text_fingerprint(self) -> str:
@@ -157,6 +159,10 @@ class ComfyBase(Base):
         with computing():
             found = [encoded(self._linked.vae, self._model, one) for one in pixels]
         return {MAIN: torch.stack([mean for mean, _ in found])}, {MAIN: torch.stack([std for _, std in found])}
+
+    def encode_controls(self, pictures: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
+        with computing():
+            return controls.encoded(self._linked.vae, self._model, pictures, size)
 
     def decode_latents(self, latents: Streams) -> Tensor:
         with computing():
@@ -215,10 +221,7 @@ class ComfyBase(Base):
             options |= dict(zip(names, sample.time_ids, strict=True))
         if sample.frame_rate is not None:
             options["frame_rate"] = sample.frame_rate
-        if sample.controls:
-            key = traits.control_key(self._model)
-            raw = [self._model.latent_format.process_out(control[None]) for control in sample.controls]
-            options |= {str(key): raw if key == "reference_latents" else raw[0]}
+        options |= controls.options(self._model, sample.controls)
         return _moved(options, self.device)
 
     def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: list[Options]) -> Streams:
@@ -295,14 +298,16 @@ def spec_of(model: Any, schedule: ComfySchedule, experts: int = 1) -> FamilySpec
         SPEC,
         name=f"{FAMILY}_{name}",
         title=f"{name} in ComfyUI",
-        category="video" if video else "edit" if traits.max_controls(model) else "image",
+        category="video" if video else "edit" if controls.most(model) else "image",
         streams=traits.streams(model),
         bucket_divisor=traits.divisor(model),
         default_timestep_type="sigmoid" if flow else "linear",
         sampling=traits.sampling_defaults(model),
         targets=layers.targets(model.diffusion_model),
         conv_targets=layers.conv_targets(model.diffusion_model),
-        max_controls=traits.max_controls(model),
+        max_controls=controls.most(model),
+        text_sees_controls=controls.text_sees(model),
+        own_controls=controls.have_own_size(model),
         experts=_experts(model) if experts > 1 else (Expert(),),
     )
 

@@ -64,8 +64,8 @@ class _Reader:
             for name, tensor in sorted(value.state_dict().items()):
                 self._text(name)
                 self.add(tensor, depth)
-            if not any(True for _ in value.children()):
-                self.add(_plain(vars(value)), depth)
+            if "sigmas" in value.__dict__.get("_buffers", {}):  # a model_sampling, which is numbers more than tensors
+                self.add({name: one for name, one in vars(value).items() if isinstance(one, (int, float))}, depth)
         elif isinstance(value, Mapping):
             for key, one in sorted(value.items(), key=lambda item: _name_of_key(item[0])):
                 self._text(_name_of_key(key))

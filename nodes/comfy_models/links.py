@@ -8,7 +8,7 @@ from pydantic import PrivateAttr
 
 from ...trainer_core.config import ModelConfig, validated
 from .base import FAMILY, ComfyBase
-from .layers import describe
+from .layers import described
 from .loading import Linked, remember
 
 
@@ -38,4 +38,5 @@ def linked_model(models: tuple[Any, ...], clip: Any, vae: Any, settings: dict[st
     base._linked = linked  # noqa: SLF001 - our own class
     opened = ComfyBase.open(base)
     opened.check_parts()
-    return base, f"{opened.spec.title}: {describe(models[0].model.diffusion_model)}"
+    sizes = described(models[0].model.diffusion_model, opened.spec.targets["attention_mlp"])
+    return base, f"{opened.spec.title}: a LoRA of attention and feed-forward adapts {sizes}"

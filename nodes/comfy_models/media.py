@@ -32,6 +32,13 @@ def encoded(vae: Any, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return _fit(mean, model)[0], _fit(spread.abs(), model)[0]
 
 
+def latents_of(vae: Any, model: Any, picture: Tensor) -> Tensor:
+    """Normalised latents (C, …) of a picture (1, H, W, 3) in [0, 1], as a node gives it to a VAE."""
+    with torch.no_grad():
+        latent = on_cpu(vae.encode(picture))
+    return _fit(model.latent_format.process_in(latent), model)[0]
+
+
 def decoded(vae: Any, model: Any, latents: Tensor) -> Tensor:
     """Normalised latents (1, C, …) → pixels (3, T, H, W) in [-1, 1], on the CPU."""
     with torch.no_grad():

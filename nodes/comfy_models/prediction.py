@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
@@ -16,6 +16,7 @@ from torch import Tensor
 from ...trainer_core.errors import Interrupted
 from ...trainer_core.families.conditioning import Streams
 from .conditioning import Options, joined, model_conds, same_shape
+from .kernels import differentiable
 
 if TYPE_CHECKING:
     from .loading import TrainedModel
@@ -26,19 +27,14 @@ if TYPE_CHECKING:
 def computing(training: bool = False) -> Iterator[None]:
     """A cancel ends our work as a request to stop does; while training ComfyUI chooses kernels that have a gradient.
 
-    Both are of the whole process, and are put back: ComfyUI's next model must not notice, and a cancel that is seen by
-    an operation of ours must still be seen by the node that waits.
+    A cancel that is seen by an operation of ours must still be seen by the node that waits.
     """
-    management = comfy.model_management
-    before = management.in_training
-    management.in_training = training
     try:
-        yield
-    except management.InterruptProcessingException:
-        management.interrupt_current_processing(True)
+        with differentiable() if training else nullcontext():
+            yield
+    except comfy.model_management.InterruptProcessingException:
+        comfy.model_management.interrupt_current_processing(True)
         raise Interrupted from None
-    finally:
-        management.in_training = before
 
 
 def predicted(

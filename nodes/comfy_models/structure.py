@@ -1,4 +1,4 @@
-"""Copies of nested containers and objects with some of their parts replaced: of a model, or of what a block is given."""
+"""Copies of nested containers and objects with parts replaced: of a model, or of what a block is given."""
 
 from __future__ import annotations
 
@@ -70,14 +70,15 @@ class Rebuild:
 
     def _copied(self, value: Any) -> Any:
         if isinstance(value, dict | list | deque | set):
-            made = copy.copy(value)
+            made: Any = copy.copy(value)
             self.remember(value, made)
-            if isinstance(value, dict):
-                for key, item in value.items():
-                    made[key] = self(item)
-                return made
             made.clear()
-            (made.update if isinstance(value, set) else made.extend)(self(item) for item in value)
+            if isinstance(value, dict):
+                made.update((key, self(item)) for key, item in value.items())
+            else:
+                add = made.add if isinstance(made, set) else made.append
+                for item in value:
+                    add(self(item))
             return made
         if isinstance(value, tuple | frozenset):
             items = [self(item) for item in value]

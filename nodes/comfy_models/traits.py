@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ...trainer_core.families.conditioning import MAIN, Stream
@@ -38,7 +39,6 @@ _OTHER = "it makes neither pictures nor videos"
 _NO_PICTURES = {"LatentFormat", "TripoSplat", "Trellis2"}
 """Latent formats of models that draw nothing."""
 _DEFAULT_PIXELS = {"SD15": 512, "SD20": 768}
-_MOST_REFERENCES = 3
 
 
 def name_of(model: Any) -> str:
@@ -94,7 +94,7 @@ def guidance_distilled(model: Any) -> bool:
     return bool(model.model_config.unet_config.get("guidance_embed"))
 
 
-def reads(model: Any, key: str) -> bool:
+def reads(model: Any, key: str, hooks: Sequence[str] = ("extra_conds", "concat_cond")) -> bool:
     """Whether the model looks at a key of the conditioning, such as `reference_latents`.
 
     It is among the constants of the functions by which ComfyUI's classes take their conditioning apart.
@@ -102,29 +102,10 @@ def reads(model: Any, key: str) -> bool:
     for kind in type(model).__mro__:
         if kind.__name__ == "BaseModel":
             return False
-        for hook in ("extra_conds", "concat_cond"):
+        for hook in hooks:
             if key in getattr(getattr(kind.__dict__.get(hook), "__code__", None), "co_consts", ()):
                 return True
     return False
-
-
-def control_key(model: Any) -> str | None:
-    """Where the model takes control images in ComfyUI's conditioning; None if it takes none.
-
-    Pictures only: what a video model is given beside noise is its first frame.
-    """
-    if is_video(model):
-        return None
-    if reads(model, "reference_latents"):
-        return "reference_latents"
-    if getattr(model, "concat_keys", ()) or reads(model, "concat_latent_image"):
-        return "concat_latent_image"
-    return None
-
-
-def max_controls(model: Any) -> int:
-    """How many control images it takes."""
-    return {None: 0, "reference_latents": _MOST_REFERENCES, "concat_latent_image": 1}[control_key(model)]
 
 
 def takes_first_frame(model: Any) -> bool:

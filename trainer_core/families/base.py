@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ..config import ModelConfig
 from ..errors import BaseModelError
-from .conditioning import Collated, Conditioning, Streams, TextEmbedding
+from .conditioning import MAIN, Collated, Conditioning, Streams, TextEmbedding
 from .device import pick_device, pick_dtype
 from .names import Place
 from .sources.source import EMBEDDED, Source, open_source
@@ -211,6 +211,19 @@ class Base(ABC):
     @abstractmethod
     def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
         """Pixels (N, 3, H, W) in [-1, 1] → mean and standard deviation of the normalised latents, on the CPU, fp32."""
+
+    def encode_controls(
+        self,
+        pictures: Sequence[Tensor],
+        size: tuple[int, int],  # noqa: ARG002
+    ) -> tuple[Tensor, ...]:
+        """What the denoiser is given of one sample's control images, on the CPU, fp32: `Conditioning.controls`.
+
+        Args:
+            pictures: (3, H, W) in [-1, 1], each of a size of its own where `spec.own_controls`, else of the target's.
+            size: the target's width and height in pixels.
+        """
+        return tuple(self.encode_pixels(one[None])[0][MAIN][0] for one in pictures)
 
     @abstractmethod
     def decode_latents(self, latents: Streams) -> Tensor:

@@ -57,12 +57,12 @@ def preview(
         check_count(controls, base.spec, "control images")
         tensors = read_tensors(lora) if isinstance(lora, Path) else lora
         own, of_text = split_text(parse(tensors)) if tensors is not None else ({}, {})
-        pixels = pixels_of(controls, settings)
+        pixels = pixels_of(base, controls, settings)
         base.load_text_encoders()
         with applied_text(base, of_text, strength):
             texts = embedded(base, prompts, sample.negative_prompt, pixels)
         base.free_text_encoders()
-        seen = encoded(base, pixels)
+        seen = encoded(base, pixels, settings)
         prompted = [
             (Conditioning(prompt, text, images), Conditioning(sample.negative_prompt, negative, images))
             for prompt, (text, negative), images in zip(prompts, texts, seen, strict=True)

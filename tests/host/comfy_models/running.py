@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def predict(model: Any, streams: Sequence[Any], conditioning: list[list[Any]], sigma: float | None = None) -> list[Any]:
+def predict(model: Any, streams: Sequence[Any], conditioning: list[list[Any]], *sigma: float) -> list[Any]:
     """What the diffusion model says of noisy latents, before it becomes a denoised picture: one tensor for each stream.
 
     Args:
         model: a BaseModel.
         streams: main, then sound, batch first; they stand for what is sampled and for the empty latent.
         conditioning: `[[cross_attn, options]]`.
-        sigma: the noise level; that of the middle of sampling by default.
+        sigma: the noise level of each sample; that of the middle of sampling by default.
     """
     import comfy.sampler_helpers
     import comfy.samplers
@@ -29,10 +29,9 @@ def predict(model: Any, streams: Sequence[Any], conditioning: list[list[Any]], s
         name: cond.process_cond(batch_size=packed.shape[0], device=packed.device, area=None).cond
         for name, cond in encoded["model_conds"].items()
     }
-    if sigma is None:
-        sigma = float(model.model_sampling.percent_to_sigma(0.5))
-    sigmas = torch.full((packed.shape[0],), sigma)
-    options = {"cond_or_uncond": [0], "sigmas": sigmas, "sample_sigmas": torch.tensor([sigma, 0.0])}
+    middle = [float(model.model_sampling.percent_to_sigma(0.5))] * packed.shape[0]
+    sigmas = torch.tensor(sigma or middle)
+    options = {"cond_or_uncond": [0], "sigmas": sigmas, "sample_sigmas": torch.tensor([*sigmas, 0.0])}
     said: list[Any] = []
     hook = model.diffusion_model.register_forward_hook(lambda module, args, out: said.append(out))
     try:

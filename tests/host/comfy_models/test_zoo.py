@@ -36,10 +36,43 @@ def test_it_predicts(name: str) -> None:
         said = predict(loaded, streams, model.conditioning())
         other = predict(loaded, streams, model.conditioning(seed=4))
     assert all(weight.is_inference() and not weight.requires_grad for weight in loaded.diffusion_model.parameters())
+    formats = loaded.latent_format
+    assert formats.latent_channels in {one.shape[1] for one in streams}
+    assert streams[0].dim() - 2 == formats.latent_dimensions
     assert [one.shape for one in said] == [one.shape for one in streams]
     assert all(one.isfinite().all() for one in said)
     assert all(1e-3 < one.std() < 1e3 for one in said)
     assert all((one - another).abs().max() > 1e-4 for one, another in zip(said, other, strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_samples_of_a_batch_do_not_mix(name: str) -> None:
+    """Two samples at two noise levels come out as each would alone, but for models that say otherwise: so they do."""
+    import torch
+
+    model = MODELS[name]
+    with torch.inference_mode():
+        loaded = model.make().model
+        first, second = model.streams(2), model.streams(12)
+        levels = [float(loaded.model_sampling.percent_to_sigma(part)) for part in (0.3, 0.7)]
+        apart = [
+            predict(loaded, sample, model.conditioning(), *[level] * len(sample[0]))
+            for sample, level in zip((first, second), levels, strict=True)
+        ]
+        both = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+        sigmas = [level for level in levels for _ in first[0]]
+        try:
+            together = predict(loaded, both, model.conditioning(), *sigmas)
+        except ValueError as refusal:
+            if not model.alone or "batch size 1" not in str(refusal):
+                raise
+            return
+    expected = [torch.cat(pair) for pair in zip(*apart, strict=True)]
+    close = [
+        torch.allclose(one, other, atol=1e-3 * float(other.std()))
+        for one, other in zip(together, expected, strict=True)
+    ]
+    assert all(close) is not bool(model.alone)
 
 
 def test_the_seed_alone_makes_a_model() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .more_pictures import BOOGU, JOY, KREA, MAGE, O1, o1
 from .pictures import DEEP, FLAT, FLUX, FLUX2, HIDREAM, QWEN, STILL, Z_IMAGE, llama, pooled, text, unmasked
-from .record import Draw, Given, Model, Shape, ones
+from .record import NO_GRADIENT, Draw, Given, Model, Shape, ones
 
 _OMNIGEN: dict[str, Any] = {
     "image_model": "omnigen2",
@@ -73,19 +73,21 @@ MODELS = [
         "krea2_edit",
         "Krea2",
         KREA,
-        FLAT,
+        STILL,
         text,
-        _references(FLAT[0], reference_latents_method="index_timestep_zero"),
+        _references(STILL[0], reference_latents_method="index_timestep_zero"),
     ),
     _edit("joyimage_edit", "JoyImage", JOY, STILL, text, _references(STILL[0])),
     _edit("z_image_omni", "ZImage", Z_IMAGE, FLAT, unmasked, _references(FLAT[0])),
-    # pictures, not latents: (1, height, width, 3) in [0, 1]
-    _edit(
+    Model(
         "hidream_o1_edit",
         "HiDreamO1",
         O1,
         ((1, 3, 64, 64),),
         o1,
+        # pictures, not latents: (1, height, width, 3) in [0, 1]
         lambda draw: {"reference_latents": [draw(1, 64, 64, 3).sigmoid()]},
+        category="edit",
+        refused=NO_GRADIENT,
     ),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .pictures import COSMOS2, DEEP, FLAT, PIXELS, STILL, masked, text, unmasked
-from .record import Draw, Model, ones
+from .record import NO_GRADIENT, Draw, Model, ones
 
 _PIXART: dict[str, Any] = {
     "image_model": "pixart_alpha",
@@ -209,7 +209,7 @@ MODELS = [
         category="edit",
         refused=RESTORES,
     ),
-    Model("hidream_o1", "HiDreamO1", O1, ((1, 3, 64, 64),), o1),
+    Model("hidream_o1", "HiDreamO1", O1, ((1, 3, 64, 64),), o1, refused=NO_GRADIENT),
     Model("hunyuan_image", "HunyuanImage21", _HUNYUAN_IMAGE, ((1, 64, 8, 8),), _glyphs),
     Model(
         "hunyuan_image_refiner",
@@ -271,7 +271,7 @@ MODELS = [
         DEEP,
         masked,
     ),
-    Model("krea2", "Krea2", KREA, FLAT, text),
+    Model("krea2", "Krea2", KREA, STILL, text),
     Model("mage_flow", "MageFlow", MAGE, DEEP, text),
     Model("boogu", "Boogu", BOOGU, FLAT, unmasked),
     Model("joyimage", "JoyImage", JOY, STILL, text),

@@ -9,6 +9,9 @@ from typing import Any
 
 Shape = tuple[int, ...]
 
+NO_GRADIENT = "ComfyUI's code of it can make pictures, but has no gradients to train with"
+"""A reason why a model is not trained that has nothing to do with data."""
+
 
 class Draw:
     """Normal random tensors, the same for the same seed; `Draw(seed)(1, 7, 64)` has that shape.
@@ -75,6 +78,8 @@ class Model:
     """image, edit or video."""
     refused: str = ""
     """Why no LoRA of it is trained, in the user's words; empty where one is."""
+    alone: str = ""
+    """Why it is right with one sample at a time only; empty where samples of a batch do not mix."""
     filled: tuple[str, ...] = ()
     """Buffers of the diffusion model that a file holds (others are computed)."""
     files: Given = nothing

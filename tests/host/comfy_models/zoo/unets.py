@@ -46,6 +46,7 @@ _SIZE = ((1, 4, 16, 16),)
 _FRAMES = ((3, 4, 16, 16),)
 
 NO_TEXT = "it takes a picture and no text, so there is no prompt that a LoRA could learn"
+_FRAMES_ARE_A_BATCH = "its batch is the frames of one clip"
 NO_NOISE = "it makes a depth map of a picture in one step, without noise, so there is nothing to train it on"
 
 
@@ -144,6 +145,7 @@ MODELS = [
         _first_frame,
         category="video",
         refused=NO_TEXT,
+        alone=_FRAMES_ARE_A_BATCH,
     ),
     Model(
         "sv3d_u",
@@ -154,6 +156,7 @@ MODELS = [
         _first_frame,
         category="video",
         refused=NO_TEXT,
+        alone=_FRAMES_ARE_A_BATCH,
     ),
     Model(
         "sv3d_p",
@@ -164,6 +167,7 @@ MODELS = [
         lambda draw: _first_frame(draw) | {"elevation": [0.0, 1.0, 2.0], "azimuth": [0.0, 120.0, 240.0]},
         category="video",
         refused=NO_TEXT,
+        alone=_FRAMES_ARE_A_BATCH,
     ),
     Model(
         "cascade_c",

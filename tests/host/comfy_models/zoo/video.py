@@ -148,6 +148,7 @@ MODELS = [
         (*_LTX_CLIP, _LTX_SOUND),
         lambda draw: {"cross_attn": draw(1, 7, 48), "unprocessed_ltxav_embeds": True},
         lambda draw: {"frame_rate": 25},
+        alone="between pictures and sound it uses the highest noise level of the batch",
     ),
     _video("hunyuan_video", "HunyuanVideo", _HUNYUAN, _CLIP, _pooled, lambda draw: {"guidance": 6.0}),
     _video("hunyuan_video_i2v", "HunyuanVideoI2V", _HUNYUAN | {"in_channels": 33}, _CLIP, _pooled, _first_frame),
@@ -173,6 +174,7 @@ MODELS = [
         _glyphs,
         lambda draw: {"concat_latent_image": draw(1, 66, 3, 4, 4)},
         refused=RESTORES,
+        alone="it uses the noise level of the first sample for all",
     ),
     _video("cosmos", "CosmosT2V", _COSMOS, _CLIP, padded, lambda draw: {"frame_rate": 24}),
     _video("cosmos_i2v", "CosmosI2V", _COSMOS | {"in_channels": 17}, _CLIP, padded, _first_frame),
@@ -258,6 +260,7 @@ MODELS = [
         ((1, 24, 2, 4, 4), (1, 32, 2, 5)),
         padded,
         filled=("rope.inv_freq",),
+        alone="it refuses more",
     ),
     _video(
         "seedvr2",
@@ -277,6 +280,7 @@ MODELS = [
         lambda draw: {"cross_attn": draw(1, 58, 5120)},
         lambda draw: {"condition": draw(1, 17, 3, 8, 8)},
         refused=RESTORES,
+        alone="its code lays the samples behind one another",
         filled=("positive_conditioning", "negative_conditioning"),
     ),
 ]
