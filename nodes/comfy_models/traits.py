@@ -38,6 +38,8 @@ _SOUND = "it makes sound, and neither pictures nor videos"
 _OTHER = "it makes neither pictures nor videos"
 _NO_PICTURES = {"LatentFormat", "TripoSplat", "Trellis2"}
 """Latent formats of models that draw nothing."""
+_ALONE = {"LTXAV"}
+"""Classes that mix the samples of a batch: between pictures and sound it uses the highest noise level of all."""
 _DEFAULT_PIXELS = {"SD15": 512, "SD20": 768}
 
 
@@ -54,6 +56,11 @@ def refusal(model: Any) -> str:
     if model.latent_format.latent_dimensions == 1 or name.startswith("ACE"):
         return _OTHER if "3d" in str(image_model) else _SOUND
     return _OTHER if type(model.latent_format).__name__ in _NO_PICTURES else ""
+
+
+def one_at_a_time(model: Any) -> bool:
+    """Whether samples in a batch would not get what they get alone."""
+    return name_of(model) in _ALONE
 
 
 def is_video(model: Any) -> bool:

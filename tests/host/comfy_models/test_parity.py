@@ -165,7 +165,7 @@ def test_the_same_lora(
     apart = {key: relative(theirs[key], ours[key]) for key in start if not key.endswith(".alpha")}
     learnt = {key: relative(theirs[key] - start[key], ours[key] - start[key]) for key in apart}
     losses = [abs(a / b - 1) for a, b in zip(found["comfyui"][1], found["diffusers"][1], strict=True)]
-    logging.getLogger(__name__).warning(
+    logging.getLogger(__name__).info(
         "after %d updates: tensors differ by %.1e at most, what they learnt by %.1e, losses by %.1e",
         *(STEPS, max(apart.values()), max(learnt.values()), max(losses)),
     )
@@ -206,7 +206,7 @@ def test_gradients_of_fused_weights(flux: Any, model: Any, hosted: Any) -> None:
         unit = len(theirs) // there.total
         apart[path] = relative(theirs[there.start * unit : there.stop * unit], ours)
     fused = {path for path in apart if flux.lora_place(path.removesuffix(".weight")).total > 1}
-    logging.getLogger(__name__).warning(
+    logging.getLogger(__name__).info(
         "gradients of %d weights, %d of them fused, differ by %.1e at most", len(apart), len(fused), max(apart.values())
     )
     assert len(fused) > 8
@@ -275,7 +275,7 @@ def test_previews_are_what_the_stock_graph_draws(
     process_in = model.model.latent_format.process_in
     assert torch.equal(plain, process_in(drawn))
     apart = relative(found - process_in(drawn), process_in(after) - process_in(drawn))
-    logging.getLogger(__name__).warning("previews differ by %.1e of what the LoRA changes", apart)
+    logging.getLogger(__name__).info("previews differ by %.1e of what the LoRA changes", apart)
     assert apart < 1e-4
     now = states(model)
     assert all(torch.equal(value, now[name][1]) for name, (_, value) in before.items())
