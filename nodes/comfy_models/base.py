@@ -29,6 +29,7 @@ from .loading import (
 )
 from .media import decoded, encoded
 from .prediction import computing, predicted
+from .quantized import as_loaded
 from .schedule import ComfySchedule
 
 if TYPE_CHECKING:
@@ -138,11 +139,12 @@ class ComfyBase(Base):
 
     def encode_prompts(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]] = ()) -> list[TextEmbedding]:
         seen = pictures or [()] * len(prompts)
-        with torch.no_grad(), computing():
-            return [
-                to_embedding(controls.conditioning(self._linked.clip, self._model, prompt, some), self.dtype)
+        with computing(), as_loaded(self._linked.clip.cond_stage_model):
+            found = [
+                controls.conditioning(self._linked.clip, self._model, prompt, some)
                 for prompt, some in zip(prompts, seen, strict=True)
             ]
+        return [to_embedding(one, self.dtype) for one in found]
 
     def text_fingerprint(self) -> str:
         return f"{self._linked.clip_digest}:{self.dtype}"
