@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,9 @@ def test_a_run_shows_its_pictures_with_every_text(tmp_path: Path, monkeypatch: p
     api, config = module("trainer_core.api"), module("trainer_core.config")
     registry, provider = module("trainer_core.families.registry"), module("nodes.comfy_models.provider")
     monkeypatch.setattr(registry, "_PROVIDERS", [provider.ComfyModels()])
+    edits = module("nodes.comfy_models.edits")
+    small = replace(edits.EDITS["QwenImage"], reference=edits.area(64 * 64, 8))  # a megapixel takes its time
+    monkeypatch.setitem(edits.EDITS, "QwenImage", small)
     base, _ = module("nodes.comfy_models.links").linked_model((model.make(),), clip, vae, {"device": "cpu"})
     folders = {"folder": str(tmp_path / "after"), "control_folders": [str(tmp_path / "before")]}
     job = config.validated(
@@ -109,14 +113,14 @@ def test_a_run_shows_its_pictures_with_every_text(tmp_path: Path, monkeypatch: p
     run = api.new_run(tmp_path / "runs", job)
     assert run.run_here(lambda _: None) == "finished"
     seen = {text: {pictures for one, pictures in asked if one == text} for text, _ in asked}
-    held = next(name for name in grey if f"a animal {name}" not in seen)
-    kept = {name: value for name, value in grey.items() if name != held}
-    assert seen[f"a dog {held}"] == {(grey[held],)}
-    for name, value in kept.items():
+    for name, value in grey.items():
         assert seen[f"a dog {name}"] == {(value,)}
+    kept = {name: value for name, value in grey.items() if f"a animal {name}" in seen}
+    assert 0 < len(kept) < 3, "some validate"
+    for name, value in kept.items():
         assert seen[f"a animal {name}"] == {(value,)}
     first = next(iter(kept.values()))
     assert {(value,) for value in kept.values()} <= seen[""] <= {(value,) for value in kept.values()} | {()}
     assert seen["paint it"] - {()} == {(first,)}
-    (picture,) = (run.run.path / "samples").rglob("*.png")
-    assert Image.open(picture).size == (64, 64)
+    before, after = sorted((run.run.path / "samples").rglob("*.png"))
+    assert Image.open(before).info["controls"] == Image.open(after).info["controls"] == f"before/{min(kept)}.png"
