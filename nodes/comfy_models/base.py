@@ -21,15 +21,11 @@ from ...trainer_core.families.sources.source import Source
 from ...trainer_core.families.spec import Expert, FamilySpec, Part, SamplingDefaults
 from . import controls, files, layers, recompute, sampling, traits
 from .conditioning import Options, to_embedding, to_options
-from .digest import digest
 from .loading import (
     Linked,
     TrainedModel,
-    clip_state,
-    model_state,
     recall,
     sampling_of,
-    vae_state,
 )
 from .media import decoded, encoded
 from .prediction import computing, predicted
@@ -70,12 +66,12 @@ class ComfyBase(Base):
     def __init__(self, linked: Linked, config: ModelConfig) -> None:
         self._linked, self.config = linked, config
         model = linked.models[0].model
-        self.spec = spec_of(model, len(linked.models))
+        self._schedule = ComfySchedule(sampling_of(linked.models[0]))
+        self.spec = spec_of(model, self._schedule, len(linked.models))
         self.source = Source(self.spec.title, Path(), {})
         self.device = linked.models[0].load_device
         self.dtype = model.get_dtype_inference()
         self.text_encoder_dtype = self.vae_dtype = torch.float32
-        self._schedule = ComfySchedule(sampling_of(linked.models[0]))
         self._trained: dict[str, TrainedModel] = {}
 
     @classmethod
@@ -97,13 +93,19 @@ class ComfyBase(Base):
         return traits.guidance_distilled(self._model)
 
     def denoiser_fingerprint(self) -> str:
-        return digest(*map(model_state, self._linked.models))
+        return self._linked.models_digest
 
     def check_parts(self) -> None:
         if self._linked.clip is None:
             raise BaseModelError("the base has no CLIP: link the one that the model is sampled with")
         if self._linked.vae is None:
             raise BaseModelError("the base has no VAE: link the one that the model is sampled with")
+        for model in self._linked.models:
+            if model.injections:
+                raise BaseModelError(
+                    "a node changes the MODEL's own layers while it is sampled, which cannot count in training: "
+                    f"{', '.join(model.injections)}. Link the MODEL as it is before that node"
+                )
 
     def settings(self) -> dict[str, Any]:
         sampling = {"prediction": self._schedule.prediction, "shift": self._schedule.fixed_shift}
@@ -143,7 +145,7 @@ class ComfyBase(Base):
             ]
 
     def text_fingerprint(self) -> str:
-        return f"{digest(clip_state(self._linked.clip))}:{self.dtype}"
+        return f"{self._linked.clip_digest}:{self.dtype}"
 
     # pixels
 
@@ -168,7 +170,7 @@ class ComfyBase(Base):
         return found if traits.is_video(self._model) else found[:, :, 0]
 
     def pixel_fingerprint(self) -> str:
-        return f"{digest(vae_state(self._linked.vae))}:{type(self._model.latent_format).__name__}"
+        return f"{self._linked.vae_digest}:{type(self._model.latent_format).__name__}"
 
     # the denoiser
 
@@ -201,7 +203,7 @@ class ComfyBase(Base):
 
     @contextmanager
     def training_pass(self) -> Iterator[None]:
-        with computing(), recompute.mutable_saved():
+        with computing(training=True), recompute.mutable_saved():
             yield
 
     def collate(self, samples: Sequence[Conditioning], guidance: Tensor | float | None = None) -> list[Options]:
@@ -224,9 +226,9 @@ class ComfyBase(Base):
 
     def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: list[Options]) -> Streams:
         trained = self._of(denoiser)
-        with computing(), torch.autocast(self.device.type, enabled=False):
+        with computing(training=True), torch.autocast(self.device.type, enabled=False):
             trained.load()
-            return predicted(trained, noisy, self._schedule.sigma(t), conditioning)
+            return predicted(trained, self._schedule, noisy, t, conditioning)
 
     # previews
 
@@ -281,7 +283,7 @@ class ComfyBase(Base):
         )
 
 
-def spec_of(model: Any, experts: int = 1) -> FamilySpec:
+def spec_of(model: Any, schedule: ComfySchedule, experts: int = 1) -> FamilySpec:
     """A loaded model as data.
 
     Raises:
@@ -290,7 +292,7 @@ def spec_of(model: Any, experts: int = 1) -> FamilySpec:
     name = traits.name_of(model)
     if reason := traits.refusal(model):
         raise BaseModelError(f"{name}: no LoRA of this model can be trained here: {reason}")
-    flow = ComfySchedule(model.model_sampling).prediction == "flow"
+    flow = schedule.prediction == "flow"
     video = traits.is_video(model)
     return replace(
         SPEC,

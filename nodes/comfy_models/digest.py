@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import uuid
 from collections.abc import Iterator, Mapping
+from enum import Enum
+from types import CellType, CodeType, FunctionType, MethodType, NoneType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
+
+from .structure import attributes
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -22,7 +30,8 @@ _DEEPEST = 8
 def digest(*values: Any, sampled: bool = False) -> str:
     """A digest of tensors, modules and settings, 64 hexadecimal digits, the same in every process.
 
-    Functions and objects count by the names of their code, and objects by their attributes too.
+    Functions count by their code and the values that it holds, objects by the names of their classes and
+    their public attributes.
 
     Args:
         sampled: looks at both ends of large tensors only, to tell models apart at once.
@@ -51,25 +60,26 @@ class _Reader:
 
     def _compound(self, value: Any, depth: int) -> None:
         if isinstance(value, nn.Module):
-            self._text(_name_of(type(value)))
+            self._text(_kind_of(value))
             for name, tensor in sorted(value.state_dict().items()):
                 self._text(name)
                 self.add(tensor, depth)
             if "sigmas" in value.__dict__.get("_buffers", {}):  # a model_sampling, which is numbers more than tensors
                 self.add({name: one for name, one in vars(value).items() if isinstance(one, (int, float))}, depth)
         elif isinstance(value, Mapping):
-            for key, one in sorted(value.items(), key=lambda item: str(item[0])):
-                self._text(str(key))
+            for key, one in sorted(value.items(), key=lambda item: _name_of_key(item[0])):
+                self._text(_name_of_key(key))
                 self.add(one, depth)
-        elif isinstance(value, (list, tuple, set, frozenset)):
+        elif isinstance(value, (list, tuple)):
             self._text(f"{len(value)} of")
-            for one in sorted(value, key=str) if isinstance(value, (set, frozenset)) else value:
+            for one in value:
                 self.add(one, depth)
+        elif isinstance(value, (set, frozenset)):
+            self.add(sorted(map(digest, value)), depth)
         else:
-            self._text(_name_of(value if callable(value) else type(value)))
-            self.add(_plain(getattr(value, "__dict__", {})), depth)
-            self.add(getattr(value, "__self__", None), depth)
-            self.add([one.cell_contents for one in getattr(value, "__closure__", None) or ()], depth)
+            self._text(_kind_of(value))
+            for part in _parts(value):
+                self.add(part, depth)
 
     def _text(self, text: str) -> None:
         self._state.update(text.encode("utf-8", "surrogatepass") + b"\x1f")
@@ -95,14 +105,42 @@ def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
         yield from _plain_tensors(getattr(tensor, name))
 
 
+def _parts(value: Any) -> Iterator[Any]:
+    """What functions and objects of one kind differ in."""
+    if isinstance(value, FunctionType):
+        yield from (value.__code__, value.__defaults__, value.__kwdefaults__, vars(value))
+        yield from (cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY_CELL)
+    elif isinstance(value, CodeType):
+        yield from (value.co_code, value.co_names, value.co_consts)
+    elif isinstance(value, MethodType):
+        yield from (value.__func__, value.__self__)
+    elif isinstance(value, functools.partial):
+        yield from (value.func, value.args, value.keywords)
+    elif isinstance(value, ModelPatcher):
+        yield from (value.model, value.patches, value.object_patches)
+    elif isinstance(value, np.ndarray | np.generic):
+        yield from (str(value.dtype), value.shape, value.tobytes())
+    elif not isinstance(value, uuid.UUID):
+        yield _plain(attributes(value))
+
+
+_EMPTY_CELL = CellType()
+
+
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes that say what an object does, and not where it is or what it has been used for."""
     return {
         name: value
         for name, value in attributes.items()
-        if not name.startswith("_") and (callable(value) or not isinstance(value, (nn.Module, torch.device)))
+        if not name.startswith("_") and not isinstance(value, torch.device)
     }
 
 
-def _name_of(value: Any) -> str:
-    return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+def _name_of_key(key: Any) -> str:
+    return str(key) if isinstance(key, (str, int, float, tuple, Enum, NoneType)) else _kind_of(key)
+
+
+def _kind_of(value: Any) -> str:
+    """The name of a class or function, or of an object's class and of those that it inherits from."""
+    named = [value] if isinstance(value, (type, FunctionType)) else type(value).__mro__[:-1]
+    return " ".join(f"{one.__module__}.{one.__qualname__}" for one in named)

@@ -5,7 +5,9 @@ What comes over links is never changed. We train a copy of the model's structure
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -31,6 +33,20 @@ class Linked:
     """MODELs; with several experts the one for the noisiest times first."""
     clip: Any = None
     vae: Any = None
+
+    # ComfyUI's nodes never change what they have handed on; to read it all takes a minute for a large model
+
+    @cached_property
+    def models_digest(self) -> str:
+        return digest(*map(model_state, self.models))
+
+    @cached_property
+    def clip_digest(self) -> str:
+        return digest(clip_state(self.clip))
+
+    @cached_property
+    def vae_digest(self) -> str:
+        return digest(vae_state(self.vae))
 
 
 _LINKED: WeakValueDictionary[str, Linked] = WeakValueDictionary()
@@ -61,18 +77,32 @@ def recall(source: str) -> Linked:
     return linked
 
 
+def at_rest(patcher: Any) -> Any:
+    """A MODEL or CLIP with the weights of its loader; ComfyUI leaves those of the clone that ran last in it."""
+    management = comfy.model_management
+    for loaded in [one for one in management.current_loaded_models if one.model is not None]:
+        if patcher.is_clone(loaded.model):
+            loaded.model_unload()
+            management.current_loaded_models.remove(loaded)
+    if patcher.backup or patcher.object_patches_backup:  # of a clone that is no more
+        patcher.unpatch_model(patcher.offload_device)
+    return patcher
+
+
 # --- what a digest looks at -------------------------------------------------------------------------------------------
 
 
 def model_state(patcher: Any) -> list[Any]:
     """A MODEL's weights, and what nodes did to it that counts while training."""
-    return [patcher.model.diffusion_model, type(patcher.model).__qualname__, *_patched(patcher)]
+    model = at_rest(patcher).model
+    return [model.diffusion_model, type(model).__qualname__, sampling_of(patcher), *_patched(patcher)]
 
 
 def clip_state(clip: Any) -> list[Any] | None:
     """A CLIP's weights, and what nodes did to it."""
     if clip is None:
         return None
+    at_rest(clip.patcher)
     kind = type(clip.tokenizer).__qualname__
     return [
         clip.cond_stage_model,
@@ -90,7 +120,9 @@ def vae_state(vae: Any) -> list[Any] | None:
 
 def _patched(patcher: Any) -> list[Any]:
     options = {key: value for key, value in patcher.model_options.items() if key != "transformer_options"}
-    return [patcher.patches, patcher.object_patches, options, patcher.model_options.get("transformer_options", {})]
+    transformer = patcher.model_options.get("transformer_options", {})
+    around = [patcher.weight_wrapper_patches, patcher.wrappers, patcher.callbacks]
+    return [patcher.patches, patcher.object_patches, options, transformer, *around]
 
 
 # --- a model to train -------------------------------------------------------------------------------------------------
@@ -102,8 +134,14 @@ class TrainedModel:
     def __init__(self, source: Any) -> None:
         if source.is_dynamic():  # its weights come and go by a contract that only inference keeps
             source = source.clone(disable_dynamic=True)
-        model: Any = shadow(source.model)
+        model: Any = shadow(at_rest(source).model)
         self.patcher = source.clone(model_override=(model, ({}, {}, {}, set())))
+        # for ComfyUI it is no clone of the MODEL: neither is unloaded for the other, or takes its place when it ends
+        self.patcher.parent, self.patcher.clone_base_uuid = None, uuid.uuid4()
+        wrapped = self.patcher.weight_wrapper_patches
+        for key, functions in list(wrapped.items()):  # where the weight is when its layer is adapted
+            place, _, name = key.rpartition(".")
+            wrapped[f"{place}.base_layer.{name}"] = functions
         for key in list(self.patcher.patches):
             merged = self.patcher.patch_weight_to_device(key, device_to=self.patcher.load_device, return_weight=True)
             comfy.utils.set_attr_param(model, key, _ordinary(merged.to(self.patcher.offload_device)))

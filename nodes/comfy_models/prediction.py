@@ -4,45 +4,49 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.utils
 import torch
+from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import Tensor
 
 from ...trainer_core.errors import Interrupted
 from ...trainer_core.families.conditioning import Streams
-from .kernels import differentiable
 from .conditioning import Options, joined, model_conds, same_shape
+from .kernels import differentiable
 
 if TYPE_CHECKING:
     from .loading import TrainedModel
+    from .schedule import ComfySchedule
 
 
 @contextmanager
-def computing() -> Iterator[None]:
-    """ComfyUI chooses kernels that have a gradient, and a cancel ends our work as a request to stop does.
+def computing(training: bool = False) -> Iterator[None]:
+    """A cancel ends our work as a request to stop does; while training ComfyUI chooses kernels that have a gradient.
 
     A cancel that is seen by an operation of ours must still be seen by the node that waits.
     """
     try:
-        with differentiable():
+        with differentiable() if training else nullcontext():
             yield
     except comfy.model_management.InterruptProcessingException:
         comfy.model_management.interrupt_current_processing(True)
         raise Interrupted from None
 
 
-def predicted(trained: TrainedModel, noisy: Streams, sigma: Tensor, given: Sequence[Options]) -> Streams:
+def predicted(
+    trained: TrainedModel, schedule: ComfySchedule, noisy: Streams, t: Tensor, given: Sequence[Options]
+) -> Streams:
     """The raw prediction, fp32, in the shapes of the latents.
 
     Samples whose conditioning has another shape are computed one after the other, so that each gets what it gets alone.
 
     Args:
         noisy: latents with a batch dimension, as the model's own `noise_scaling` makes them.
-        sigma: σ (N,).
+        t: times (N,).
         given: each sample's conditioning.
     """
     names = list(noisy)
@@ -57,7 +61,7 @@ def predicted(trained: TrainedModel, noisy: Streams, sigma: Tensor, given: Seque
     ]
     found: list[Streams] = [{} for _ in range(count)]
     for group in _groups(conds):
-        raw = _applied(trained, packed[group], sigma[group], joined([conds[k] for k in group]), count=len(shapes))
+        raw = _applied(trained, schedule, packed[group], t[group], joined([conds[k] for k in group]))
         for name, value, shape in zip(names, raw, shapes, strict=True):
             for row, k in enumerate(group):
                 found[k][name] = value[row].float().reshape(shape)
@@ -75,9 +79,11 @@ def _groups(conds: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     return groups
 
 
-def _applied(trained: TrainedModel, x: Tensor, sigma: Tensor, conds: dict[str, Any], count: int) -> list[Tensor]:
+def _applied(
+    trained: TrainedModel, schedule: ComfySchedule, x: Tensor, t: Tensor, conds: dict[str, Any]
+) -> list[Tensor]:
     """The streams that the denoiser itself gives inside of `apply_model`, with all that nodes put around it."""
-    model, options = trained.model, trained.options()
+    model, options, sigma = trained.model, trained.options(), schedule.sigma(t)
     caught: list[Any] = []
     hook = model.diffusion_model.register_forward_hook(lambda _module, _args, output: caught.append(output))
     transformer = {
@@ -91,10 +97,15 @@ def _applied(trained: TrainedModel, x: Tensor, sigma: Tensor, conds: dict[str, A
     wrapper = options.get("model_function_wrapper")
     try:
         if wrapper is None:
-            model.apply_model(x, sigma, **given)
+            denoised = model.apply_model(x, sigma, **given)
         else:
-            wrapper(model.apply_model, {"input": x, "timestep": sigma, "c": given, "cond_or_uncond": [0]})
+            denoised = wrapper(model.apply_model, {"input": x, "timestep": sigma, "c": given, "cond_or_uncond": [0]})
     finally:
         hook.remove()
     output = caught[-1]
-    return [output] if isinstance(output, Tensor) else list(output)[:count]
+    if wrapper is not None or get_all_wrappers(WrappersMP.APPLY_MODEL, transformer):
+        raw = output if isinstance(output, Tensor) else comfy.utils.pack_latents(output)[0]
+        if not torch.equal(denoised, model.model_sampling.calculate_denoised(sigma, raw.float(), x)):
+            # they changed what it said: the prediction that would make the same of x
+            output = comfy.utils.unpack_latents(schedule.prediction_of(denoised, x, t), model.latent_shapes)
+    return [output] if isinstance(output, Tensor) else list(output)[: len(model.latent_shapes)]

@@ -83,14 +83,18 @@ class ComfySchedule(Schedule):
 
     def factors(self, t: Tensor) -> Factors:
         """What times (N,) mean."""
-        sigma = self.sigma(t).double()[:, None]
-        zeros, ones = torch.zeros_like(sigma), torch.ones_like(sigma)
+        sigma = self.sigma(t).double()
+        zeros, ones = torch.zeros_like(sigma)[:, None], torch.ones_like(sigma)[:, None]
         sampling = self.sampling
+        # CogVideoX was trained on noisy latents of variance 1, which is not what ComfyUI's noise_scaling gives for it
+        scale = (
+            (1 + sigma.square()).rsqrt() if isinstance(sampling, kinds.V_PREDICTION_DDPM) else torch.ones_like(sigma)
+        )
         return Factors(
             a=sampling.calculate_denoised(sigma, zeros.clone(), ones.clone())[:, 0],
             b=sampling.calculate_denoised(sigma, ones.clone(), zeros.clone())[:, 0],
-            c=sampling.noise_scaling(sigma, zeros.clone(), ones.clone())[:, 0],
-            d=sampling.noise_scaling(sigma, ones.clone(), zeros.clone())[:, 0],
+            c=sampling.noise_scaling(sigma, zeros.clone(), ones.clone())[:, 0] * scale,
+            d=sampling.noise_scaling(sigma, ones.clone(), zeros.clone())[:, 0] * scale,
         )
 
     def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -100,6 +104,11 @@ class ComfySchedule(Schedule):
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         a, b, c, d = self.factors(t)
         return per_sample(-a * d / b, clean) * noise + per_sample((1 - a * c) / b, clean) * clean
+
+    def prediction_of(self, denoised: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The prediction that stands for a picture, where x are the noisy latents."""
+        a, b, _, _ = self.factors(t)
+        return (denoised - per_sample(a, x) * x) / per_sample(b, x)
 
     def snr(self, t: Tensor) -> Tensor:
         factors = self.factors(t)

@@ -23,7 +23,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three pictures of two shapes, with captions of unequal length."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for number, (size, caption) in enumerate([((128, 128), "a red [trigger]"), ((128, 128), "a"), ((192, 128), "a b c d")]):
+    for number, (size, caption) in enumerate(
+        [((128, 128), "a red [trigger]"), ((128, 128), "a"), ((192, 128), "a b c d")]
+    ):
         Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(caption)
     return folder
@@ -45,10 +47,24 @@ def job_of(base: Any, folder: Path, **train: Any) -> Any:
             "model": base,
             "adapter": {"rank": 2, "dropout": 0.1},
             "datasets": [{"folder": str(folder), "resolutions": [128], "trigger": "zorble", "flip_x": True}],
-            "train": {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, "ema_decay": 0.9, "lr_scheduler": "constant", **train},
+            "train": {
+                "steps": 3,
+                "batch_size": 2,
+                "learning_rate": 1e-3,
+                "ema_decay": 0.9,
+                "lr_scheduler": "constant",
+                **train,
+            },
             "regularization": {"output_preservation": True, "output_preservation_class": "thing"},
             "save": {"every": 1, "keep": 5},
-            "sample": {"prompts": ["a [trigger]"], "every": 3, "before_training": False, "steps": 2, "width": 128, "height": 128},
+            "sample": {
+                "prompts": ["a [trigger]"],
+                "every": 3,
+                "before_training": False,
+                "steps": 2,
+                "width": 128,
+                "height": 128,
+            },
         },
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from trainer_core.families.flux1.model import pack, position_ids, unpack
 from trainer_core.families.flux1.single_file import FLUX1
 from trainer_core.families.sources.layout import Layout
-from trainer_core.families.sources.single_file import FilePart, find_part
+from trainer_core.families.sources.single_file import FilePart
 from trainer_core.families.sources.tensors import TensorFile
 from trainer_core.families.stable_diffusion.layouts import SD1, SDXL
 
