@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import DatasetConfig, JobConfig
-from ..content import sha256_once
 from ..errors import ConfigError, DatasetError
 from ..families.conditioning import Conditioning
 from .cache import RecentEntries, TensorCache, key_of
 from .captions import encoder_text, variants, with_class
+from .clips.media import content_of
+from .clips.timing import timing_of
 from .encoded import EncodedPictures, EncodedTexts, Latents, Prompt
 from .holdout import held_out
-from .scan import Item, Sample, scan, sizes_of
+from .scan import Item, Sample, scan, sizes_of, windows_of
 from .variants import Variant, variants_of
 from .views import View
 
@@ -47,7 +48,8 @@ class PreparedData:
             DatasetError: if a data set cannot be trained on.
         """
         self.datasets, self._job, self._spec = job.datasets, job, base.spec
-        found = [samples_of(dataset, base.spec.bucket_divisor, k) for k, dataset in enumerate(job.datasets)]
+        spec = base.spec
+        found = [samples_of(dataset, spec.bucket_divisor, k, spec) for k, dataset in enumerate(job.datasets)]
         self._digests = _digests({path: None for group in found for s in group for path in _files_of(s.item)})
         self.samples: list[list[Sample]] = [[] for _ in found]
         """What is trained on, by data set."""
@@ -148,6 +150,8 @@ class PreparedData:
                 text=None if live else self._texts.of(Prompt(text, views)),
                 controls=latents.controls,
                 time_ids=latents.time_ids,
+                frame_rate=latents.frame_rate,
+                first_frame=latents.first_frame,
             )
             for text in texts
         ]
@@ -216,13 +220,19 @@ class PreparedData:
         return wanted
 
 
-def samples_of(dataset: DatasetConfig, divisor: int, index: int = 0) -> list[Sample]:
-    """A data set's images at each of their bucket sizes.
+def samples_of(dataset: DatasetConfig, divisor: int, index: int = 0, spec: FamilySpec | None = None) -> list[Sample]:
+    """A data set's images at each of their bucket sizes; with a video family's spec also its clips, in their windows.
 
     Raises:
         DatasetError: if the folder cannot be trained on, or an image is smaller than one unit of the divisor.
     """
-    return [Sample(index, item, size) for item in scan(dataset) for size in sizes_of(item, dataset, divisor)]
+    timing = timing_of(dataset, spec) if spec else None
+    return [
+        Sample(index, item, size, *window, dataset.fps if timing else None)
+        for item in scan(dataset, timing)
+        for size in sizes_of(item, dataset, divisor)
+        for window in windows_of(item, dataset, timing)
+    ]
 
 
 def check_controls(job: JobConfig, spec: FamilySpec) -> None:
@@ -254,7 +264,7 @@ def _digests(paths: Iterable[Path]) -> dict[Path, str]:
 
     def digest(path: Path) -> str:
         try:
-            return sha256_once(path)
+            return content_of(path)
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror or error}). Check the file") from None
 

@@ -15,7 +15,7 @@ from ..data.variants import Variant
 from ..errors import Interrupted
 from ..families.conditioning import each
 from ..randomness import normal_like
-from .batch_source import named, stacked
+from .batch_source import heard, named, stacked
 
 if TYPE_CHECKING:
     from ..data.prepare import PreparedData
@@ -44,7 +44,7 @@ def validation_loss(
         Interrupted: when `should_stop` says so, between two batches.
     """
     times = validation_times(draws)
-    ordered = sorted(data.validation, key=lambda one: one.size)
+    ordered = sorted(data.validation, key=lambda one: one.shape)
     groups = _by_expert([(sample, t) for sample in ordered for t in times], experts)
     total = 0.0
     with torch.no_grad():
@@ -68,7 +68,7 @@ def _batches(pairs: list[Pair], batch_size: int) -> list[list[Pair]]:
     """Runs of one size, cut into batches."""
     batches: list[list[Pair]] = []
     for pair in pairs:
-        if batches and len(batches[-1]) < batch_size and batches[-1][0][0].size == pair[0].size:
+        if batches and len(batches[-1]) < batch_size and batches[-1][0][0].shape == pair[0].shape:
             batches[-1].append(pair)
         else:
             batches.append([pair])
@@ -99,4 +99,5 @@ def _losses(objective: Objective, data: PreparedData, batch: list[Pair], times: 
         each(lambda x, e: function(x, e, t), clean, noise)  # noqa: B023 - called at once
         for function in (schedule.add_noise, schedule.target)
     )
-    return objective.losses(objective.predict(noisy, t, prompts), targets)
+    sounding = {name: weights.to(device) for name, weights in heard(latents).items()}
+    return objective.losses(objective.predict(noisy, t, prompts), targets, sounding)
