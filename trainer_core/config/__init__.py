@@ -5,14 +5,16 @@ what the setting does and when to change it.
 """
 
 from .data import CacheConfig, DatasetConfig
-from .job import JobConfig, dump_job, load_job, plain_name, resolved
+from .job import JobConfig, dump_job, load_job, plain_name, resolved, resolved_model
 from .model import AdapterConfig, ModelConfig, Precision
+from .model_files import SOURCE, register_model_files
 from .objective import RegularizationConfig, ValidationConfig
 from .output import SampleConfig, SaveConfig
 from .section import Section, description, validated
 from .train import TimestepType, TrainConfig
 
 __all__ = [
+    "SOURCE",
     "AdapterConfig",
     "CacheConfig",
     "DatasetConfig",
@@ -30,6 +32,8 @@ __all__ = [
     "dump_job",
     "load_job",
     "plain_name",
+    "register_model_files",
     "resolved",
+    "resolved_model",
     "validated",
 ]
