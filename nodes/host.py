@@ -20,16 +20,18 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ..trainer_core.api import Roots, RunFolder, export_lora, is_below
+from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider
 from ..trainer_core.config import JobConfig, plain_name
 from ..trainer_core.errors import ConfigError, RunError
 from .comfy_models import tokenizers
+from .comfy_models.provider import ComfyModels
 from .controls import Refused
 
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
 _PREVIEW_PIXELS = 512
 _REQUEST_BYTES = 4096
 
+register_provider(ComfyModels())
 tokenizers.register(Path(comfy.sd.__file__).parent)
 
 # folders

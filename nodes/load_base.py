@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..trainer_core.api import open_base
 from ..trainer_core.config import ModelConfig
 from . import host, sockets
+from .comfy_models.links import LinkedModel
 from .stand_ins import Clip, Vae
 
 
@@ -33,6 +34,8 @@ class LoadBase(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: ModelConfig) -> io.NodeOutput:
+        if isinstance(base, LinkedModel):
+            return io.NodeOutput(*base.objects)
         opened = open_base(base)
         if Path(base.source).is_file() and not base.files:
             return io.NodeOutput(*host.load_checkpoint(opened.denoiser_file))

@@ -11,10 +11,13 @@ from ..trainer_core.api import family_names, open_base
 from ..trainer_core.config import ModelConfig, validated
 from ..trainer_core.errors import ConfigError
 from . import host, sockets
-from .base_files import EMBEDDED, FROM_SOURCE, PARTS, file_of, named_source, source_names
+from .base_files import EMBEDDED, FROM_SOURCE, OPTIONAL, PARTS, file_of, named_source, source_names
+from .comfy_models.base import FAMILY
+from .comfy_models.links import linked_model
 from .settings import QUANTIZE_BASE, values
 from .widgets import widgets
 
+AUTO = "auto"
 _SOURCE = (
     "Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry and trains on any computer), "
     "or a file of ComfyUI's models folders. For a folder or a repository use folder_or_repo."
@@ -26,9 +29,12 @@ _FOLDER = (
     "repository id (downloaded when the job starts). Empty: source."
 )
 _MODEL = (
-    "In place of source: a MODEL of Load Checkpoint or Load Diffusion Model. Its file is read; what other nodes did to "
-    "it is not."
+    "In place of source: a MODEL of any loader, with its clip and vae. It is trained as it is: in its precision, with "
+    "the shift, LoRAs and patches that other nodes gave it. With a family by name only its file is read."
 )
+_CLIP = "The CLIP that the model is sampled with, from its loader."
+_VAE = "The VAE that the model is sampled with, from its loader."
+_LOW_NOISE = "For models with two experts (Wan 2.2): the MODEL for low noise, where `model` is the one for high noise."
 
 
 class QuantizeBase(io.ComfyNode):
@@ -48,8 +54,12 @@ class QuantizeBase(io.ComfyNode):
                 io.Combo.Input("source", options=source_names(host.model_names), default=EMBEDDED, tooltip=_SOURCE),
                 *widgets(QUANTIZE_BASE),
                 io.String.Input("folder_or_repo", default="", tooltip=_FOLDER, advanced=True),
-                *(_part(name, folder) for name, folder in PARTS.items()),
+                *(_part(name) for name in PARTS if name not in OPTIONAL),
                 io.Model.Input("model", optional=True, tooltip=_MODEL),
+                io.Clip.Input("clip", optional=True, tooltip=_CLIP),
+                io.Vae.Input("vae_model", optional=True, tooltip=_VAE),
+                io.Model.Input("model_low_noise_link", optional=True, tooltip=_LOW_NOISE),
+                *(_part(name) for name in OPTIONAL),
             ],
             outputs=[sockets.Base.Output("base", tooltip="The base, for Train LoRA and Preview Samples.")],
         )
@@ -61,9 +71,17 @@ class QuantizeBase(io.ComfyNode):
         source: str,
         folder_or_repo: str,
         model: Any = None,
+        clip: Any = None,
+        vae_model: Any = None,
+        model_low_noise_link: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        chosen = {part: settings.pop(part) for part in PARTS}
+        chosen = {part: settings.pop(part, FROM_SOURCE) for part in PARTS}
+        if model is not None and family in (AUTO, FAMILY):
+            models = (model,) if model_low_noise_link is None else (model, model_low_noise_link)
+            fields = {"device": host.device(), **values(QUANTIZE_BASE, settings)["model"]}
+            linked, text = linked_model(models, clip, vae_model, fields)
+            return io.NodeOutput(linked, ui=host.shown_text(text))
         fields = {
             "family": family,
             "source": _source(source, folder_or_repo, model),
@@ -79,11 +97,13 @@ class QuantizeBase(io.ComfyNode):
         return io.NodeOutput(base)
 
 
-def _part(name: str, folder: str) -> io.Input:
-    options = [FROM_SOURCE, *host.model_names(folder)]
+def _part(name: str) -> io.Input:
+    options = [FROM_SOURCE, *host.model_names(PARTS[name])]
     what = f"{_WHICH[name[-1]]} {name[:-2]}" if name[-1] in _WHICH else name
     tooltip = f"File of the {what.replace('_', ' ')}, where the source does not hold it or another is meant."
-    return io.Combo.Input(name, options=options, default=FROM_SOURCE, tooltip=tooltip, advanced=True)
+    return io.Combo.Input(
+        name, options=options, default=FROM_SOURCE, tooltip=tooltip, advanced=True, optional=name in OPTIONAL
+    )
 
 
 def _source(name: str, folder_or_repo: str, model: Any) -> str:

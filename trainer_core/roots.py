@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from .config import DatasetConfig, JobConfig
+from .config import LINKS, DatasetConfig, JobConfig
 from .data.folder import data_files
 from .errors import ConfigError
 from .families.sources.source import is_repository_id
@@ -66,7 +66,7 @@ class Roots:
         Raises:
             ConfigError: for a folder or file that lies in no root.
         """
-        if text == "embedded":
+        if text == "embedded" or text.startswith(LINKS):
             return text
         if is_repository_id(text):
             # what has the form of an id may be a folder too: below one of ours, or where the program was started

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ _POLL_SECONDS = 0.1
 
 
 class ComfyServer:
-    """Starts on entering, stops on leaving."""
+    """Starts on entering, stops on leaving.
 
-    def __init__(self, comfyui: Path, base: Path) -> None:
-        self.comfyui, self.base = comfyui, base
+    Args:
+        packs: folders of further node packs.
+    """
+
+    def __init__(self, comfyui: Path, base: Path, packs: Sequence[Path] = ()) -> None:
+        self.comfyui, self.base, self._packs = comfyui, base, packs
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -41,6 +46,8 @@ class ComfyServer:
 
     def __enter__(self) -> ComfyServer:
         install_pack(self.base / "custom_nodes")
+        for pack in self._packs:
+            (self.base / "custom_nodes" / pack.name).symlink_to(pack, target_is_directory=True)
         options = ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base)]
         options += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         with self.log_file.open("wb") as log:

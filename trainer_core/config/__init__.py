@@ -6,7 +6,7 @@ what the setting does and when to change it.
 
 from .data import CacheConfig, DatasetConfig
 from .job import JobConfig, dump_job, load_job, plain_name, resolved, resolved_model
-from .model import AdapterConfig, ModelConfig, Precision
+from .model import LINKS, AdapterConfig, ModelConfig, Precision
 from .model_files import SOURCE, register_model_files
 from .objective import RegularizationConfig, ValidationConfig
 from .output import SampleConfig, SaveConfig
@@ -14,6 +14,7 @@ from .section import Section, description, validated
 from .train import TimestepType, TrainConfig
 
 __all__ = [
+    "LINKS",
     "SOURCE",
     "AdapterConfig",
     "CacheConfig",

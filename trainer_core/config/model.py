@@ -10,6 +10,9 @@ from .section import Section
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
+LINKS = "comfyui:"
+"""How the source of a base begins that came over the links of a ComfyUI graph; a digest of what they held follows."""
+
 FORMER_FIELDS = ("text_encoder", "text_encoder_2", "vae")
 """Parts that were fields of a model before November 2026, when `files` took their place; jobs may still have them."""
 

@@ -36,6 +36,12 @@ class SampleConfig(Section):
     height: int | None = Field(None, ge=16, le=8192, description="Height in pixels. Empty: the family's own.")
     steps: int | None = Field(None, ge=1, le=1000, description="Sampling steps. Empty: the family's own.")
     guidance: float | None = Field(None, ge=0, le=100, description="Guidance scale. Empty: the family's own.")
+    sampler: str | None = Field(
+        None, description="ComfyUI's sampler, for models that ComfyUI has loaded, such as euler. Empty: euler."
+    )
+    scheduler: str | None = Field(
+        None, description="ComfyUI's scheduler, for the same, such as simple. Empty: what suits the model."
+    )
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of the first preview.")
     walk_seed: bool = Field(True, description="Each further prompt uses the next seed.")
     negative_prompt: str = Field("", description="What previews keep away from, where guidance takes a second pass.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -146,27 +146,34 @@ class EncodedPictures:
         """
         self._mark = self._base.pixel_fingerprint() + self._only_by
         missing: dict[str, View] = {}
+        controls: dict[str, tuple[View, ...]] = {}
         for sample, variant in _told(drawn, progress):
             self._encode_mask(sample, variant)
-            for view in self._pictures(sample, variant):
-                key = self._key(view)
-                self.keys.add(key)
-                if key not in missing and self._entries.get(key) is None:
-                    missing[key] = view
-        if not missing:
+            found = {self._key(view): view for view in self._pictures(sample, variant)}
+            together = self._together(sample, variant)
+            missing |= {key: view for key, view in found.items() if self._entries.get(key) is None}
+            controls |= {key: views for key, views in together.items() if self._entries.get(key) is None}
+            self.keys |= {*found, *together}
+        if not missing and not controls:
             return
-        progress("loading the VAE", 0, len(missing))
+        count = len(missing) + len(controls)
+        progress("loading the VAE", 0, count)
         self._base.load_vae()
         done = 0
         with closing(loaded(batches_of(missing))) as batches:
             for keys, pixels in batches:
-                progress("encoding images", done, len(missing))
+                progress("encoding images", done, count)
                 mean, std = self._base.encode_pixels(pixels)
                 for k, key in enumerate(keys):
                     self._keep(missing[key], key, *({n: one[n][k] for n in one} for one in (mean, std)))
                 done += len(keys)
+        for number, (key, views) in enumerate(controls.items()):
+            progress("encoding images", done + number, count)
+            made = self._base.encode_controls([view.pixels() for view in views], views[0].size)
+            self._check(views[0], *made)
+            self._entries.put(key, {str(k): value.clone() for k, value in enumerate(made)}, self._made_by)
         self._base.free_vae()
-        progress("encoding images", len(missing), len(missing))
+        progress("encoding images", count, count)
 
     def of(self, sample: Sample, variant: Variant) -> Latents:
         """The latents of a variant of a sample that was encoded.
@@ -174,24 +181,31 @@ class EncodedPictures:
         Raises:
             CacheMiss: if a cache entry is gone or damaged.
         """
-        target, *controls = (self._entries.entry(self._key(view)) for view in self._pictures(sample, variant))
+        target, *others = (self._entries.entry(self._key(view)) for view in self._pictures(sample, variant))
         names = [stream.name for stream in self._base.spec.streams]
         mean, std = ({name: target[_stored(name, what)] for name in names} for what in ("mean", "spread"))
         time_ids = self._view(sample, variant, sample.item.path).time_ids
-        return Latents(mean, std, time_ids, self._mask(sample, variant), tuple(one["mean"] for one in controls))
+        controls = [one["mean"] for one in others]
+        for entry in map(self._entries.entry, self._together(sample, variant)):
+            controls += [entry[str(k)] for k in range(len(entry))]
+        return Latents(mean, std, time_ids, self._mask(sample, variant), tuple(controls))
 
     def seen(self, sample: Sample, variant: Variant) -> tuple[View, ...]:
         """A sample's control images as its picture is cropped and flipped."""
-        return tuple(self._view(sample, variant, path) for path in sample.item.controls)
+        own = self._base.spec.own_controls
+        return tuple(replace(self._view(sample, variant, path), own_size=own) for path in sample.item.controls)
 
     def _keep(self, view: View, key: str, mean: Streams, std: Streams) -> None:
-        if not all(value.isfinite().all() for value in (*mean.values(), *std.values())):
+        self._check(view, *mean.values(), *std.values())
+        parts = {(name, what): one[name] for what, one in (("mean", mean), ("spread", std)) for name in one}
+        self._entries.put(key, {_stored(*part): value.clone() for part, value in parts.items()}, self._made_by)
+
+    def _check(self, view: View, *latents: Tensor) -> None:
+        if not all(value.isfinite().all() for value in latents):
             precision = self._base.vae_dtype
             raise BaseModelError(
                 f"{view.path}: its latents are not finite in {precision}. Set model.vae_dtype to float32"
             )
-        parts = {(name, what): one[name] for what, one in (("mean", mean), ("spread", std)) for name in one}
-        self._entries.put(key, {_stored(*part): value.clone() for part, value in parts.items()}, self._made_by)
 
     def _encode_mask(self, sample: Sample, variant: Variant) -> None:
         """Masks need no encoder; one that leaves nothing to train on is told now and not when it is drawn."""
@@ -219,8 +233,16 @@ class EncodedPictures:
             ) from None
 
     def _pictures(self, sample: Sample, variant: Variant) -> list[View]:
-        """The target and its control images."""
-        return [self._view(sample, variant, path) for path in (sample.item.path, *sample.item.controls)]
+        """The target, and those control images that are encoded as it is."""
+        target = self._view(sample, variant, sample.item.path)
+        return [target] if self._base.spec.own_controls else [target, *self.seen(sample, variant)]
+
+    def _together(self, sample: Sample, variant: Variant) -> dict[str, tuple[View, ...]]:
+        """The control images that the base encodes together, by the cache's key; empty if there are none."""
+        views = self.seen(sample, variant) if self._base.spec.own_controls else ()
+        parts = [part for view in views for part in (*view.parts, *view.background)]
+        named = ("controls", _TRANSFORM_VERSION, self._base.spec.name, self._mark)
+        return {key_of(*named, *parts): views} if views else {}
 
     def _mask_view(self, sample: Sample, variant: Variant) -> View | None:
         path = sample.item.path if self._datasets[sample.dataset].alpha_mask else sample.item.mask

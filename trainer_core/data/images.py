@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 8 * MAX_PIXELS
 """Of an image file: the most that the largest image has uncompressed, at 16 bits in four channels."""
+_MOST_SHOWN = 1 << 22
+"""Pixels of a control image of a size of its own; models scale them to 1 megapixel."""
 _STRIP_PIXELS = 1 << 20
 """How many pixels of a deep or transparent image are converted at a time."""
 
@@ -90,6 +92,14 @@ def to_bucket(
     fitted = image.resize(size, Image.Resampling.LANCZOS, box=box or cover_box(image.width, image.height, size))
     pixels = torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
     return flipped(pixels, flip_x, flip_y)
+
+
+def at_own_size(image: Image.Image, box: Box | None = None, flip_x: bool = False, flip_y: bool = False) -> Tensor:
+    """A part of an image (all of it if no box says which), scaled down if it is very large: (3, H, W) in [-1, 1]."""
+    left, top, right, bottom = box = box or (0, 0, *image.size)
+    shrink = min(1.0, (_MOST_SHOWN / ((right - left) * (bottom - top))) ** 0.5)
+    width, height = (max(1, round(edge * shrink)) for edge in (right - left, bottom - top))
+    return to_bucket(image, (width, height), box, flip_x, flip_y)
 
 
 def flipped(grid: Tensor, flip_x: bool, flip_y: bool) -> Tensor:

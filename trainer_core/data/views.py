@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..errors import DatasetError
 from .buckets import Size, cover_box
-from .images import decode_alpha, decode_image, flipped, read_image, to_bucket
+from .images import at_own_size, decode_alpha, decode_image, flipped, read_image, to_bucket
 from .masks import area_average
 from .variants import Box, Variant
 
@@ -52,11 +52,14 @@ class View:
     variant: Variant
     background: tuple[int, int, int]
     """Colour behind what is transparent; masks have none."""
+    own_size: bool = False
+    """Of a control image: in its own size, and whole if it has another aspect than the target."""
 
     @property
     def parts(self) -> tuple[object, ...]:
         """What a cache key depends on, colour aside: not where the file lies, nor which number a crop has."""
-        return (self.content, *self.target, *self.box, *self.size, self.variant.flip_x, self.variant.flip_y)
+        seen = (self.content, *self.target, *self.box, *self.size, self.variant.flip_x, self.variant.flip_y)
+        return (*seen, "own size") if self.own_size else seen
 
     @property
     def time_ids(self) -> TimeIds:
@@ -70,11 +73,16 @@ class View:
     def pixels(self) -> Tensor:
         """(3, H, W) in [-1, 1]. A control image of another aspect than its target shows its own centre, undistorted.
 
+        Where it comes in its `own_size` it shows what the target shows, or all of it if it has another aspect.
+
         Raises:
             DatasetError: if the file is no good, or is not the one that was scanned.
         """
         image = decode_image(self._read(), self.path, "#{:02x}{:02x}{:02x}".format(*self.background))
-        box = self._box_in(image) or cover_box(image.width, image.height, self.size)
+        box = self._box_in(image)
+        if self.own_size:
+            return at_own_size(image, box, self.variant.flip_x, self.variant.flip_y)
+        box = box or cover_box(image.width, image.height, self.size)
         return to_bucket(image, self.size, box, self.variant.flip_x, self.variant.flip_y)
 
     def mask(self, cell: int, from_alpha: bool) -> Tensor:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ..config import ModelConfig
 from ..errors import BaseModelError
-from .conditioning import Collated, Conditioning, Streams, TextEmbedding
+from .conditioning import MAIN, Collated, Conditioning, Streams, TextEmbedding
 from .device import pick_device, pick_dtype
 from .names import Place
 from .sources.source import EMBEDDED, Source, open_source
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from ..objective.schedule import Schedule
     from .names import Shapes
     from .sources.layout import Layout
+
+Sampler = Callable[..., Streams]
 
 
 class Base(ABC):
@@ -209,6 +212,19 @@ class Base(ABC):
     def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
         """Pixels (N, 3, H, W) in [-1, 1] → mean and standard deviation of the normalised latents, on the CPU, fp32."""
 
+    def encode_controls(
+        self,
+        pictures: Sequence[Tensor],
+        size: tuple[int, int],  # noqa: ARG002
+    ) -> tuple[Tensor, ...]:
+        """What the denoiser is given of one sample's control images, on the CPU, fp32: `Conditioning.controls`.
+
+        Args:
+            pictures: (3, H, W) in [-1, 1], each of a size of its own where `spec.own_controls`, else of the target's.
+            size: the target's width and height in pixels.
+        """
+        return tuple(self.encode_pixels(one[None])[0][MAIN][0] for one in pictures)
+
     @abstractmethod
     def decode_latents(self, latents: Streams) -> Tensor:
         """Normalised latents → pixels (N, 3, H, W) in [-1, 1], on the CPU, fp32."""
@@ -239,6 +255,24 @@ class Base(ABC):
         """
         place = [one.name for one in self.spec.experts].index(expert)
         return self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
+
+    def bring(self, denoiser: nn.Module, device: torch.device | str) -> None:
+        """Moves the denoiser to a device: another expert needs the memory, or this one's turn has come."""
+        denoiser.to(device)
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to give back
+        """Gives back what a host keeps for the denoisers that were loaded; they are not used any more."""
+
+    def recompute_blocks(self, denoiser: nn.Module) -> None:
+        """Has the denoiser's blocks computed again in the backward pass instead of kept (gradient checkpointing)."""
+        cast(Any, denoiser).enable_gradient_checkpointing()  # every diffusers model has it
+
+    def training_pass(self) -> AbstractContextManager[None]:
+        """What is around the forward and backward passes of each micro-batch."""
+        return nullcontext()
+
+    own_sampler: Sampler | None = None
+    """Draws previews in place of `sampling.sampler.draw`, with the same arguments, where a model's host has its own."""
 
     def collate(self, samples: Sequence[Conditioning], guidance: Tensor | float | None = None) -> Any:
         """The conditioning of a batch, on the device, as `predict` takes it; the result is that of each sample alone.

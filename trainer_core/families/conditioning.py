@@ -48,7 +48,7 @@ class Conditioning:
     text: TextEmbedding | None = None
     """Of the prompt; None where text encoders are trained, which encode it anew in each step."""
     controls: tuple[Tensor, ...] = ()
-    """Normalised latents (C, h, w) of control images, each of its own size."""
+    """What `Base.encode_controls` makes of control images: mostly normalised latents (C, h, w), of their own sizes."""
     time_ids: TimeIds | None = None
     """None: a whole picture of the size that is drawn."""
     frame_rate: float | None = None

@@ -129,7 +129,9 @@ def job_with_family(job: JobConfig) -> JobConfig:
 
 def file_parts() -> dict[str, str]:
     """Name → role of the parts of all families that may lie in files of their own beside the source."""
-    parts = [part for name in family_names() for part in family_spec(name).parts if part.role != "denoiser"]
+    parts = [
+        part for name in family_names() for part in family_spec(name).parts if part.role != "denoiser" or part.optional
+    ]
     return {part.name: part.role for part in sorted(parts, key=lambda one: (one.role, one.name))}
 
 

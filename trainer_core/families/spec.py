@@ -120,6 +120,9 @@ class FamilySpec:
     """How many control images the denoiser takes beside the noisy one; 0 for models that only draw."""
     text_sees_controls: bool = False
     """Whether the text encoders look at the control images too, so that a prompt's embedding depends on them."""
+    own_controls: bool = False
+    """Whether control images come in a size of their own, of which `Base.encode_controls` makes what it needs; else in
+    the target's."""
 
     def of_role(self, role: Role) -> tuple[Part, ...]:
         """The parts of a role."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from ..config import DatasetConfig, JobConfig, SampleConfig
 from ..errors import ConfigError
-from ..families.conditioning import MAIN
 from ..reading import is_file
 
 if TYPE_CHECKING:
@@ -116,22 +115,25 @@ def of_job(job: JobConfig, spec: FamilySpec, count: int) -> list[PromptControls]
     return of_items(scan(job.datasets[number]), job.datasets[number], count)
 
 
-def pixels_of(pictures: Sequence[Sequence[Image.Image]], settings: SamplerSettings) -> list[list[Tensor]]:
+def pixels_of(base: Base, pictures: Sequence[Sequence[Image.Image]], settings: SamplerSettings) -> list[list[Tensor]]:
     """Control images of each prompt as (3, H, W) in [-1, 1].
 
-    As in training they have the size of the picture that is drawn, and show their centre where their aspect is another.
+    As in training they have a size of their own where `spec.own_controls`; else that of the picture that is drawn, and
+    show their centre where their aspect is another.
     """
-    from ..data.images import to_bucket
+    from ..data.images import at_own_size, to_bucket
 
+    if base.spec.own_controls:
+        return [[at_own_size(image) for image in group] for group in pictures]
     return [[to_bucket(image, (settings.width, settings.height)) for image in group] for group in pictures]
 
 
-def encoded(base: Base, pixels: Sequence[Sequence[Tensor]]) -> list[tuple[Tensor, ...]]:
-    """Normalised latents (C, h, w) of control images, on the CPU; loads the VAE, if there are any, and frees it."""
+def encoded(base: Base, pixels: Sequence[Sequence[Tensor]], settings: SamplerSettings) -> list[tuple[Tensor, ...]]:
+    """What the denoiser is given of each prompt's control images; loads the VAE, if there are any, and frees it."""
     if not any(pixels):
         return [() for _ in pixels]
     base.load_vae()
     try:
-        return [tuple(base.encode_pixels(one[None])[0][MAIN][0] for one in group) for group in pixels]
+        return [base.encode_controls(group, (settings.width, settings.height)) for group in pixels]
     finally:
         base.free_vae()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,20 +50,19 @@ def preview(
     from .controls import check_count, encoded, of_settings, pixels_of
 
     sample = sample or SampleConfig()
-    with torch.inference_mode(False):
-        base = open_base(model)
+    with torch.inference_mode(False), closing(open_base(model)) as base:
         settings = SamplerSettings.of(sample, base)
         if controls is None:
             controls = [one.pictures() for one in of_settings(sample, len(prompts))]
         check_count(controls, base.spec, "control images")
         tensors = read_tensors(lora) if isinstance(lora, Path) else lora
         own, of_text = split_text(parse(tensors)) if tensors is not None else ({}, {})
-        pixels = pixels_of(controls, settings)
+        pixels = pixels_of(base, controls, settings)
         base.load_text_encoders()
         with applied_text(base, of_text, strength):
             texts = embedded(base, prompts, sample.negative_prompt, pixels)
         base.free_text_encoders()
-        seen = encoded(base, pixels)
+        seen = encoded(base, pixels, settings)
         prompted = [
             (Conditioning(prompt, text, images), Conditioning(sample.negative_prompt, negative, images))
             for prompt, (text, negative), images in zip(prompts, texts, seen, strict=True)

@@ -27,6 +27,8 @@ class SamplerSettings:
     height: int
     steps: int
     guidance: float
+    sampler: str | None = None
+    scheduler: str | None = None
 
     @classmethod
     def of(cls, sample: SampleConfig, base: Base) -> SamplerSettings:
@@ -41,6 +43,8 @@ class SamplerSettings:
             height=sample.height or own.height,
             steps=sample.steps or own.steps,
             guidance=own.guidance if sample.guidance is None else sample.guidance,
+            sampler=sample.sampler,
+            scheduler=sample.scheduler,
         )
         for name in ("width", "height"):
             if getattr(settings, name) % divisor:
@@ -87,6 +91,8 @@ def draw(
     Raises:
         Interrupted: when `should_stop` says so, between two steps.
     """
+    if base.own_sampler is not None:
+        return base.own_sampler(denoiser_at, prompts, seeds, settings, negative, should_stop)
     import torch
 
     shapes = base.latent_shapes(settings.width, settings.height)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -51,14 +51,14 @@ class Experts:
 
     def __init__(self, job: JobConfig, base: Base, emit: Listener) -> None:
         """Loads the denoisers and adapts them; text encoders that are to be adapted are loaded already."""
-        self._device, self._active = base.device, 0
+        self._base, self._active = base, 0
         self._all: list[Expert] = []
         self.stages = stages_of(job, base.spec)
         for number, spec in enumerate(base.spec.experts):
             denoiser = base.load_denoiser(spec.name).train()
             adapter = Adapter.of(job, base, denoiser)
             if job.train.gradient_checkpointing:
-                cast(Any, denoiser).enable_gradient_checkpointing()  # every diffusers model has it
+                base.recompute_blocks(denoiser)
             objective = Objective(job, base, denoiser, adapter)
             updater = Updater(job, objective, adapter, emit)
             self._all.append(Expert(spec.name, spec.low, denoiser, adapter, objective, updater))
@@ -95,12 +95,12 @@ class Experts:
         if number != self._active:
             self._put(self.active.denoiser, "cpu")
             self._active = number
-            self._put(self.active.denoiser, self._device)
+            self._put(self.active.denoiser, self._base.device)
         return self.active
 
     def _put(self, denoiser: nn.Module, device: torch.device | str) -> None:
-        denoiser.to(device)
-        release_memory(self._device)
+        self._base.bring(denoiser, device)
+        release_memory(self._base.device)
 
     # raw or averaged weights
 

@@ -54,11 +54,11 @@ class Previews:
         check_controls_of(job.sample, base.spec)
         self._settings = SamplerSettings.of(job.sample, base)
         self._shown = self._controls()
-        pixels = pixels_of([one.pictures() for one in self._shown], self._settings)
-        self._latents = encoded(base, pixels)
+        pixels = pixels_of(base, [one.pictures() for one in self._shown], self._settings)
+        self._latents = encoded(base, pixels, self._settings)
         self._texts: list[tuple[TextEmbedding, TextEmbedding]] | None = None
-        """Of each prompt and the negative one, where text encoders look at control images: others are in the cache."""
-        if base.spec.text_sees_controls:
+        """Of each prompt and the negative one, if text encoders look at its control images: others are in the cache."""
+        if base.spec.text_sees_controls and any(pixels):
             base.load_text_encoders()
             self._texts = embedded(base, preview_texts(job), negative_text(job), pixels)
             base.free_text_encoders()

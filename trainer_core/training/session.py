@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from contextlib import closing
 
 from ..config import JobConfig
 from ..data.cache import CACHE_FOLDER, TensorCache
@@ -51,10 +52,9 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
     finished = False
     try:
         job = job_with_family(job)
-        base = open_base(job.model)
-        base.check_parts()
-        SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
-        with deterministic(base.device, job.train.deterministic) as findings:
+        with closing(open_base(job.model)) as base, deterministic(base.device, job.train.deterministic) as findings:
+            base.check_parts()
+            SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
             progress("scanning the data", 0, 1)
             cache = TensorCache(run.path.parent / CACHE_FOLDER)
             # on another device, or on more threads, encoders give other last bits

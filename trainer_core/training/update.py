@@ -179,9 +179,10 @@ class Updater:
         count = sum(len(batch) for batch in batches)
         shown: dict[str, Tensor] = {}
         for number, batch in self._cut(batches):
-            for term in self.objective.terms(batch, number):
-                (term.minimised.sum() / count * scale).backward()
-                shown[term.name] = shown.get(term.name, 0.0) + term.shown.sum() / count
+            with self.objective.base.training_pass():
+                for term in self.objective.terms(batch, number):
+                    (term.minimised.sum() / count * scale).backward()
+                    shown[term.name] = shown.get(term.name, 0.0) + term.shown.sum() / count
         return shown
 
     def _cut(self, batches: Batches) -> Iterator[tuple[int, TrainBatch]]:

@@ -31,11 +31,14 @@ class PixelMeans:
         bucket_divisor=16,
         max_controls=3,
         text_sees_controls=False,
+        own_controls=False,
     )
     vae_dtype = torch.float32
 
-    def __init__(self, mark: str = "") -> None:
+    def __init__(self, mark: str = "", own_controls: bool = False) -> None:
         self.mark, self.images, self.loads = mark, 0, 0
+        self.spec = SimpleNamespace(**{**vars(type(self).spec), "own_controls": own_controls})
+        self.controls: list[tuple[object, ...]] = []
         self.batches: list[tuple[int, ...]] = []
         self.texts: list[str] = []
 
@@ -43,6 +46,11 @@ class PixelMeans:
         self.batches.append(tuple(pixels.shape))
         means = torch.nn.functional.avg_pool2d(pixels, CELL)
         return {MAIN: means}, {MAIN: torch.full_like(means, 0.5)}
+
+    def encode_controls(self, pictures: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Each picture's means over 8x8 cells of its own."""
+        self.controls.append((size, *((one.shape[2], one.shape[1]) for one in pictures)))
+        return tuple(torch.nn.functional.adaptive_avg_pool2d(one, 8) for one in pictures)
 
     def encode_prompts(self, prompts: list[str], _: object = ()) -> list[dict[str, Tensor]]:
         self.texts += dict.fromkeys(prompts)  # a batch is filled up with its last one
@@ -71,14 +79,16 @@ class PixelMeans:
 def prepared(tmp_path: Path) -> Callable[..., tuple[PreparedData, PixelMeans]]:
     """Prepares data sets for `PixelMeans` against one cache; says what was encoded."""
 
-    def make(*datasets: dict[str, Any], mark: str = "", **sections: Any) -> tuple[PreparedData, PixelMeans]:
+    def make(
+        *datasets: dict[str, Any], mark: str = "", own_controls: bool = False, **sections: Any
+    ) -> tuple[PreparedData, PixelMeans]:
         job = JobConfig(
             name="tiny",
             model=ModelConfig(device="cpu"),
             datasets=tuple(DatasetConfig(**{"resolutions": (64,), "default_caption": "a", **one}) for one in datasets),
             **sections,
         )
-        base = PixelMeans(mark)
+        base = PixelMeans(mark, own_controls)
         data = PreparedData(job, base, TensorCache(tmp_path / "cache"))  # type: ignore[arg-type]
         data.encode_texts([], lambda *_: None)
         data.encode_images(lambda *_: None)

@@ -238,6 +238,44 @@ def test_controls_come_in_the_order_of_their_folders(prepared: Any, folders: Any
     assert means == [[1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
 
 
+def test_controls_of_their_own_size(prepared: Any, folders: Any) -> None:
+    """Bases that scale them are given all pixels: of what the target shows, or of a whole picture of another aspect."""
+    where = folders(images=gradient(128, 128), control1=gradient(512, 512), control2=gradient(256, 128))
+    config = config_of(where, **EVERY_FORM)
+    data, base = prepared(config, own_controls=True)
+    (sample,) = data.samples[0]
+    for variant in variants_of(data.datasets[0]):
+        latents = data.latents(sample, variant)
+        aligned, reference = map(positions, latents.controls)
+        torch.testing.assert_close(aligned, positions(latents.mean[MAIN]), rtol=0, atol=0.02)
+        for axis in (0, 1):
+            seen = reference[axis].mean(1 if axis else 0)
+            assert (seen.max() - seen.min()).item() == pytest.approx(7 / 8, abs=0.02), "all of it"
+        assert_direction(reference, variant)
+    assert len(base.controls) == 4 * CROPS
+    assert {size for size, *_ in base.controls} == {(64, 64)}
+    assert {second for *_, second in base.controls} == {(256, 128)}
+    boxes = [
+        box_of(128, 128, (64, 64), Variant(crop=k), hashlib.sha256(sample.item.path.read_bytes()).hexdigest())
+        for k in range(1, CROPS + 1)
+    ]
+    edges = {(round(4 * (right - left)), round(4 * (bottom - top))) for left, top, right, bottom in boxes}
+    assert {first for _, first, _ in base.controls} == edges
+    assert base.batches == [(8, 3, 64, 64)] * 2, "targets alone"
+    again, base = prepared(config, own_controls=True)
+    assert (base.loads, base.controls, base.batches) == (0, [], [])
+    kept = again.latents(again.samples[0][0], Variant(crop=1)).controls
+    for one, other in zip(kept, data.latents(sample, Variant(crop=1)).controls, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_very_large_control_is_scaled_down(prepared: Any, folders: Any) -> None:
+    """To 4 megapixels: models scale it to one, and texts of many samples are encoded at a time."""
+    where = folders(images=gradient(64, 64), control1=Image.new("RGB", (4096, 2048), "red"))
+    _, base = prepared(config_of(where), own_controls=True)
+    assert base.controls == [((64, 64), (2896, 1448))]
+
+
 def test_transparency_of_a_control_lies_over_the_background(prepared: Any, folders: Any) -> None:
     where = folders(images=gradient(64, 64), control1=Image.new("RGBA", (64, 64), (9, 9, 9, 0)))
     data, _ = prepared(config_of(where, background="#ff0000"))

@@ -1,0 +1,331 @@
+"""A model that ComfyUI has loaded, as a base: whatever it samples can be trained, and nothing here asks which it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...trainer_core.config import LINKS, ModelConfig
+from ...trainer_core.errors import AdapterError, BaseModelError
+from ...trainer_core.families.base import Base
+from ...trainer_core.families.conditioning import MAIN, Conditioning, Streams, TextEmbedding
+from ...trainer_core.families.names import Place
+from ...trainer_core.families.sources.source import Source
+from ...trainer_core.families.spec import Expert, FamilySpec, Part, SamplingDefaults
+from . import controls, files, layers, recompute, sampling, traits
+from .conditioning import Options, to_embedding, to_options
+from .loading import (
+    Linked,
+    TrainedModel,
+    recall,
+    sampling_of,
+)
+from .media import decoded, encoded
+from .prediction import computing, predicted
+from .schedule import ComfySchedule
+
+if TYPE_CHECKING:
+    from ...trainer_core.sampling.sampler import SamplerSettings
+
+FAMILY = "comfyui"
+
+SPEC = FamilySpec(
+    name=FAMILY,
+    title="a model of ComfyUI",
+    category="image",
+    default_repo="",
+    gated=False,
+    vram_gb="as in ComfyUI",
+    streams=(),
+    bucket_divisor=16,
+    default_timestep_type="sigmoid",
+    sampling=SamplingDefaults(width=1024, height=1024, steps=20, guidance=4.0),
+    parts=(
+        Part("model", "denoiser", ""),
+        Part(files.LOW_NOISE, "denoiser", "", optional=True),
+        *(Part(name, "text_encoder", "", optional=True) for name in files.TEXT_ENCODERS),
+        Part("vae", "vae", "", optional=True),
+    ),
+    targets={"attention": (), "attention_mlp": (), "all": ()},
+)
+"""What is known before a model is there."""
+
+
+class ComfyBase(Base):
+    """MODEL, CLIP and VAE of a graph."""
+
+    spec = SPEC
+
+    def __init__(self, linked: Linked, config: ModelConfig) -> None:
+        self._linked, self.config = linked, config
+        model = linked.models[0].model
+        self._schedule = ComfySchedule(sampling_of(linked.models[0]))
+        self.spec = spec_of(model, self._schedule, len(linked.models))
+        self.source = Source(self.spec.title, Path(), {})
+        self.device = linked.models[0].load_device
+        self.dtype = model.get_dtype_inference()
+        self.text_encoder_dtype = self.vae_dtype = torch.float32
+        self._trained: dict[str, TrainedModel] = {}
+
+    @classmethod
+    def spec_of(cls, model: ModelConfig) -> FamilySpec:
+        return cls.open(model).spec
+
+    @classmethod
+    def open(cls, model: ModelConfig) -> Base:
+        return cls(recall(model.source) if model.source.startswith(LINKS) else files.opened(model), model)
+
+    @property
+    def _model(self) -> Any:
+        return self._linked.models[0].model
+
+    # what the model is
+
+    @property
+    def schedule(self) -> ComfySchedule:
+        return self._schedule
+
+    @property
+    def guidance_distilled(self) -> bool:
+        return traits.guidance_distilled(self._model)
+
+    def denoiser_fingerprint(self) -> str:
+        return self._linked.models_digest
+
+    def check_parts(self) -> None:
+        if self._linked.clip is None:
+            raise BaseModelError("the base has no CLIP: link the one that the model is sampled with")
+        if self._linked.vae is None:
+            raise BaseModelError("the base has no VAE: link the one that the model is sampled with")
+        for model in self._linked.models:
+            if model.injections:
+                raise BaseModelError(
+                    "a node changes the MODEL's own layers while it is sampled, which cannot count in training: "
+                    f"{', '.join(model.injections)}. Link the MODEL as it is before that node"
+                )
+
+    def settings(self) -> dict[str, Any]:
+        sampling = {"prediction": self._schedule.prediction, "shift": self._schedule.fixed_shift}
+        return {"model_sampling": sampling, "foundry.json": {"timestep_type": self.timestep_type}}
+
+    def tokens(self, shape: Sequence[int]) -> int:
+        count = 1
+        for size in shape[1:]:
+            count *= size
+        return count
+
+    def latent_shapes(self, width: int, height: int, frames: int = 1) -> dict[str, tuple[int, ...]]:
+        main = self.spec.main
+        time = ((frames - 1) // main.time_factor + 1,) if traits.has_time(self._model) else ()
+        return {MAIN: (main.channels, *time, height // main.factor, width // main.factor)}
+
+    def lora_place(self, path: str) -> Place:
+        return Place(path)
+
+    # text
+
+    def load_text_encoders(self) -> None:
+        """ComfyUI brings it to the device when it is used."""
+
+    def free_text_encoders(self) -> None:
+        """It gives the memory back when something else needs it."""
+
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG002
+        raise AdapterError("adapter.text_encoders: ComfyUI's text encoders cannot be adapted. Switch it off")
+
+    def encode_prompts(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]] = ()) -> list[TextEmbedding]:
+        seen = pictures or [()] * len(prompts)
+        with torch.no_grad(), computing():
+            return [
+                to_embedding(controls.conditioning(self._linked.clip, self._model, prompt, some), self.dtype)
+                for prompt, some in zip(prompts, seen, strict=True)
+            ]
+
+    def text_fingerprint(self) -> str:
+        return f"{self._linked.clip_digest}:{self.dtype}"
+
+    # pixels
+
+    def load_vae(self) -> None:
+        """See `load_text_encoders`."""
+
+    def free_vae(self) -> None:
+        """See `free_text_encoders`."""
+
+    def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
+        with computing():
+            found = [encoded(self._linked.vae, self._model, one) for one in pixels]
+        return {MAIN: torch.stack([mean for mean, _ in found])}, {MAIN: torch.stack([std for _, std in found])}
+
+    def encode_controls(self, pictures: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
+        with computing():
+            return controls.encoded(self._linked.vae, self._model, pictures, size)
+
+    def decode_latents(self, latents: Streams) -> Tensor:
+        with computing():
+            found = torch.stack([decoded(self._linked.vae, self._model, one[None]) for one in latents[MAIN]])
+        return found if traits.is_video(self._model) else found[:, :, 0]
+
+    def pixel_fingerprint(self) -> str:
+        return f"{self._linked.vae_digest}:{type(self._model.latent_format).__name__}"
+
+    # the denoiser
+
+    def load_denoiser(self, expert: str = "") -> nn.Module:
+        """A copy that shares the MODEL's weights; the MODEL stays as it is and can be sampled meanwhile."""
+        place = [one.name for one in self.spec.experts].index(expert)
+        with computing():
+            trained = TrainedModel(self._linked.models[place])
+            trained.load()
+        self._trained[expert] = trained
+        return trained.denoiser
+
+    def _of(self, denoiser: nn.Module) -> TrainedModel:
+        return next(one for one in self._trained.values() if one.denoiser is denoiser)
+
+    def bring(self, denoiser: nn.Module, device: torch.device | str) -> None:
+        trained = self._of(denoiser)
+        if str(device) == str(self.device):
+            trained.load()
+        else:
+            trained.unload()
+
+    def close(self) -> None:
+        for trained in self._trained.values():
+            trained.unload()
+        self._trained.clear()
+
+    def recompute_blocks(self, denoiser: nn.Module) -> None:
+        recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser).values())
+
+    @contextmanager
+    def training_pass(self) -> Iterator[None]:
+        with computing(training=True), recompute.mutable_saved():
+            yield
+
+    def collate(self, samples: Sequence[Conditioning], guidance: Tensor | float | None = None) -> list[Options]:
+        """ComfyUI's conditioning of each sample."""
+        return [self._options(one, guidance, number) for number, one in enumerate(samples)]
+
+    def _options(self, sample: Conditioning, guidance: Tensor | float | None, number: int) -> Options:
+        assert sample.text is not None
+        options = to_options(sample.text)
+        if self.guidance_distilled:
+            value = 1.0 if guidance is None else guidance
+            options["guidance"] = float(value[number] if isinstance(value, Tensor) else value)
+        if sample.time_ids is not None:
+            names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
+            options |= dict(zip(names, sample.time_ids, strict=True))
+        if sample.frame_rate is not None:
+            options["frame_rate"] = sample.frame_rate
+        options |= controls.options(self._model, sample.controls)
+        return _moved(options, self.device)
+
+    def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: list[Options]) -> Streams:
+        trained = self._of(denoiser)
+        with computing(training=True), torch.autocast(self.device.type, enabled=False):
+            trained.load()
+            return predicted(trained, self._schedule, noisy, t, conditioning)
+
+    # previews
+
+    def own_sampler(
+        self,
+        denoiser_at: Callable[[float], nn.Module],
+        prompts: Sequence[Conditioning],
+        seeds: Sequence[int],
+        settings: SamplerSettings,
+        negative: Conditioning | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Streams:
+        """Draws as KSampler does."""
+        sampler, scheduler = self.sampler_names(settings)
+        shape = self.latent_shapes(settings.width, settings.height)[MAIN]
+        boundaries = [one.low for one in self.spec.experts[:-1]]
+        parts = [
+            (stretch, partial(lambda t: self._of(denoiser_at(t)), stretch.t))
+            for stretch in sampling.stretches(self._schedule, scheduler, settings.steps, boundaries)
+        ]
+        found = []
+        with computing():
+            for prompt, seed in zip(prompts, seeds, strict=True):
+                positive, other = self.collate([prompt, negative or prompt], settings.guidance)
+                latents = sampling.drawn(
+                    parts,
+                    shape,
+                    seed,
+                    positive,
+                    other,
+                    steps=settings.steps,
+                    cfg=1.0 if self.guidance_distilled else settings.guidance,
+                    sampler=sampler,
+                    scheduler=scheduler,
+                    should_stop=should_stop,
+                )
+                found.append(self._model.latent_format.process_in(latents))
+        return {MAIN: torch.cat(found)}
+
+    def sampler_names(self, settings: SamplerSettings) -> tuple[str, str]:
+        """The sampler and the scheduler of the job, or what suits the model.
+
+        Raises:
+            ConfigError: if ComfyUI has none of that name.
+        """
+        import comfy.samplers
+
+        usual = sampling.FLOW_SCHEDULER if self._schedule.prediction == "flow" else sampling.SCHEDULER
+        return (
+            sampling.checked(settings.sampler or sampling.SAMPLER, comfy.samplers.KSAMPLER_NAMES, "sample.sampler"),
+            sampling.checked(settings.scheduler or usual, comfy.samplers.SCHEDULER_NAMES, "sample.scheduler"),
+        )
+
+
+def spec_of(model: Any, schedule: ComfySchedule, experts: int = 1) -> FamilySpec:
+    """A loaded model as data.
+
+    Raises:
+        BaseModelError: if it cannot be trained.
+    """
+    name = traits.name_of(model)
+    if reason := traits.refusal(model):
+        raise BaseModelError(f"{name}: no LoRA of this model can be trained here: {reason}")
+    flow = schedule.prediction == "flow"
+    video = traits.is_video(model)
+    return replace(
+        SPEC,
+        name=f"{FAMILY}_{name}",
+        title=f"{name} in ComfyUI",
+        category="video" if video else "edit" if controls.most(model) else "image",
+        streams=traits.streams(model),
+        bucket_divisor=traits.divisor(model),
+        default_timestep_type="sigmoid" if flow else "linear",
+        sampling=traits.sampling_defaults(model),
+        targets=layers.targets(model.diffusion_model),
+        conv_targets=layers.conv_targets(model.diffusion_model),
+        max_controls=controls.most(model),
+        text_sees_controls=controls.text_sees(model),
+        own_controls=controls.have_own_size(model),
+        experts=_experts(model) if experts > 1 else (Expert(),),
+    )
+
+
+def _experts(model: Any) -> tuple[Expert, Expert]:
+    """Wan 2.2's two, and the time at which its authors change from one to the other."""
+    boundary = 0.9 if getattr(model, "image_to_video", False) else 0.875
+    return Expert("high_noise", low=boundary), Expert("low_noise", high=boundary)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors in lists and dictionaries, on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _moved(one, device) for key, one in value.items()}
+    return [_moved(one, device) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,42 @@
+"""A base that is made of a graph's links, as what goes over our own link."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import PrivateAttr
+
+from ...trainer_core.config import ModelConfig, validated
+from .base import FAMILY, ComfyBase
+from .layers import described
+from .loading import Linked, remember
+
+
+class LinkedModel(ModelConfig):
+    """A `ModelConfig` that keeps the objects alive that its source stands for."""
+
+    _linked: Linked = PrivateAttr()
+
+    @property
+    def objects(self) -> tuple[Any, Any, Any]:
+        """MODEL, CLIP and VAE, as they came."""
+        return self._linked.models[0], self._linked.clip, self._linked.vae
+
+
+def linked_model(models: tuple[Any, ...], clip: Any, vae: Any, settings: dict[str, Any]) -> tuple[LinkedModel, str]:
+    """The base that links make, and a line that says what it is.
+
+    Args:
+        models: MODELs; with two experts the one for high noise first.
+        settings: further fields of `ModelConfig`.
+
+    Raises:
+        BaseModelError: if it cannot be trained, with the reason.
+    """
+    linked = Linked(models, clip, vae)
+    base = validated(LinkedModel, {**settings, "family": FAMILY, "source": remember(linked)})
+    base._linked = linked  # noqa: SLF001 - our own class
+    opened = ComfyBase.open(base)
+    opened.check_parts()
+    sizes = described(models[0].model.diffusion_model, opened.spec.targets["attention_mlp"])
+    return base, f"{opened.spec.title}: a LoRA of attention and feed-forward adapts {sizes}"

@@ -1,0 +1,196 @@
+"""Blocks that are computed again in the backward pass, whatever they do to their inputs.
+
+ComfyUI's blocks change tensors in place: torch.utils.checkpoint would start again from the changed ones, silently.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...trainer_core.errors import TrainingError
+from .saved import keep, memory, mutable_saved
+from .structure import Rebuild
+
+__all__ = ["mutable_saved", "recompute_blocks"]
+
+
+def recompute_blocks(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
+    """Makes blocks of a model keep nothing but their inputs for the backward pass, and compute the rest again.
+
+    Gradients are the same, to the order of sums. The model then trains inside `mutable_saved` only. Where nothing
+    needs a gradient the blocks run as before.
+
+    Raises:
+        ValueError: if one is of another model, such as the one that this one shadows; nothing is changed then.
+    """
+    blocks, own = list(blocks), {*model.modules()}
+    if not own.issuperset(blocks):
+        raise ValueError("blocks of another model")
+    for block in blocks:
+        block.forward = _recomputed(block, block.forward)
+
+
+def _recomputed(block: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(run)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            weights = [weight for weight in block.parameters() if weight.requires_grad]
+            call = _Call(run, args, kwargs, weights)
+            if weights or any(one.requires_grad for one in call.inputs):
+                return call()
+        return run(*args, **kwargs)
+
+    return forward
+
+
+class _Call:
+    """One call of a block."""
+
+    def __init__(
+        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], weights: Sequence[Tensor]
+    ) -> None:
+        self._run, self._arguments, self.weights = run, (args, kwargs), weights
+        self.inputs: list[Tensor] = []
+        """The tensors in the arguments, each once."""
+        self._outputs: Any = None
+        """What the block gave, with a place for each tensor: the number of a result, or ~ that of an input."""
+        self._changed: list[int] = []
+        """Numbers of the inputs that the block changes in place."""
+        self._snapshot = _replaced(self._arguments, self._place)
+        """The arguments as they are before the block runs, with the number of an input in place of each tensor."""
+        self._contexts = [
+            functools.partial(torch.autocast, kind, dtype, enabled, cache_enabled=False)
+            for kind in {"cpu", *(one.device.type for one in self.inputs)}
+            if torch.amp.is_autocast_available(kind)
+            for dtype, enabled in [(torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))]
+        ]
+        """Autocast as it is now, without its cache: a weight that was cast without a graph gets no gradient."""
+
+    def __call__(self) -> Any:
+        """Runs the block, with a graph of one node.
+
+        A result that is one of the inputs is that tensor itself, and inputs that the block changes are changed.
+        """
+        results = _Recompute.apply(self, *self.inputs, *self.weights)
+        inputs, count = self.inputs, len(self._changed)
+        for number, result in zip(self._changed, results[:count], strict=True):
+            inputs[number].copy_(result)  # its values are the same, and now it has its graph
+        found = results[count:]
+        given = _filled(self._outputs, lambda number: inputs[~number] if number < 0 else found[number])
+        del self.inputs, self._arguments, self._outputs  # the graph holds this call, and they hold the graph
+        return given
+
+    def first(self) -> tuple[Tensor, ...]:
+        """The block on its arguments themselves, without a graph: new values of changed inputs, then results."""
+        versions = [*map(_version, self.inputs)]
+        args, kwargs = self._arguments
+        with self._autocast():
+            given = self._run(*args, **kwargs)
+        self._changed = [number for number, one in enumerate(self.inputs) if _version(one) != versions[number]]
+        places = {id(one): ~number for number, one in enumerate(self.inputs)}
+        results: list[Tensor] = []
+
+        def place(tensor: Tensor) -> _Place:
+            if id(tensor) not in places:
+                places[id(tensor)] = len(results)
+                results.append(tensor)
+            return _Place(places[id(tensor)])
+
+        self._outputs = _replaced(given, place)
+        known = {piece for one in self.inputs for piece in memory(one)}
+        changed = [self.inputs[number].detach().clone() for number in self._changed]
+        # a result that is a view could not be changed in place by who gets it
+        return *changed, *(one.clone() if one._is_view() or known & {*memory(one)} else one for one in results)  # noqa: SLF001
+
+    def again(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The same, with a graph to `inputs`, which have the values that those had before."""
+        free = [one.clone() if number in self._changed else one for number, one in enumerate(inputs)]
+        args, kwargs = _filled(self._snapshot, lambda number: free[number])
+        with self._autocast():
+            given = self._run(*args, **kwargs)
+        known = {id(one) for one in free}
+        results: dict[int, Tensor] = {}
+        _replaced(given, lambda one: one if id(one) in known else results.setdefault(id(one), one))
+        return [*(free[number] for number in self._changed), *results.values()]
+
+    def _place(self, tensor: Tensor) -> _Place:
+        self.inputs.append(tensor)
+        return _Place(len(self.inputs) - 1)
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for context in self._contexts:
+                stack.enter_context(context())
+            yield
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
+        ctx.call, ctx.kept = call, [keep(one.detach()) for one in call.inputs]
+        return call.first()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        call: _Call = ctx.call
+        needed = ctx.needs_input_grad[1 : 1 + len(ctx.kept)]
+        inputs = [one.value().detach().requires_grad_(need) for one, need in zip(ctx.kept, needed, strict=True)]
+        del ctx.kept, ctx.call  # what they hold is free when this call ends
+        with torch.enable_grad():
+            results = zip(call.again(inputs), gradients, strict=True)
+            pairs = [(one, gradient) for one, gradient in results if gradient is not None and one.requires_grad]
+            wanted = [*(one for one in inputs if one.requires_grad), *call.weights]
+            _check_graph([one for one, _ in pairs], wanted)
+        if not pairs:
+            return (None,) * (1 + len(needed) + len(call.weights))
+        outputs, given = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs, wanted, given, allow_unused=True))
+        return None, *(next(found) if need else None for need in needed), *found
+
+
+def _check_graph(results: Iterable[Tensor], known: Iterable[Tensor]) -> None:
+    """Raises:
+    TrainingError: if results depend on trained values that neither the block nor its arguments show: their gradient
+        would be lost.
+    """
+    expected = {id(one) for one in known}
+    waiting = [one.grad_fn for one in results]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)  # of leaves only
+        if variable is not None and id(variable) not in expected:
+            raise TrainingError(
+                "a block of this model is given trained values in a form that cannot be looked into, so that it cannot "
+                "be recomputed. Adapt fewer layers (adapter.targets) or switch off train.gradient_checkpointing"
+            )
+        waiting.extend(following for following, _ in node.next_functions)
+
+
+class _Place:
+    """Stands for a tensor."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _replaced(value: Any, replace: Callable[[Tensor], Any]) -> Any:
+    return Rebuild(lambda part: replace(part) if isinstance(part, Tensor) else NotImplemented, (Tensor,))(value)
+
+
+def _filled(value: Any, tensor: Callable[[int], Tensor]) -> Any:
+    return Rebuild(lambda part: tensor(part.number) if isinstance(part, _Place) else NotImplemented, (_Place,))(value)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 # an inference tensor is not changed here

@@ -1,0 +1,116 @@
+"""Previews by ComfyUI's own samplers, from a model that is being trained: they show what its graphs will draw."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import comfy.sample
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...trainer_core.errors import ConfigError, Interrupted
+from .conditioning import Options, to_comfy
+
+if TYPE_CHECKING:
+    from .loading import TrainedModel
+    from .schedule import ComfySchedule
+
+SAMPLER, FLOW_SCHEDULER, SCHEDULER = "euler", "simple", "normal"
+
+
+def checked(name: str, known: Sequence[str], field: str) -> str:
+    """A sampler's or scheduler's name.
+
+    Raises:
+        ConfigError: if ComfyUI has none of this name.
+    """
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}"
+        raise ConfigError(f"{field}: ComfyUI has no {name!r}; {hint}")
+    return name
+
+
+class Stretch(NamedTuple):
+    """Some of a sampler's steps, which one expert makes."""
+
+    start: int
+    end: int
+    t: float
+    """The time of the first."""
+
+
+def stretches(schedule: ComfySchedule, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[Stretch]:
+    """Which expert makes which steps, the noisiest first: the one whose times hold the step's σ.
+
+    Args:
+        boundaries: the lowest time of each expert but the last, falling.
+    """
+    times = schedule.times(comfy.samplers.calculate_sigmas(schedule.sampling, scheduler, steps))[:-1].tolist()
+    place = [sum(t < boundary for boundary in boundaries) for t in times]
+    starts = [k for k in range(len(times)) if k == 0 or place[k] != place[k - 1]]
+    return [Stretch(k, end, times[k]) for k, end in zip(starts, [*starts[1:], len(times)], strict=True)]
+
+
+def drawn(
+    parts: Sequence[tuple[Stretch, Callable[[], TrainedModel]]],
+    shape: Sequence[int],
+    seed: int,
+    positive: Options,
+    negative: Options,
+    *,
+    steps: int,
+    cfg: float,
+    sampler: str,
+    scheduler: str,
+    should_stop: Callable[[], bool] | None = None,
+) -> Tensor:
+    """One picture's or video's latents (1, …) as KSampler gives them, on the CPU.
+
+    With several experts as KSamplerAdvanced does: each goes on from the noisy latents of the one before.
+
+    Args:
+        parts: the steps of each expert, and what brings it to the device.
+        shape: of the latents (C, …).
+
+    Raises:
+        Interrupted: when `should_stop` says so, between two steps.
+    """
+
+    def callback(_step: int, _x0: Any, _x: Any, _total: int) -> None:
+        if should_stop and should_stop():
+            raise Interrupted
+
+    latent = noise = torch.empty(0)
+    for number, (stretch, model_of) in enumerate(parts):
+        trained = model_of()
+        device = trained.patcher.load_device
+        # samplers seed the process's generator; whatever else runs in ComfyUI must not notice
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            if number == 0:
+                latent = comfy.sample.fix_empty_latent_channels(trained.patcher, torch.zeros(1, *shape))
+                noise = comfy.sample.prepare_noise(latent, seed)
+            else:
+                noise = comfy.sample.prepare_empty_noise(latent)
+            latent = comfy.sample.sample(
+                trained.patcher,
+                noise,
+                steps,
+                cfg,
+                sampler,
+                scheduler,
+                to_comfy(positive),
+                to_comfy(negative),
+                latent,
+                disable_noise=number > 0,
+                start_step=stretch.start,
+                last_step=stretch.end,
+                force_full_denoise=number == len(parts) - 1,
+                callback=callback,
+                disable_pbar=True,
+                seed=seed,
+            )
+    return latent.detach().to("cpu", torch.float32)

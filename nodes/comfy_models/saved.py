@@ -1,0 +1,124 @@
+"""What is kept for the backward pass may be changed in place meanwhile: it is copied just before that.
+
+As torch.autograd.graph.allow_mutation_on_saved_tensors, which misses a change through a view that starts elsewhere in
+the same memory, and takes a new tensor for an old one that had its address: gradients are then wrong, without an error.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Kept:
+    """A tensor with the values that it had when it was kept: itself, until somebody is about to change it."""
+
+    def __init__(self, tensor: Tensor, changes: _CopyBeforeChange) -> None:
+        self.tensor, self._changes = tensor, changes
+
+    def value(self) -> Tensor:
+        """Raises:
+        RuntimeError: outside the `mutable_saved` in which it was kept.
+        """
+        if self._changes is not _active:
+            raise RuntimeError("the backward pass must be inside the mutable_saved() of its forward pass")
+        if self.tensor.is_cuda:  # a copy was made on the stream of who changed it
+            self.tensor.record_stream(torch.cuda.current_stream(self.tensor.device))
+        return self.tensor
+
+
+class _CopyBeforeChange(TorchDispatchMode):
+    """Clones what is kept before an operation writes into its memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: defaultdict[int, WeakSet[Kept]] = defaultdict(WeakSet)
+        """By their memory, which is theirs as long as they are here: those that have a clone are not."""
+
+    def keep(self, tensor: Tensor) -> Kept:
+        kept = Kept(tensor, self)
+        for piece in memory(tensor):
+            self._kept[piece].add(kept)
+        return kept
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for number, name in _written(func):
+            value = args[number] if number < len(args) else kwargs.get(name)
+            for tensor in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(tensor, Tensor):
+                    self._clone(tensor)
+        return func(*args, **kwargs)
+
+    def _clone(self, changed: Tensor) -> None:
+        for piece in memory(changed):
+            clones: dict[tuple[Any, ...], Tensor] = {}
+            for kept in self._kept.pop(piece, ()):
+                shown = _shown(kept.tensor)
+                if shown not in clones:
+                    clones[shown] = kept.tensor.clone()
+                kept.tensor = clones[shown]
+
+
+_active: _CopyBeforeChange | None = None
+"""Of the process, not of a thread: on a GPU another thread runs the backward pass."""
+
+
+@contextmanager
+def mutable_saved() -> Iterator[None]:
+    """Around a forward pass and its backward pass: what autograd saves may be changed in place meanwhile.
+
+    Inside another one it does nothing.
+    """
+    global _active
+    if _active is not None:
+        yield
+        return
+    _active = changes = _CopyBeforeChange()
+    try:
+        with saved_tensors_hooks(changes.keep, Kept.value), changes:
+            yield
+    finally:
+        _active = None
+
+
+def keep(tensor: Tensor) -> Kept:
+    """Keeps what autograd itself does not save.
+
+    Raises:
+        RuntimeError: outside `mutable_saved`.
+    """
+    if _active is None:
+        raise RuntimeError("recomputed blocks train inside mutable_saved() only")
+    return _active.keep(tensor)
+
+
+def memory(tensor: Tensor) -> list[int]:
+    """The pieces of memory that a tensor shows, whatever part of them: several if it is quantized."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        parts, _ = tensor.__tensor_flatten__()
+        return [piece for name in parts for piece in memory(getattr(tensor, name))]
+    return [tensor.untyped_storage()._cdata]  # noqa: SLF001
+
+
+def _shown(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that show the same piece of memory in the same way."""
+    if type(tensor) is not Tensor:
+        return (id(tensor),)
+    return tensor.storage_offset(), tensor.size(), tensor.stride(), tensor.dtype
+
+
+@functools.cache
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """The arguments, by position and name, that an operation writes into."""
+    arguments = enumerate(func._schema.arguments)  # noqa: SLF001
+    return tuple((number, one.name) for number, one in arguments if one.alias_info and one.alias_info.is_write)

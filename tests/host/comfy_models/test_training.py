@@ -1,0 +1,100 @@
+"""Every model of the zoo through the whole trainer: data, captions, previews, checkpoints, resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ..pack import module
+from .zoo import MODELS
+from .zoo.record import Model
+
+pytestmark = pytest.mark.host
+
+TRAINED = {name: model for name, model in MODELS.items() if not model.refused and model.category != "video"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures of two shapes, with captions of unequal length."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for number, (size, caption) in enumerate(
+        [((128, 128), "a red [trigger]"), ((128, 128), "a"), ((192, 128), "a b c d")]
+    ):
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption)
+    return folder
+
+
+def linked(model: Model) -> Any:
+    from .zoo.encoders import clip, vae
+
+    links = module("nodes.comfy_models.links")
+    return links.linked_model((model.make(),), clip(model), vae(model), {"device": "cpu"})[0]
+
+
+def job_of(base: Any, folder: Path, **train: Any) -> Any:
+    config = module("trainer_core.config")
+    return config.validated(
+        config.JobConfig,
+        {
+            "name": "tiny",
+            "model": base,
+            "adapter": {"rank": 2, "dropout": 0.1},
+            "datasets": [{"folder": str(folder), "resolutions": [128], "trigger": "zorble", "flip_x": True}],
+            "train": {
+                "steps": 3,
+                "batch_size": 2,
+                "learning_rate": 1e-3,
+                "ema_decay": 0.9,
+                "lr_scheduler": "constant",
+                **train,
+            },
+            "regularization": {"output_preservation": True, "output_preservation_class": "thing"},
+            "save": {"every": 1, "keep": 5},
+            "sample": {
+                "prompts": ["a [trigger]"],
+                "every": 3,
+                "before_training": False,
+                "steps": 2,
+                "width": 128,
+                "height": 128,
+            },
+        },
+    )
+
+
+@pytest.fixture(autouse=True)
+def _provided(_comfy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, provider = module("trainer_core.families.registry"), module("nodes.comfy_models.provider")
+    monkeypatch.setattr(registry, "_PROVIDERS", [provider.ComfyModels()])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_trains_is_stopped_and_resumes_bit_for_bit(name: str, data: Path, tmp_path: Path) -> None:
+    api = module("trainer_core.api")
+    base = linked(TRAINED[name])
+    job = job_of(base, data)
+    whole = api.new_run(tmp_path / "whole", job)
+    assert whole.run_here(lambda _: None) == "finished"
+    losses = [line["loss"] for line in whole.run.metrics() if "loss" in line]
+    assert len(losses) == 3
+    assert np.isfinite(losses).all()
+    assert whole.run.sample_paths(3)
+
+    broken = api.new_run(tmp_path / "broken", job)
+
+    def listen(event: Any) -> None:
+        if isinstance(event, api.StepDone) and event.step == 1:
+            broken.stop()
+
+    assert broken.run_here(listen) == "stopped"
+    assert api.resume_run(broken.run, job).run_here(lambda _: None) == "finished"
+    for kind in ("lora", "state"):
+        ours, theirs = (one.run.latest().path / f"{kind}.safetensors" for one in (whole, broken))
+        assert ours.read_bytes() == theirs.read_bytes()
