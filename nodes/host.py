@@ -20,9 +20,10 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider, register_tokenizers
+from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider
 from ..trainer_core.config import JobConfig, plain_name
 from ..trainer_core.errors import ConfigError, RunError
+from .comfy_models import tokenizers
 from .comfy_models.provider import ComfyModels
 from .controls import Refused
 
@@ -30,10 +31,8 @@ SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "dem
 _PREVIEW_PIXELS = 512
 _REQUEST_BYTES = 4096
 
-_COMFY = Path(comfy.sd.__file__).parent
 register_provider(ComfyModels())
-register_tokenizers("clip", _COMFY / "sd1_tokenizer")
-register_tokenizers("t5", _COMFY / "text_encoders" / "t5_tokenizer")
+tokenizers.register(Path(comfy.sd.__file__).parent)
 
 # folders
 

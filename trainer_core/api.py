@@ -36,6 +36,7 @@ from .errors import SaveError
 from .families.base import Base, FamilySpec
 from .families.conditioning import MAIN
 from .families.registry import (
+    can_find,
     family_names,
     family_spec,
     file_parts,

@@ -76,6 +76,10 @@ class ComfyBase(Base):
         self._trained: dict[str, TrainedModel] = {}
 
     @classmethod
+    def spec_of(cls, model: ModelConfig) -> FamilySpec:
+        return cls.open(model).spec
+
+    @classmethod
     def open(cls, model: ModelConfig) -> Base:
         return cls(recall(model.source) if model.source.startswith(LINKS) else files.opened(model), model)
 
