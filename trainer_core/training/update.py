@@ -20,7 +20,8 @@ from .advice import out_of_memory
 from .batch_source import TrainBatch
 from .ema import EMA
 from .lr_schedules import learning_rate
-from .optimizers import load_optimizer, make_optimizer, optimizer_tensors
+from .optimizer_state import load_optimizer, optimizer_tensors
+from .optimizers import make_optimizer
 from .step import MAIN, Objective
 
 if TYPE_CHECKING:
