@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -17,11 +17,11 @@ from ..errors import ConfigError, did_you_mean, first_line
 
 PACKAGES = {"adafactor": "transformers", "prodigy": "prodigyopt", "lion": "lion-pytorch", "adamw8bit": "bitsandbytes"}
 """Where the optimizers with short names come from; adamw is torch's own."""
-_FROM_PACKAGES = {
-    "adafactor": ("transformers.optimization", "Adafactor"),
-    "prodigy": ("prodigyopt", "Prodigy"),
-    "lion": ("lion_pytorch", "Lion"),
-    "adamw8bit": ("bitsandbytes.optim", "AdamW8bit"),
+_FROM_PACKAGES: dict[str, Callable[[], type[Optimizer]]] = {
+    "adafactor": lambda: import_module("transformers.optimization").Adafactor,
+    "prodigy": lambda: import_module("prodigyopt").Prodigy,
+    "lion": lambda: import_module("lion_pytorch").Lion,
+    "adamw8bit": lambda: import_module("bitsandbytes.optim").AdamW8bit,
 }
 _SET_ELSEWHERE = {"params": None, "lr": "train.learning_rate", "weight_decay": "train.weight_decay"}
 _FAILURES = (ValueError, TypeError, AssertionError, AttributeError, RuntimeError, ImportError, OSError)
@@ -115,9 +115,8 @@ def _class_of(name: str) -> type[Optimizer]:
     """The class of a name; packages are imported only when they are asked for."""
     if name not in _FROM_PACKAGES:
         return _torch_class(name)
-    module, kind = _FROM_PACKAGES[name]
     try:
-        return getattr(import_module(module), kind)
+        return _FROM_PACKAGES[name]()
     except (ImportError, OSError, RuntimeError) as error:
         package = PACKAGES[name]
         raise ConfigError(
