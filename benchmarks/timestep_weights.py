@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from features import draw_pictures, write_pictures
 
-from trainer_core.adapters.comfy_format import applied
+from trainer_core.adapters.applied import applied
 from trainer_core.config import DatasetConfig
 from trainer_core.data.images import load_image, to_bucket
 from trainer_core.data.scan import scan

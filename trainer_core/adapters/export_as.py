@@ -94,7 +94,7 @@ def _open(model: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[Base, dict
 
 
 def _changes(tensors: Mapping[str, Tensor], models: Mapping[str, nn.Module], base: Base) -> dict[str, Delta]:
-    from .comfy_format import for_roots, parse
+    from .parsing import for_roots, parse
 
     found = for_roots(parse(tensors), models, base)
     changes = {path: slim for path, delta in found.items() if (slim := _without_padding(delta)) is not None}

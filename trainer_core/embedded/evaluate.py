@@ -80,7 +80,7 @@ class Painter:
     """The embedded base with its parts in memory, for drawing many small pictures."""
 
     def __init__(self, lora: Path | None = None) -> None:
-        from ..adapters.comfy_format import for_modules, parse
+        from ..adapters.parsing import for_modules, parse
         from ..families.registry import open_base
         from ..safetensors_file import read_tensors
 
@@ -94,7 +94,7 @@ class Painter:
         """Pictures (N, 3, 64, 64) in [-1, 1], with the LoRA at strength 1 if there is one."""
         import torch
 
-        from ..adapters.comfy_format import applied
+        from ..adapters.applied import applied
         from ..families.conditioning import Conditioning
         from ..sampling.sampler import SamplerSettings, draw
 

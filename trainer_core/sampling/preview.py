@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ..adapters.comfy_format import Changes
+    from ..adapters.deltas import Deltas
     from ..families.base import Base
     from ..families.conditioning import Streams
 
@@ -41,8 +41,9 @@ def preview(
     """
     import torch
 
-    from ..adapters.comfy_format import applied_text, parse
+    from ..adapters.applied import applied_text
     from ..adapters.key_names import split_text
+    from ..adapters.parsing import parse
     from ..data.images import to_image
     from ..families.registry import open_base
     from ..safetensors_file import read_tensors
@@ -78,7 +79,7 @@ def preview(
 
 def _latents(
     base: Base,
-    lora: Changes,
+    lora: Deltas,
     strength: float,
     prompts: Sequence[tuple[Conditioning, Conditioning]],
     sample: SampleConfig,
@@ -87,7 +88,8 @@ def _latents(
     should_stop: Callable[[], bool] | None,
 ) -> list[Streams]:
     """Latents of one picture for each (prompt, negative prompt); the denoiser is out of memory when it returns."""
-    from ..adapters.comfy_format import applied, for_modules
+    from ..adapters.applied import applied
+    from ..adapters.parsing import for_modules
 
     denoiser = base.load_denoiser()
     latents = []

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..adapters.comfy_format import Changes, for_roots, parse, to_comfy
+from ..adapters.comfy_format import to_comfy
+from ..adapters.deltas import Deltas
+from ..adapters.parsing import for_roots, parse
 from ..errors import AdapterError, RunError
 from ..safetensors_file import read_header, read_tensors, serialize
 
@@ -105,7 +107,7 @@ def _of(expert: Expert, name: str) -> str:
     return f"{expert.name}.{name}" if expert.name else name
 
 
-def read_warm_start(job: JobConfig) -> Changes | None:
+def read_warm_start(job: JobConfig) -> Deltas | None:
     """The layers of the LoRA that a job starts from, by their names in its file; None if it starts anew.
 
     Raises:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.comfy_format import applied
+from trainer_core.adapters.applied import applied
 from trainer_core.adapters.deltas import row_norms
 from trainer_core.adapters.layers import factors
 from trainer_core.config import AdapterConfig

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.comfy_format import applied, for_modules, parse, to_comfy
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.comfy_format import to_comfy
 from trainer_core.adapters.deltas import LowRank
 from trainer_core.adapters.layers import fitted
+from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from trainer_core.adapters.comfy_format import for_roots, parse
 from trainer_core.adapters.export_as import export_as
+from trainer_core.adapters.parsing import for_roots, parse
 from trainer_core.config import AdapterConfig, ModelConfig
 from trainer_core.errors import AdapterError, FoundryError, SaveError
 from trainer_core.safetensors_file import read_header, serialize

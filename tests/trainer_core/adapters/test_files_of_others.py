@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer_core.adapters.comfy_format import applied, for_modules, for_roots, parse, to_comfy
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.comfy_format import to_comfy
 from trainer_core.adapters.deltas import Kronecker, LowRank
 from trainer_core.adapters.key_names import split_text
+from trainer_core.adapters.parsing import for_modules, for_roots, parse
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
 from trainer_core.families.base import Base

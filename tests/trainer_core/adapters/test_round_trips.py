@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.comfy_format import applied_text, for_modules, for_roots, parse, to_comfy
+from trainer_core.adapters.applied import applied_text
+from trainer_core.adapters.comfy_format import to_comfy
 from trainer_core.adapters.deltas import Delta
 from trainer_core.adapters.export_as import to_kohya
 from trainer_core.adapters.key_names import split_text
+from trainer_core.adapters.parsing import for_modules, for_roots, parse
 from trainer_core.adapters.peft_format import to_peft
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer_core.adapters.comfy_format import applied, for_modules, parse
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import JobConfig, ModelConfig, SampleConfig
 from trainer_core.errors import ConfigError
 from trainer_core.families.base import stack_text

@@ -14,8 +14,10 @@ from diffusers import FluxPipeline
 from PIL import Image
 from torch import Tensor, nn
 
-from trainer_core.adapters.comfy_format import applied, for_modules, parse, to_comfy
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.comfy_format import to_comfy
 from trainer_core.adapters.deltas import LowRank
+from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import ModelConfig, SampleConfig
 from trainer_core.errors import AdapterError, ConfigError, Interrupted
 from trainer_core.families.base import Base, stack_text

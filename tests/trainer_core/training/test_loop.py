@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
 
-from trainer_core.adapters.comfy_format import applied, for_modules, parse
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import JobConfig
 from trainer_core.data.variants import Variant
 from trainer_core.errors import TrainingError

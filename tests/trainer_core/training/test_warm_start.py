@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer_core.adapters.comfy_format import applied, for_modules, parse
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import JobConfig
 from trainer_core.errors import AdapterError, FoundryError
 from trainer_core.families.base import Base, stack_text
