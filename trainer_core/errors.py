@@ -64,4 +64,4 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 class Interrupted(Exception):
-    """Raised inside long work when a stop was asked for."""
+    """Ends long work early: raised by what the work calls on its way (progress, on_step), the one way to cancel it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,16 +29,15 @@ def preview(
     sample: SampleConfig | None = None,
     controls: Sequence[Sequence[Image.Image]] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
 ) -> list[Image.Image]:
     """Draws one picture per prompt with a base and, if given, a LoRA (a file, or tensors in ComfyUI's names).
 
     Args:
         controls: control images of each prompt; if not told, those that `sample` names.
+        progress: hears, before each step, how many pictures of how many are drawn; ends the drawing by raising.
 
     Raises:
         FoundryError: if base or LoRA cannot be loaded or do not fit each other, or control images do not fit the base.
-        Interrupted: when `should_stop` says so.
     """
     import torch
 
@@ -68,7 +68,7 @@ def preview(
             (Conditioning(prompt, text, images), Conditioning(sample.negative_prompt, negative, images))
             for prompt, (text, negative), images in zip(prompts, texts, seen, strict=True)
         ]
-        latents = _latents(base, own, strength, prompted, sample, settings, progress, should_stop)
+        latents = _latents(base, own, strength, prompted, sample, settings, progress)
         base.load_vae()
         images = [to_image(base.decode_latents(x)[0]) for x in latents]
         base.free_vae()
@@ -85,7 +85,6 @@ def _latents(
     sample: SampleConfig,
     settings: SamplerSettings,
     progress: Callable[[int, int], None] | None,
-    should_stop: Callable[[], bool] | None,
 ) -> list[Streams]:
     """Latents of one picture for each (prompt, negative prompt); the denoiser is out of memory when it returns."""
     from ..adapters.applied import applied
@@ -95,8 +94,7 @@ def _latents(
     latents = []
     with applied(denoiser, for_modules(lora, denoiser, base), strength):
         for k, (prompt, negative) in enumerate(prompts):
-            if progress:
-                progress(k, len(prompts))
+            on_step = partial(progress, k, len(prompts)) if progress else None
             seed = sample.seed + k * sample.walk_seed
-            latents.append(draw(base, lambda _: denoiser, [prompt], [seed], settings, negative, should_stop))
+            latents.append(draw(base, lambda _: denoiser, [prompt], [seed], settings, negative, on_step))
     return latents

@@ -191,8 +191,13 @@ class Trainer:
         steps, rate = self.job.train.steps, effective_rate(self.experts.active.updater.optimizer)
         memory = peak_memory(self.base.device)
         if self.step % self.job.train.log_every == 0 or self.step == steps:
-            line: dict[str, Any] = {"step": self.step, "loss": made.loss, **made.parts, "lr": rate}
-            line["grad_norm"] = made.norm
+            line: dict[str, Any] = {
+                "step": self.step,
+                "loss": made.loss,
+                **made.parts,
+                "lr": rate,
+                "grad_norm": made.norm,
+            }
             if self.experts.stages.boundaries:
                 line["stage"] = self.experts.stages.stage(self.progress.number - 1)
             self.run.append_metrics({**line, "seconds_per_step": round(seconds, 4), "peak_memory": memory})
@@ -201,26 +206,25 @@ class Trainer:
     def validate(self) -> None:
         """Measures the loss on held-out pictures, with the weights that the LoRA file would hold."""
         job = self.job
-        with self._if_it_fits("validation"), suppress(Interrupted), self.experts.evaluating(job.save.weights):
-            loss = self._from_cache(
-                lambda: validation_loss(
-                    self.experts, self.data, job.validation.draws, job.train.batch_size, lambda: self.control.interrupts
-                )
-            )
+        with self._optional("validation"), self.experts.evaluating(job.save.weights):
+            settings = job.validation.draws, job.train.batch_size
+            loss = self._from_cache(lambda: validation_loss(self.experts, self.data, *settings, self.control.check))
             self.run.append_metrics({"step": self.step, "validation_loss": loss})
             self.emit(ValidationDone(self.step, loss))
 
     def draw_samples(self) -> None:
         """Draws the job's previews."""
-        with self._if_it_fits("previews"):
-            self._from_cache(lambda: self.previews.draw(self.step, self.experts, lambda: self.control.interrupts))
+        with self._optional("previews"):
+            self._from_cache(lambda: self.previews.draw(self.step, self.experts, self.control.check))
 
     @contextmanager
-    def _if_it_fits(self, what: str) -> Iterator[None]:
-        """For what training can do without: when memory is not enough for it, it is left out with a warning."""
+    def _optional(self, what: str) -> Iterator[None]:
+        """For what training can do without: a request ends it early, and it is left out where memory is not enough."""
         try:
             yield
             return
+        except Interrupted:
+            return  # the loop sees the same request
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -243,9 +247,8 @@ class Trainer:
             )
         files = lora_files(self.experts, self.base, self.job, self._metadata())
         known = {**self._facts(), "findings": self.findings.dumps()}
-        checkpoint = self.run.save_checkpoint(
-            self.step, {**files, "state.safetensors": state_file(self.experts, self.progress, known)}
-        )
+        files["state.safetensors"] = state_file(self.experts, self.progress, known)
+        checkpoint = self.run.save_checkpoint(self.step, files)
         self.saved = self.step
         self.run.prune_checkpoints(self.job.save.keep, self.job.save.keep_best)
         self.run.write_status("running", self.step, self.job.train.steps)

@@ -35,8 +35,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
     """
 
     def progress(what: str, done: int, total: int) -> None:
-        if control.interrupts:
-            raise Interrupted
+        control.check()
         emit(Phase(what, done, total))
 
     for note in run.repair():

@@ -37,7 +37,7 @@ def held(others: Path, **settings: Any) -> list[dict[str, Any]]:
 
 def measured(trainer: Trainer, batch_size: int = 2) -> float:
     with trainer.experts.evaluating("raw"):
-        return validation_loss(trainer.experts, trainer.data, 3, batch_size, lambda: False)
+        return validation_loss(trainer.experts, trainer.data, 3, batch_size, lambda: None)
 
 
 def test_times_are_spread_evenly() -> None:
@@ -133,9 +133,12 @@ def test_it_leaves_no_trace(made: Made, others: Path) -> None:
 
 
 def test_it_can_be_interrupted_and_leaves_the_denoiser_in_training(made: Made, others: Path) -> None:
+    def stop() -> None:
+        raise Interrupted
+
     trainer = made(validation=CHECKED, datasets=held(others))
     with pytest.raises(Interrupted), trainer.experts.evaluating("raw"):
-        validation_loss(trainer.experts, trainer.data, 3, 1, lambda: True)
+        validation_loss(trainer.experts, trainer.data, 3, 1, stop)
     assert trainer.experts.active.denoiser.training
 
 
