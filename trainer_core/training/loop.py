@@ -191,13 +191,8 @@ class Trainer:
         steps, rate = self.job.train.steps, effective_rate(self.experts.active.updater.optimizer)
         memory = peak_memory(self.base.device)
         if self.step % self.job.train.log_every == 0 or self.step == steps:
-            line: dict[str, Any] = {
-                "step": self.step,
-                "loss": made.loss,
-                **made.parts,
-                "lr": rate,
-                "grad_norm": made.norm,
-            }
+            line: dict[str, Any] = {"step": self.step, "loss": made.loss, **made.parts, "lr": rate}
+            line["grad_norm"] = made.norm
             if self.experts.stages.boundaries:
                 line["stage"] = self.experts.stages.stage(self.progress.number - 1)
             self.run.append_metrics({**line, "seconds_per_step": round(seconds, 4), "peak_memory": memory})
@@ -205,9 +200,8 @@ class Trainer:
 
     def validate(self) -> None:
         """Measures the loss on held-out pictures, with the weights that the LoRA file would hold."""
-        job = self.job
-        with self._optional("validation"), self.experts.evaluating(job.save.weights):
-            settings = job.validation.draws, job.train.batch_size
+        with self._optional("validation"), self.experts.evaluating(self.job.save.weights):
+            settings = self.job.validation.draws, self.job.train.batch_size
             loss = self._from_cache(lambda: validation_loss(self.experts, self.data, *settings, self.control.check))
             self.run.append_metrics({"step": self.step, "validation_loss": loss})
             self.emit(ValidationDone(self.step, loss))
