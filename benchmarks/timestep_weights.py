@@ -47,7 +47,7 @@ def losses(lora: Path | None, folder: Path) -> torch.Tensor:
     captions = [item.captions[0].replace("[trigger]", TRIGGER) for item in items]
     given = base.collate(list(map(Conditioning, captions, base.encode_prompts(captions))))
     found = []
-    with torch.no_grad(), applied(painter.denoiser, painter.changes, 1.0) if painter.changes else nullcontext():
+    with torch.no_grad(), applied(painter.denoiser, painter.deltas, 1.0) if painter.deltas else nullcontext():
         for level in range(LEVELS):
             t = torch.full((len(items),), (level + 0.5) / LEVELS)
             errors = []

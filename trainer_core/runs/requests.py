@@ -39,7 +39,7 @@ def ask(run: Path, request: str) -> None:
         raise save_error(folder / request, error) from error
 
 
-class Control:
+class Requests:
     """The requests that a job has not yet done; any thread may ask."""
 
     def __init__(self, run: Path) -> None:

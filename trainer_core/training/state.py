@@ -61,7 +61,7 @@ def lora_files(experts: Experts, base: Base, job: JobConfig, metadata: dict[str,
     """Name → LoRA file for ComfyUI of each expert, with the weights that `save.weights` asks for."""
     dtype: torch.dtype = getattr(torch, job.save.dtype)
     with experts.weights(job.save.weights):
-        return {one.lora_file: serialize(to_comfy(one.adapter.changes(), base, dtype), metadata) for one in experts}
+        return {one.lora_file: serialize(to_comfy(one.adapter.deltas(), base, dtype), metadata) for one in experts}
 
 
 def state_file(experts: Experts, progress: Progress, facts: Mapping[str, str]) -> bytes:
@@ -128,12 +128,12 @@ def warm_start(job: JobConfig, base: Base, experts: Experts) -> None:
     Raises:
         AdapterError: if the file does not fit.
     """
-    changes, file = read_warm_start(job), job.adapter.warm_start
-    if changes is None or file is None:
+    deltas, file = read_warm_start(job), job.adapter.warm_start
+    if deltas is None or file is None:
         return
     try:
         for one in experts:
-            one.adapter.start_from(for_roots(changes, one.adapter.roots, base))
+            one.adapter.start_from(for_roots(deltas, one.adapter.roots, base))
     except AdapterError as error:
         raise AdapterError(_of_warm_start(file, error)) from None
     for one in experts:

@@ -72,7 +72,7 @@ def lora(run: RunFolder) -> Path:
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([value.flatten() for value in trainer.experts.active.adapter.state().values()])
+    return torch.cat([value.flatten() for value in trainer.experts.active.adapter.state_dict().values()])
 
 
 @every_family
@@ -190,7 +190,7 @@ def test_text_encoders_are_trained_where_the_family_allows_it(
         return
     trainer = trainer_of(job)
     adapter, prompt = trainer.experts.active.adapter, [Conditioning("a red fox")]
-    before = adapter.state()
+    before = adapter.state_dict()
     plain = trainer.base.collate(prompt).text
     trainer.update()
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_text_encoders_are_trained_where_the_family_allows_it(
     for root in spec.lora.text_encoders:
         names = [key for key in before if key.startswith(f"{root}.")]
         assert names
-        assert any(not torch.equal(before[key], adapter.state()[key]) for key in names)
+        assert any(not torch.equal(before[key], adapter.state_dict()[key]) for key in names)
     for key, values in plain.items():
         assert not torch.equal(values, trained[key])
         assert torch.equal(values, disabled[key])

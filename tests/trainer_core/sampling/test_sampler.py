@@ -176,7 +176,7 @@ def lora(base: Base, denoiser: nn.Module) -> dict[str, Tensor]:
     """A LoRA that changes pictures a lot, in ComfyUI's names."""
     source = torch.Generator().manual_seed(4)
     linears = {path: m for path, m in denoiser.named_modules() if isinstance(m, nn.Linear) and "blocks." in path}
-    changes = {
+    deltas = {
         path: LowRank(
             torch.randn(2, m.in_features, generator=source) * 0.1,
             torch.randn(m.out_features, 2, generator=source) * 0.1,
@@ -184,7 +184,7 @@ def lora(base: Base, denoiser: nn.Module) -> dict[str, Tensor]:
         )
         for path, m in linears.items()
     }
-    return to_comfy(changes, base, torch.float32)
+    return to_comfy(deltas, base, torch.float32)
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:

@@ -73,7 +73,7 @@ def test_a_file_of_fewer_layers(trained: Path, job_of: Jobs, trainer_of: Callabl
     trainer = trainer_of(job_of(adapter={"warm_start": str(trained)}))
     trainer.restore()
     changed = {
-        name for name, value in trainer.experts.active.adapter.state().items() if "lora_B" in name and value.any()
+        name for name, value in trainer.experts.active.adapter.state_dict().items() if "lora_B" in name and value.any()
     }
     assert changed == {"transformer_blocks.0.attn.to_out.0.lora_B.weight"}
 
