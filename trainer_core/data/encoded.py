@@ -15,21 +15,17 @@ from ..errors import BaseModelError, DatasetError
 from ..families.conditioning import MAIN
 from .cache import RecentEntries, key_of
 from .masks import loss_weights
+from .progress import Progress
 from .scan import Sample
 from .text import composed
 from .variants import Variant, box_of
 from .views import View, batches_of, loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from ..families.base import Base
     from ..families.conditioning import Streams, TextEmbedding, TimeIds
-
-    Progress = Callable[[str, int, int], None]
-    """(what, done, total); raises to stop the work."""
 
 _TRANSFORM_VERSION = 2
 """Raise when the same file, box and size would give other pixels or another mask."""

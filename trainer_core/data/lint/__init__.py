@@ -13,11 +13,12 @@ from pathlib import Path
 
 from ...config import DatasetConfig, JobConfig, ModelConfig
 from ...families.registry import family_spec
+from ..progress import Progress, silent
 from .duplicates import Alike
 from .folders import check_folder
 from .report import Finding, LintReport, Severity, ordered
 from .sizes import check_buckets, check_sizes
-from .survey import Circumstances, Progress, look_over
+from .survey import Circumstances, look_over
 from .texts import check_captions
 from .tokens import BaseTokenizer, TextTokenizer, find_tokenizers, tokenizers_or_reason
 from .trigger import check_trigger
@@ -44,7 +45,7 @@ def lint(
     style: Sequence[str] = (),
     share: float = 0.0,
     tokenizers: Sequence[TextTokenizer] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LintReport:
     """Everything that is wrong with one data set.
 
@@ -80,7 +81,7 @@ def lint_job(
     *,
     style: Sequence[str] = (),
     tokenizers: Sequence[TextTokenizer] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LintReport:
     """Everything that is wrong with the data sets of a job, each alone and all together.
 
@@ -109,11 +110,11 @@ def _report(
     model: ModelConfig | tuple[str, str | None],
     circumstances: Circumstances,
     tokenizers: Sequence[TextTokenizer] | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> LintReport:
     """Surveys data sets and runs all checks; of `others`, only what they share with the data sets is told."""
     findings: list[Finding] = []
-    surveys = [look_over(dataset, progress or _silent) for dataset in datasets]
+    surveys = [look_over(dataset, progress) for dataset in datasets]
     if tokenizers is None and any(one.pictures for one in surveys):
         family, source = model if isinstance(model, tuple) else (model.family, model.source)
         named = None if isinstance(model, tuple) or not model.tokenizers else Path(model.tokenizers)
@@ -129,13 +130,9 @@ def _report(
     findings += check_buckets(surveys, where)
     for trigger in dict.fromkeys(dataset.trigger for dataset in datasets if dataset.trigger):
         findings += check_trigger(trigger, where)
-    findings += Alike([*surveys, *(look_over(dataset, progress or _silent) for dataset in others)], where).check()
+    findings += Alike([*surveys, *(look_over(dataset, progress) for dataset in others)], where).check()
     return LintReport(
         findings=ordered(findings),
         images=sum(len(one.pictures) for one in surveys),
         folders=tuple(one.folder for one in surveys),
     )
-
-
-def _silent(_what: str, _done: int, _total: int) -> None:
-    """Nobody wants to hear of progress."""

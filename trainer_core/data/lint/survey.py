@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,14 +20,13 @@ from ...errors import DatasetError
 from ..captions import encoder_text
 from ..header import UNREADABLE
 from ..index import Index, index
+from ..progress import Progress
 from .looks import Look, look_at
 from .report import Finding
 from .tokens import TextTokenizer
 
 _READING = re.compile(r"cannot be read as an image \((.*)\)")
 """The reason inside what `load_image` says."""
-Progress = Callable[[str, int, int], None]
-"""Hears what is being done, how much of it is, and how much there is; raises to stop the work."""
 
 
 @dataclass(frozen=True)
