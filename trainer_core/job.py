@@ -83,10 +83,7 @@ class TrainingJob:
 
     def events(self) -> list[Event]:
         """What has happened since the last call; never blocks."""
-        arrived = []
-        while not self._events.empty():
-            arrived.append(self._events.get())
-        return arrived
+        return [self._events.get() for _ in range(self._events.qsize())]
 
     def stop(self, keep_place: bool = False) -> None:
         """Asks for a stop at the next step: saves, and leaves the run resumable.

@@ -1,8 +1,8 @@
 """Runs that want the same device wait for one another: from all runs folders and processes of a user, one at a time.
 
-A device's queue is a list in a file, read and changed by whoever holds its lock. A run that somebody works on counts,
-unless it is paused; one whose process died blocks nobody, and keeps its place for when it comes back. Whoever is first
-of those that count takes the device's lock and trains. The kernel frees the locks of a process that dies.
+A device's queue is a JSON list, read and changed by whoever holds its lock. The first live run takes the device's lock
+and trains. A run is live while a process works on it and it is not paused; others keep their place and block nobody.
+The kernel frees the locks of a process that dies.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Ticket:
             self._stand(order)
 
     def ahead(self) -> list[Waiting]:
-        """Whom this run waits for: those before it that count, and the one that has the device."""
+        """Whom this run waits for: the live ones before it, and the one that has the device."""
         order = self._queue.tickets()
         place = next((k for k, one in enumerate(order) if one.run == self.run), len(order))
         return [one for k, one in enumerate(order) if one.run != self.run and (one.running or (k < place and one.live))]
@@ -201,7 +201,7 @@ class Ticket:
         self._release()
 
     def _stand(self, order: list[Waiting]) -> int:
-        """Sees to it that the run is in the list (somebody may have taken it out) and counts; gives its index."""
+        """Puts the run into the list if it is not there (any more), and ends its pause; gives its index."""
         place = _added(order, self.run)
         order[place].paused = False
         return place

@@ -1,4 +1,4 @@
-"""Whether the same job on the same machine gives the same bits: the mode that sees to it, and what speaks against it.
+"""Deterministic mode: the same job on the same machine gives the same bits, or the run says why not.
 
 torch's switches for this are the process's, not a thread's: while a job in deterministic mode is at work, the rest of
 the process (ComfyUI's own graphs) computes deterministically as well, more slowly, and an operation of theirs that has
@@ -39,7 +39,7 @@ _INDEXING = "the gradient of indexing by a tensor (index_put_) is added up in an
 
 
 Mode = Literal["off", "lax", "strict"]
-"""A job without the mode, with it as far as that is possible, with it so that whatever is not deterministic raises."""
+"""off: without the mode; strict: an operation that is not deterministic raises; lax: it does not, and is found."""
 
 
 class Findings:
@@ -62,10 +62,10 @@ class Findings:
 
     @contextmanager
     def probing(self) -> Iterator[None]:
-        """To be put around every update: a run's first is watched for operations that may give other bits each time.
+        """Goes around every update; watches a run's first one for operations that may give other bits each time.
 
-        Meanwhile torch takes deterministic algorithms where it has them, so the watched update has to be the same one
-        whether the run is resumed or not: what was found goes into the checkpoint (`dumps`, `loads`).
+        Watching makes torch take deterministic algorithms where it has them. So a resumed run must not watch a second
+        update: what was found goes into the checkpoint (`dumps`, `loads`).
         """
         if self._watched:
             yield
@@ -221,7 +221,7 @@ def _operation(message: str) -> str | None:
 
 @contextmanager
 def _warnings_taken(findings: Findings) -> Iterator[None]:
-    """Turns torch's warnings about determinism into findings; all others are shown as ever, after a while."""
+    """Turns torch's warnings about determinism into findings; all others are shown at the end."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message="(?s).*determinis", category=UserWarning)
         yield
@@ -233,9 +233,9 @@ def _warnings_taken(findings: Findings) -> Iterator[None]:
 
 
 class _IndexingWatched(TorchDispatchMode):
-    """Looks for what is deterministic on a CPU in the mode, and so never warned of, but is not without it.
+    """Looks for what torch never warns of, since watching itself makes it deterministic on a CPU: adding by index.
 
-    It is one operation, found by running those that torch's documentation of the mode names on two threads.
+    It is the only one: those that torch's documentation of the mode names were run on two threads.
     """
 
     def __init__(self, findings: Findings) -> None:
