@@ -21,13 +21,9 @@ def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], str]:
     optimizer itself keeps in a parameter group, such as Prodigy's estimate of the step size. A group's settings are
     not state: they are the job's.
     """
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {}
-    for key, value in _entries(optimizer):
-        if isinstance(value, Tensor):
-            tensors[key] = value.detach().to("cpu", copy=True)
-        else:
-            values[key] = value
+    state = dict(_entries(optimizer))
+    tensors = {key: one.detach().to("cpu", copy=True) for key, one in state.items() if isinstance(one, Tensor)}
+    values = {key: one for key, one in state.items() if key not in tensors}
     return tensors, json.dumps({"optimizer": _name_of(optimizer), "values": values}, sort_keys=True)
 
 

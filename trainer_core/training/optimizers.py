@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -81,15 +82,22 @@ def check_optimizer(config: TrainConfig, device: torch.device | str = "cpu") -> 
     trial = nn.Parameter(torch.ones(64, 64, device=device))
     trial.grad = torch.ones_like(trial)
     optimizer = _construct([trial], config)
-    try:
+    with _failing_as(
+        f"{config.optimizer} cannot train on {device} with these settings: {{}}. Choose another optimizer, such as "
+        "adamw, or change train.optimizer_options"
+    ):
         optimizer.step()
+
+
+@contextmanager
+def _failing_as(message: str) -> Iterator[None]:
+    """Puts what an optimizer complains of into a message, but for a lack of memory."""
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise
     except _FAILURES as error:
-        raise ConfigError(
-            f"train.optimizer: {config.optimizer} cannot train on {device} with these settings: {first_line(error)}. "
-            "Choose another optimizer, such as adamw, or change train.optimizer_options"
-        ) from error
+        raise ConfigError(f"train.optimizer: {message.replace('{}', first_line(error))}") from error
 
 
 def _construct(parameters: list[Any], config: TrainConfig) -> Optimizer:
@@ -97,15 +105,9 @@ def _construct(parameters: list[Any], config: TrainConfig) -> Optimizer:
     arguments = _arguments(kind, config)
     # Prodigy prints a line whenever it is made with weight decay, also into ComfyUI's console: it gets it afterwards.
     afterwards = {"weight_decay": arguments.pop("weight_decay")} if config.optimizer == "prodigy" else {}
-    try:
+    told = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    with _failing_as(f"{kind.__name__} does not take these settings: {{}} (given: {told})"):
         optimizer = kind(parameters, **arguments)
-    except torch.OutOfMemoryError:
-        raise
-    except _FAILURES as error:
-        told = ", ".join(f"{name}={value}" for name, value in arguments.items())
-        raise ConfigError(
-            f"train.optimizer: {kind.__name__} does not take these settings: {first_line(error)} (given: {told})"
-        ) from error
     for group in optimizer.param_groups:
         group.update(afterwards)
     return optimizer
