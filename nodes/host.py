@@ -211,6 +211,7 @@ class ProgressBar:
 
     def update(self, done: int, total: int, picture: Image.Image | None = None) -> None:
         """Sets the bar, and shows a picture on the node."""
+        raise_if_interrupted()  # ComfyUI's bar looks only now and then
         preview = ("JPEG", picture, _PREVIEW_PIXELS) if picture is not None else None
         self._bar.update_absolute(done, max(total, 1), preview)
 
@@ -223,12 +224,6 @@ def raise_if_interrupted() -> None:
 def end_prompt() -> NoReturn:
     """Ends the prompt as a cancel does: nothing more of it runs, and no error is shown."""
     raise comfy.model_management.InterruptProcessingException
-
-
-def interrupted() -> bool:
-    """For work of the core that asks whether to stop: raises ComfyUI's interruption instead of answering yes."""
-    raise_if_interrupted()
-    return False
 
 
 def no_output() -> Any:
