@@ -89,6 +89,23 @@ def test_a_copy_trains_and_moves_while_the_original_samples(torch: Any) -> None:
         assert all(map(torch.equal, predict(model, zoo.streams(), zoo.conditioning()), before))
 
 
+def test_it_stays_in_the_mode_of_sampling(torch: Any) -> None:
+    """Only adapters are switched. PixArt's embedder of text, for one, leaves texts out while it trains."""
+    zoo, adapters = MODELS["pixart_alpha"], module("trainer_core.adapters.adapter")
+    model = zoo.make().model
+    copy = shadow(shadow(model))
+    denoiser = copy.diffusion_model
+    config = module("trainer_core.config").AdapterConfig(rank=2, dropout=0.5)
+    layers = adapters.Adapter(denoiser, config, [r"blocks\.0\.attn\.qkv"], 0).layers.values()
+    assert denoiser.train() is denoiser
+    assert [layer.dropout.training for layer in layers] == [True]
+    assert not any(part.training for part in denoiser.modules() if part not in {*layers, *(x.dropout for x in layers)})
+    with torch.no_grad():
+        predict(copy, zoo.streams(), zoo.conditioning())
+    denoiser.eval()
+    assert [layer.dropout.training for layer in layers] == [False]
+
+
 def test_it_works_from_within_inference_mode(torch: Any) -> None:
     with torch.inference_mode():
         copy = shadow(torch.nn.Linear(2, 3))
