@@ -212,8 +212,9 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """Where in its memory a tensor begins and ends, in elements."""
-    start = tensor.storage_offset()
-    return start, start + 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    start = int(tensor.storage_offset())
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return start, start + 1 + sum((size - 1) * int(step) for size, step in steps)
 
 
 def _version(tensor: Tensor) -> int:
