@@ -12,7 +12,10 @@ _MARKS = {"error": "✖", "warning": "⚠", "note": "•"}
 def summary_text(summary: DatasetSummary) -> str:
     """What is in a data set."""
     sizes = [f"{size}: {count}" for size, count in summary.buckets.items()]
-    lines = [f"{summary.count} images; {', '.join(sizes[:_SHOWN_SIZES])}{' …' if len(sizes) > _SHOWN_SIZES else ''}"]
+    images, minutes = summary.count - summary.clips, divmod(round(summary.seconds), 60)
+    clips = f"{summary.clips} clips ({minutes[0]}:{minutes[1]:02})" if summary.clips else ""
+    what = " and ".join([*([f"{images} images"] if images or not clips else []), *([clips] if clips else [])])
+    lines = [f"{what}; {', '.join(sizes[:_SHOWN_SIZES])}{' …' if len(sizes) > _SHOWN_SIZES else ''}"]
     if summary.repeats:
         lines.append("repeats: " + ", ".join(f"{name} ×{count}" for name, count in summary.repeats.items()))
     if summary.masks:

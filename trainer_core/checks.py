@@ -31,5 +31,5 @@ def check_job(job: JobConfig) -> None:
     read_warm_start(job)
     timesteps_of(job, base).check(base.schedule)
     for dataset in job.datasets:
-        summarize(dataset, base.spec.bucket_divisor)
+        summarize(dataset, base.spec)
     SamplerSettings.of(job.sample, base)

@@ -17,7 +17,7 @@ from ...trainer_core.errors import Interrupted
 from ...trainer_core.families.conditioning import Streams
 from .conditioning import Options, joined, model_conds, same_shape
 from .kernels import differentiable
-from .traits import one_at_a_time
+from .traits import mixes_samples
 
 if TYPE_CHECKING:
     from .loading import TrainedModel
@@ -43,7 +43,8 @@ def predicted(
 ) -> Streams:
     """The raw prediction, fp32, in the shapes of the latents.
 
-    Each gets what it gets alone: samples whose conditioning has another shape are computed one after the other.
+    Samples whose conditioning has another shape, and all of a model that mixes them, are computed one after the other,
+    so that each gets what it gets alone.
 
     Args:
         noisy: latents with a batch dimension, as the model's own `noise_scaling` makes them.
@@ -61,7 +62,7 @@ def predicted(
         for k, options in enumerate(given)
     ]
     found: list[Streams] = [{} for _ in range(count)]
-    for group in [[k] for k in range(count)] if one_at_a_time(model) else _groups(conds):
+    for group in [[k] for k in range(count)] if mixes_samples(model) else _groups(conds):
         raw = _applied(trained, schedule, packed[group], t[group], joined([conds[k] for k in group]))
         for name, value, shape in zip(names, raw, shapes, strict=True):
             for row, k in enumerate(group):

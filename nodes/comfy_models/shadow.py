@@ -24,9 +24,10 @@ def shadow(model: nn.Module) -> nn.Module:
     """A copy of a model's modules and attributes, whose frozen tensors are new ones in the original's memory.
 
     They are ordinary tensors even where the original's were made in inference mode, so that autograd can save them;
-    quantized ones and other subclasses stay what they are. The copy can be patched, moved and adapted. Take it of a
-    model without patches in its weights. Writing into the copy's weights would write into the original's: ComfyUI's
-    patcher replaces them instead, unless it is made with `weight_inplace_update`.
+    quantized ones and other subclasses stay what they are. The copy can be patched, moved and adapted; `train()` and
+    `eval()` reach what is added to it only. Take it of a model without patches in its weights. Writing into the copy's
+    weights would write into the original's: ComfyUI's patcher replaces them instead, unless it is made with
+    `weight_inplace_update`.
     """
     with torch.inference_mode(False), torch.no_grad():
         made: nn.Module = _Shadow()(model)
@@ -57,6 +58,7 @@ class _Shadow(Rebuild):
         for name, value in vars(original).items():
             if name not in _PAGING:
                 vars(made)[name] = None if name == "current_patcher" else self(value)
+        vars(made)["train"] = functools.partial(_train, weakref.ref(made))
         return made
 
     def _tensor(self, original: Tensor) -> Tensor:
@@ -74,3 +76,12 @@ class _Shadow(Rebuild):
             if name not in parts and name not in vars(made):
                 vars(made)[name] = self(value)
         return made
+
+
+def _train(of: weakref.ref[nn.Module], mode: bool = True) -> nn.Module:
+    """`Module.train` of a copied module, which stays as ComfyUI made it: PixArt would drop texts, others numbers."""
+    module = of()
+    assert module is not None
+    for child in module.children():
+        child.train(mode)
+    return module

@@ -86,11 +86,19 @@ class Rebuild:
         held = attributes(value)
         if not held or not holds(value, self._wanted):
             return value
-        made = object.__new__(type(value))  # copy.copy asks for methods, and some of ComfyUI's objects have any name
+        made = _new(type(value))
         self.remember(value, made)
         for name, item in held.items():
             object.__setattr__(made, name, self(item))
         return made
+
+
+def _new(kind: type) -> Any:
+    """An empty object. copy.copy asks objects for methods, and some of ComfyUI's have any name."""
+    try:
+        return object.__new__(kind)
+    except TypeError:  # one that is not written in Python
+        return kind.__new__(kind)
 
 
 def _items(value: Any) -> Iterable[Any]:

@@ -21,6 +21,7 @@ _PICTURES = {
 _NO_TEXT = "it takes a picture and no text, so there is no prompt that a LoRA could learn"
 _RESTORES = "it enlarges or restores a given picture or clip, and a data set has no spoiled copies to start from"
 _NO_NOISE = "it turns a picture into a map in one step, without noise, so there is nothing to train it on"
+_NO_GRADIENT = "ComfyUI's code of it can make pictures, but has no gradients to train with"
 _DRIVEN = "it is driven by {}, which a data set cannot give it"
 _POSES, _SOUND_TRACK, _CAMERA = "a video of poses", "a sound track", "a path of the camera"
 _REFUSED = {
@@ -31,15 +32,19 @@ _REFUSED = {
     **dict.fromkeys(("WAN22_Animate", "WAN_Animate2", "WAN21_SCAIL", "WAN21_SCAIL2"), _DRIVEN.format(_POSES)),
     **dict.fromkeys(("WAN22_S2V", "WAN21_HuMo", "WAN22_WanDancer"), _DRIVEN.format(_SOUND_TRACK)),
     **dict.fromkeys(("WAN21_Camera", "WAN22_Camera"), _DRIVEN.format(_CAMERA)),
+    "HiDreamO1": _NO_GRADIENT,
     "WAN21_FunControl2V": _DRIVEN.format("a control video"),
 }
 """Classes of `comfy.supported_models` that cannot be trained here, and why."""
+_ALONE = {
+    "LTXAV": "between pictures and sound it uses the highest noise level of the batch",
+    "MiniMaxH3": "it refuses more",
+}
+"""Classes that are right with one sample at a time only, and why."""
 _SOUND = "it makes sound, and neither pictures nor videos"
 _OTHER = "it makes neither pictures nor videos"
 _NO_PICTURES = {"LatentFormat", "TripoSplat", "Trellis2"}
 """Latent formats of models that draw nothing."""
-_ALONE = {"LTXAV"}
-"""Classes that mix the samples of a batch: between pictures and sound it uses the highest noise level of all."""
 _DEFAULT_PIXELS = {"SD15": 512, "SD20": 768}
 
 
@@ -58,8 +63,8 @@ def refusal(model: Any) -> str:
     return _OTHER if type(model.latent_format).__name__ in _NO_PICTURES else ""
 
 
-def one_at_a_time(model: Any) -> bool:
-    """Whether samples in a batch would not get what they get alone."""
+def mixes_samples(model: Any) -> bool:
+    """Whether what the model says of a sample depends on the others of the batch."""
     return name_of(model) in _ALONE
 
 

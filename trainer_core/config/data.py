@@ -13,7 +13,7 @@ MAX_CONTROLS = 3
 
 
 class DatasetConfig(Section):
-    """One folder of images with captions."""
+    """One folder of images or clips with captions."""
 
     folder: str = Field(
         description="Folder of images; captions lie beside them as text files with the same name, or in a "
@@ -103,6 +103,23 @@ class DatasetConfig(Section):
         description="Folders of control images for edit models, matched by file name; cropped and flipped with the "
         "target.",
     )
+    frames: tuple[int, ...] = Field(
+        (33,),
+        min_length=1,
+        description="How many frames of each clip video models train on; several give each clip in several lengths. "
+        "What the model cannot make is rounded down (to 4n + 1 or 8n + 1), and shorter clips stay as long as they are.",
+    )
+    fps: float | None = Field(
+        None,
+        gt=0,
+        le=240,
+        description="Frames per second that clips are resampled to, by their time stamps. Empty: those of the model.",
+    )
+    clip_part: Literal["start", "middle", "uniform", "random"] = Field(
+        "start",
+        description="Which part of a clip that is longer is trained on: its start, its middle, as many windows as fit "
+        "side by side, spread evenly (uniform), or one of several random parts in each draw.",
+    )
 
     @field_validator("folder")
     @classmethod
@@ -118,7 +135,7 @@ class DatasetConfig(Section):
             raise ValueError("one of them is empty: name it, or leave it out")
         return value
 
-    @field_validator("resolutions", mode="before")
+    @field_validator("resolutions", "frames", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int) else value
@@ -128,6 +145,13 @@ class DatasetConfig(Section):
     def _sensible(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(not 16 <= resolution <= 8192 for resolution in value):
             raise ValueError("resolutions lie between 16 and 8192 pixels")
+        return tuple(sorted(set(value)))
+
+    @field_validator("frames")
+    @classmethod
+    def _are_lengths(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(not 1 <= frames <= 4096 for frames in value):
+            raise ValueError("clips have between 1 and 4096 frames")
         return tuple(sorted(set(value)))
 
     @field_validator("background")

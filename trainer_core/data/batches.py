@@ -23,8 +23,9 @@ from ..errors import DatasetError
 from ..randomness import permutation
 from .scan import Sample
 
-Kind = tuple[int, int, float, str, int]
-"""What all samples of a micro-batch share: width, height, adapter strength, regularization target, controls."""
+Kind = tuple[int | float | str, ...]
+"""What all samples of a micro-batch share: width, height, adapter strength, regularization target, controls, and of
+clips also how many frames they and their controls have."""
 
 _LONGEST_EPOCH = 1 << 15
 """Draws. A set of little weight beside a large one is not waited for any longer."""
@@ -180,7 +181,7 @@ def _grouped(sets: Sequence[_Set]) -> list[_Group]:
         strength = one.config.adapter_strength
         target = one.config.regularization_target if one.config.role == "regularization" else ""
         for sample in one.samples:
-            kind = (*sample.size, strength, target, len(sample.item.controls))
+            kind = (*sample.size, strength, target, len(sample.item.controls), *sample.shape[2:])
             found.setdefault(kind, {}).setdefault((one.index, sample.item.repeats), []).append(sample)
     most = max(weights[index] * repeats for rows in found.values() for index, repeats in rows)
 

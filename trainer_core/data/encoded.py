@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,23 +15,25 @@ from ..config import DatasetConfig
 from ..errors import BaseModelError, DatasetError
 from ..families.conditioning import MAIN
 from .cache import RecentEntries, key_of
+from .clips.decode import unreadable
+from .clips.header import ClipHeader, clip_header
+from .clips.timing import random_start, resampled, timing_of
+from .header import UNREADABLE
 from .masks import loss_weights
+from .progress import Progress
 from .scan import Sample
 from .text import composed
 from .variants import Variant, box_of
-from .views import View, batches_of, loaded
+from .views import Excerpt, View, batches_of, loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from ..families.base import Base
     from ..families.conditioning import Streams, TextEmbedding, TimeIds
 
-    Progress = Callable[[str, int, int], None]
-    """(what, done, total); raises to stop the work."""
-
+_FIRST_FRAME = "first_frame"
+"""Its name in a cache entry."""
 _TRANSFORM_VERSION = 2
 """Raise when the same file, box and size would give other pixels or another mask."""
 _TEXTS_AT_ONCE = 8
@@ -44,14 +47,20 @@ class Latents:
     """What one variant of a sample is to the denoiser."""
 
     mean: Streams
-    """Mean of the normalised latents, main (C, H, W), fp32."""
+    """Mean of the normalised latents, main (C, …, H, W), fp32."""
     std: Streams
     """Their standard deviation, of the same shapes, fp32."""
     time_ids: TimeIds
     mask: Tensor | None = None
-    """Weights of the main stream's loss (1, H, W), fp32, of mean 1; None where the data set has no masks."""
+    """Weights of the main stream's loss (1, …, H, W), fp32, of mean 1; None where the data set has no masks."""
     controls: tuple[Tensor, ...] = ()
     """Means of the control images' normalised latents (C, H, W), fp32, cropped and flipped as the picture."""
+    frame_rate: float | None = None
+    """Frames per second, of video families."""
+    first_frame: Tensor | None = None
+    """Latents of which only the first frame is known, where the family takes them."""
+    silent: bool = False
+    """Whether its sound is none that is learned: a still's, or that of a clip without any."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +142,8 @@ class EncodedPictures:
         self._made_by, self._only_by = made_by, only_by
         self.keys: set[str] = set()
         """The cache's keys for all that was encoded, masks among them."""
+        self._timings = [timing_of(dataset, base.spec) for dataset in datasets]
+        self._clips: dict[Path, ClipHeader | None] = {}
         self._backgrounds = [ImageColor.getrgb(dataset.background)[:3] for dataset in datasets]
 
     def encode(self, drawn: list[tuple[Sample, Variant]], progress: Progress) -> None:
@@ -160,12 +171,15 @@ class EncodedPictures:
         progress("loading the VAE", 0, count)
         self._base.load_vae()
         done = 0
-        with closing(loaded(batches_of(missing))) as batches:
-            for keys, pixels in batches:
+        with closing(loaded(batches_of(missing), self._base.spec.sample_rate)) as batches:
+            for keys, pixels, sound in batches:
                 progress("encoding images", done, count)
-                mean, std = self._base.encode_pixels(pixels)
+                mean, std = self._base.encode_pixels(pixels, *([] if sound is None else [sound]))
+                first = self._base.encode_first_frame(pixels) if self._base.spec.first_frame else None
                 for k, key in enumerate(keys):
-                    self._keep(missing[key], key, *({n: one[n][k] for n in one} for one in (mean, std)))
+                    also = {} if first is None else {_FIRST_FRAME: first[k]}
+                    own, spread = ({name: one[name][k] for name in one} for one in (mean, std))
+                    self._keep(missing[key], key, own, spread, also)
                 done += len(keys)
         for number, (key, views) in enumerate(controls.items()):
             progress("encoding images", done + number, count)
@@ -184,21 +198,34 @@ class EncodedPictures:
         target, *others = (self._entries.entry(self._key(view)) for view in self._pictures(sample, variant))
         names = [stream.name for stream in self._base.spec.streams]
         mean, std = ({name: target[_stored(name, what)] for name in names} for what in ("mean", "spread"))
-        time_ids = self._view(sample, variant, sample.item.path).time_ids
         controls = [one["mean"] for one in others]
         for entry in map(self._entries.entry, self._together(sample, variant)):
             controls += [entry[str(k)] for k in range(len(entry))]
-        return Latents(mean, std, time_ids, self._mask(sample, variant), tuple(controls))
+        spec, timing = self._base.spec, self._timings[sample.dataset]
+        return Latents(
+            mean,
+            std,
+            self._view(sample, variant, sample.item.path).time_ids,
+            self._mask(sample, variant),
+            tuple(controls),
+            float(timing.rate) if timing and timing.rate else None,
+            target[_FIRST_FRAME] if spec.first_frame else None,
+            bool(spec.sample_rate) and not spec.learns_silence and not (sample.item.clip and sample.item.clip.sound),
+        )
 
     def seen(self, sample: Sample, variant: Variant) -> tuple[View, ...]:
-        """A sample's control images as its picture is cropped and flipped."""
+        """A sample's control images as its picture is cropped and flipped; of clips their first frames."""
         own = self._base.spec.own_controls
-        return tuple(replace(self._view(sample, variant, path), own_size=own) for path in sample.item.controls)
+        return tuple(replace(view.still, own_size=own) for view in self._controls(sample, variant))
 
-    def _keep(self, view: View, key: str, mean: Streams, std: Streams) -> None:
-        self._check(view, *mean.values(), *std.values())
+    def _controls(self, sample: Sample, variant: Variant) -> list[View]:
+        return [self._view(sample, variant, path) for path in sample.item.controls]
+
+    def _keep(self, view: View, key: str, mean: Streams, std: Streams, also: Streams) -> None:
+        self._check(view, *mean.values(), *std.values(), *also.values())
         parts = {(name, what): one[name] for what, one in (("mean", mean), ("spread", std)) for name in one}
-        self._entries.put(key, {_stored(*part): value.clone() for part, value in parts.items()}, self._made_by)
+        entry = {_stored(*part): value.clone() for part, value in parts.items()}
+        self._entries.put(key, entry | {name: value.clone() for name, value in also.items()}, self._made_by)
 
     def _check(self, view: View, *latents: Tensor) -> None:
         if not all(value.isfinite().all() for value in latents):
@@ -215,7 +242,8 @@ class EncodedPictures:
         key = self._mask_key(sample, view)
         self.keys.add(key)
         if self._entries.get(key) is None:
-            mask = view.mask(self._base.spec.main.factor, self._datasets[sample.dataset].alpha_mask)
+            main = self._base.spec.main
+            mask = view.mask(main.factor, self._datasets[sample.dataset].alpha_mask, main.time_factor)
             self._entries.put(key, {"mask": mask}, self._made_by)
         self._mask(sample, variant)
 
@@ -225,17 +253,20 @@ class EncodedPictures:
             return None
         entry = self._entries.entry(self._mask_key(sample, view))
         try:
-            return loss_weights(entry["mask"], dataset.invert_mask, dataset.mask_minimum)
+            weights = loss_weights(entry["mask"], dataset.invert_mask, dataset.mask_minimum)
         except ValueError as error:
             raise DatasetError(
                 f"{view.path}: {error} in the part of {sample.item.key} that is shown. Correct the mask, remove the "
                 "image, or set mask_minimum above 0"
             ) from None
+        if view.excerpt is None or weights.shape[1] > 1:
+            return weights
+        return weights.expand(-1, (sample.frames - 1) // self._base.spec.main.time_factor + 1, -1, -1)
 
     def _pictures(self, sample: Sample, variant: Variant) -> list[View]:
         """The target, and those control images that are encoded as it is."""
         target = self._view(sample, variant, sample.item.path)
-        return [target] if self._base.spec.own_controls else [target, *self.seen(sample, variant)]
+        return [target] if self._base.spec.own_controls else [target, *self._controls(sample, variant)]
 
     def _together(self, sample: Sample, variant: Variant) -> dict[str, tuple[View, ...]]:
         """The control images that the base encodes together, by the cache's key; empty if there are none."""
@@ -252,7 +283,41 @@ class EncodedPictures:
         item = sample.item
         box = box_of(item.width, item.height, sample.size, variant, self._digests[item.path])
         target, background = (item.width, item.height), self._backgrounds[sample.dataset]
-        return View(path, self._digests[path], target, box, sample.size, variant, background)
+        excerpt = self._excerpt(sample, variant, path) if self._timings[sample.dataset] else None
+        return View(path, self._digests[path], target, box, sample.size, variant, background, excerpt=excerpt)
+
+    def _excerpt(self, sample: Sample, variant: Variant, path: Path) -> Excerpt:
+        """The frames of a file that a sample shows: of a mask or control clip those at the same times as its own."""
+        item, spec, timing = sample.item, self._base.spec, self._timings[sample.dataset]
+        assert timing is not None
+        assert timing.rate is not None
+        start = sample.start
+        if start is None and item.clip:
+            count = len(resampled(item.clip, timing.rate))
+            content = self._digests[item.path]
+            middle = (count - sample.frames) // 2
+            start = random_start(count, sample.frames, variant.part, content) if variant.part else middle
+        start = start or 0
+        clip = item.clip if path == item.path else self._clip(path)
+        samples = round(sample.frames / timing.rate * spec.sample_rate) if spec.sample_rate else 0
+        if clip is None:
+            return Excerpt(None, (0,), samples=round(1 / timing.rate * spec.sample_rate) if spec.sample_rate else 0)
+        frames = resampled(clip, timing.rate)
+        if len(frames) < start + sample.frames - 1:
+            raise DatasetError(
+                f"{path}: has {len(frames)} frames at {float(timing.rate):g} a second, and {item.key} is trained on up "
+                f"to frame {start + sample.frames}. Make it as long as its clip"
+            )
+        shown = tuple(frames[min(k, len(frames) - 1)] for k in range(start, start + sample.frames))
+        return Excerpt(clip, shown, Fraction(start) / timing.rate, samples)
+
+    def _clip(self, path: Path) -> ClipHeader | None:
+        if path not in self._clips:
+            try:
+                self._clips[path] = clip_header(path)
+            except UNREADABLE as error:
+                raise unreadable(path, error) from None
+        return self._clips[path]
 
     def _key(self, view: View) -> str:
         return key_of("pixels", _TRANSFORM_VERSION, self._base.spec.name, self._mark, *view.parts, *view.background)
@@ -270,7 +335,7 @@ def _stored(stream: str, what: str) -> str:
 
 def _pixels_of(prompt: Prompt) -> list[Tensor]:
     """The control images (3, H, W) in [-1, 1] that the text encoders look at."""
-    return [view.pixels() for view in prompt.views]
+    return [view.pixels()[:, 0] if view.excerpt else view.pixels() for view in prompt.views]
 
 
 def _told(wanted: list[_T], progress: Progress) -> Iterator[_T]:

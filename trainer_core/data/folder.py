@@ -11,6 +11,7 @@ from ..config import DatasetConfig
 from ..content import read_once
 from ..errors import DatasetError
 from ..reading import read_regular
+from .clips.header import MEDIA_SUFFIXES
 from .text import NO_TEXT, is_text
 from .walk import walk
 
@@ -35,7 +36,7 @@ def read_captions(image: Path, dataset: DatasetConfig) -> tuple[str, ...]:
     Raises:
         DatasetError: if the file is no regular file, larger than any caption, not UTF-8, or holds what is no text.
     """
-    text = _text(_caption_file(image, dataset))
+    text = _text(caption_file(image, dataset))
     parts = re.split(r"\r\n|\r|\n", text) if dataset.caption_per_line else [text]
     return tuple(part.strip() for part in parts if part.strip())
 
@@ -47,13 +48,20 @@ def data_files(dataset: DatasetConfig) -> Iterator[Path]:
         DatasetError: if a folder is missing or cannot be read.
     """
     beside = folders_beside(dataset)
-    found = walk(expanded(dataset.folder), beside)
+    folder = expanded(dataset.folder)
+    found = walk(folder, beside)
     yield from sorted(found.tables)
     for path in found.images.values():
         yield path
-        yield _caption_file(path, dataset)
-    for folder in beside:
-        yield from walk(folder).images.values()
+        yield caption_file(path, dataset)
+    for path in (*found.clips.values(), *(folder / key for key in found.pictures if key.lower().endswith(".gif"))):
+        yield path
+        yield caption_file(path, dataset)
+    for path in sorted({path.parent for path in found.images.values()} - {folder}):  # one of frames is a clip
+        yield caption_file(path, dataset)
+    for other in beside:
+        also = walk(other)
+        yield from (*also.images.values(), *also.clips.values())
 
 
 def folders_beside(dataset: DatasetConfig) -> list[Path]:
@@ -101,9 +109,10 @@ def _text(path: Path) -> str:
     return text
 
 
-def _caption_file(image: Path, dataset: DatasetConfig) -> Path:
-    """The file beside an image, which may write its accents in another way than the image's own name does."""
-    path = image.with_suffix("." + dataset.caption_extension.lstrip("."))
+def caption_file(image: Path, dataset: DatasetConfig) -> Path:
+    """The file beside an image, a clip or a frame folder, which may write its accents in another way than that does."""
+    stem = image.stem if image.suffix.lower() in MEDIA_SUFFIXES else image.name  # a folder's name has no suffix
+    path = image.with_name(f"{stem}.{dataset.caption_extension.lstrip('.')}")
     if path.name.isascii() or is_there(path):
         return path
     forms = (path.with_name(unicodedata.normalize(form, path.name)) for form in ("NFC", "NFD"))

@@ -29,6 +29,14 @@ def area_average(mask: Image.Image, box: Box, grid: Size) -> Tensor:
     return torch.from_numpy(rows @ values @ columns.T)[None].clamp(0, 1)
 
 
+def time_average(masks: Tensor, step: int) -> Tensor:
+    """Masks of frames (1, T, H, W) averaged as a video's latents hold them: the first alone, then `step` at a time."""
+    import torch
+
+    rest = [part.mean(1, keepdim=True) for part in masks[:, 1:].split(step, dim=1)] if masks.shape[1] > 1 else []
+    return torch.cat([masks[:, :1], *rest], dim=1)
+
+
 def loss_weights(mask: Tensor, invert: bool, minimum: float) -> Tensor:
     """Weights of the loss with mean 1, so that a small mask does not make the loss small.
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import DatasetConfig, JobConfig
-from ..content import sha256_once
 from ..errors import ConfigError, DatasetError
 from ..families.conditioning import Conditioning
 from .cache import RecentEntries, TensorCache, key_of
 from .captions import encoder_text, variants, with_class
+from .clips.media import content_of
+from .clips.timing import timing_of
 from .encoded import EncodedPictures, EncodedTexts, Latents, Prompt
 from .holdout import held_out
-from .scan import Item, Sample, scan, sizes_of
+from .progress import Progress, silent
+from .scan import Item, Sample, scan, sizes_of, windows_of
 from .variants import Variant, variants_of
 from .views import View
 
@@ -24,13 +26,10 @@ if TYPE_CHECKING:
     from ..families.base import Base, FamilySpec
     from ..families.conditioning import TextEmbedding
 
-__all__ = ["Latents", "PreparedData", "Progress", "check_controls", "samples_of"]
+__all__ = ["Latents", "PreparedData", "check_controls", "samples_of"]
 
 _MEMORY_LIMIT = 1 << 30
 """Bytes of cache entries that are kept in memory."""
-
-Progress = Callable[[str, int, int], None]
-"""(what, done, total); raises to stop the work."""
 
 
 class PreparedData:
@@ -47,7 +46,8 @@ class PreparedData:
             DatasetError: if a data set cannot be trained on.
         """
         self.datasets, self._job, self._spec = job.datasets, job, base.spec
-        found = [samples_of(dataset, base.spec.bucket_divisor, k) for k, dataset in enumerate(job.datasets)]
+        spec = base.spec
+        found = [samples_of(dataset, spec.bucket_divisor, k, spec) for k, dataset in enumerate(job.datasets)]
         self._digests = _digests({path: None for group in found for s in group for path in _files_of(s.item)})
         self.samples: list[list[Sample]] = [[] for _ in found]
         """What is trained on, by data set."""
@@ -105,8 +105,8 @@ class PreparedData:
             DatasetError: for a file that is gone as well, or another one.
         """
         self._entries.forget()  # an entry that is in memory alone would be lost with the next ones
-        self.encode_texts([one.text for one in self._extra], _silent)
-        self.encode_images(_silent)
+        self.encode_texts([one.text for one in self._extra], silent)
+        self.encode_images(silent)
 
     def encoded_by(self) -> str:
         """Digest of the environments that everything trained on was encoded in; call it when all is encoded.
@@ -148,6 +148,8 @@ class PreparedData:
                 text=None if live else self._texts.of(Prompt(text, views)),
                 controls=latents.controls,
                 time_ids=latents.time_ids,
+                frame_rate=latents.frame_rate,
+                first_frame=latents.first_frame,
             )
             for text in texts
         ]
@@ -216,13 +218,19 @@ class PreparedData:
         return wanted
 
 
-def samples_of(dataset: DatasetConfig, divisor: int, index: int = 0) -> list[Sample]:
-    """A data set's images at each of their bucket sizes.
+def samples_of(dataset: DatasetConfig, divisor: int, index: int = 0, spec: FamilySpec | None = None) -> list[Sample]:
+    """A data set's images at each of their bucket sizes; with a video family's spec also its clips, in their windows.
 
     Raises:
         DatasetError: if the folder cannot be trained on, or an image is smaller than one unit of the divisor.
     """
-    return [Sample(index, item, size) for item in scan(dataset) for size in sizes_of(item, dataset, divisor)]
+    timing = timing_of(dataset, spec) if spec else None
+    return [
+        Sample(index, item, size, *window, dataset.fps if timing else None)
+        for item in scan(dataset, timing)
+        for size in sizes_of(item, dataset, divisor)
+        for window in windows_of(item, dataset, timing)
+    ]
 
 
 def check_controls(job: JobConfig, spec: FamilySpec) -> None:
@@ -241,10 +249,6 @@ def check_controls(job: JobConfig, spec: FamilySpec) -> None:
             )
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    """Progress of work that nobody waits for."""
-
-
 def _files_of(item: Item) -> list[Path]:
     return [item.path, *([item.mask] if item.mask else []), *item.controls]
 
@@ -254,7 +258,7 @@ def _digests(paths: Iterable[Path]) -> dict[Path, str]:
 
     def digest(path: Path) -> str:
         try:
-            return sha256_once(path)
+            return content_of(path)
         except OSError as error:
             raise DatasetError(f"{path}: cannot be read ({error.strerror or error}). Check the file") from None
 

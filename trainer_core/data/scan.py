@@ -8,6 +8,8 @@ from pathlib import Path
 from ..config import DatasetConfig
 from ..errors import DatasetError
 from .buckets import Size, bucket_sizes
+from .clips.header import ClipHeader, clip_header, may_move
+from .clips.timing import Timing, lengths, resampled, starts
 from .header import UNREADABLE, read_header
 from .index import Index, index
 from .text import some
@@ -15,7 +17,7 @@ from .text import some
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a data set."""
+    """One image or clip of a data set."""
 
     path: Path
     key: str
@@ -30,20 +32,40 @@ class Item:
     mask: Path | None = None
     controls: tuple[Path, ...] = ()
     """Control images, in the order of their folders."""
+    clip: ClipHeader | None = None
+    """None: a picture."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An item at one of its sizes."""
+    """An item at one of its sizes; of a clip, a window of it."""
 
     dataset: int
     item: Item
     size: Size
+    frames: int = 1
+    """At the rate that is trained at."""
+    start: int | None = 0
+    """Its first frame, at that rate; None where each draw chooses one (`clip_part` random)."""
+    fps: float | None = None
+    """That rate, where it is not the model's own."""
 
     @property
     def key(self) -> str:
         """Identity in everything random."""
-        return f"{self.dataset}/{self.item.key}@{self.size[0]}x{self.size[1]}"
+        window = f"x{self.frames}" + (f"+{self.start}" if self.start else "") if self.item.clip else ""
+        return f"{self.dataset}/{self.item.key}@{self.size[0]}x{self.size[1]}{window}"
+
+    @property
+    def shape(self) -> tuple[float, ...]:
+        """What samples of a batch share: width and height; where it counts, also rate and frames, and its controls'."""
+        if self.frames == 1 and self.fps is None:
+            return self.size
+        return (*self.size, self.frames, self.fps or 0, *map(self.frames_of, self.item.controls))
+
+    def frames_of(self, path: Path) -> int:
+        """How many frames of one of its files are seen: one, if it is a picture or the sample a still."""
+        return self.frames if self.frames > 1 and clip_header(path) else 1
 
 
 @dataclass
@@ -63,41 +85,48 @@ class Scan:
     """Keys of images that lack their mask or a control image, each with the folder where it was looked for."""
     transparent: int = 0
     """How many images have transparency."""
+    doubtful: list[str] = field(default_factory=list)
+    """Clips that cannot be read or have no caption, each with what is wrong, while it is not known if they matter."""
 
 
-def scan(dataset: DatasetConfig) -> list[Item]:
-    """Reads a data set's images' sizes and captions; decodes no pixels.
+def scan(dataset: DatasetConfig, timing: Timing | None = None) -> list[Item]:
+    """Reads a data set's images' sizes and captions; decodes no pixels. Without a timing, clips are left out.
 
     Raises:
         DatasetError: as `examine` and `refuse` do.
     """
-    found = examine(dataset)
+    found = examine(dataset, timing)
     refuse(found)
     return found.items
 
 
-def examine(dataset: DatasetConfig) -> Scan:
+def examine(dataset: DatasetConfig, timing: Timing | None = None) -> Scan:
     """Reads a data set's folder; what is wrong with single images is told instead of raised.
 
     Raises:
         DatasetError: for a missing or empty folder, and for caption and metadata files that cannot be read.
     """
-    found = Scan(index(dataset))
+    found = Scan(index(dataset, timing))
     if found.index.problems:
         raise DatasetError(found.index.problems[0])
     for key, path in found.index.images.items():
+        clip, doubtful = None, timing is not None and timing.rate is None and may_move(path)
         try:
-            header = read_header(path)
+            clip = clip_header(path) if timing and may_move(path) else None
+            header = clip or read_header(path)
         except UNREADABLE as error:
-            found.broken.append(f"{key} ({error})")
+            (found.doubtful if doubtful else found.broken).append(f"{key} ({error})")
             continue
         captions, own = found.index.captions(key)
+        if doubtful and clip and not captions:
+            found.doubtful.append(f"{key} (no caption)")
+            continue
         found.silent += [] if own else [key]
         found.wordless += [] if captions else [key]
         found.unmatched += [f"{key} in {beside}" for beside in found.index.lacks(key)]
         found.transparent += header.transparent
         also = (found.index.repeats(key), found.index.mask(key), found.index.control_images(key))
-        found.items.append(Item(path, key, header.width, header.height, captions or ("",), *also))
+        found.items.append(Item(path, key, header.width, header.height, captions or ("",), *also, clip))
     return found
 
 
@@ -110,7 +139,8 @@ def refuse(found: Scan) -> None:
     """
     folder, dataset = found.index.path, found.index.dataset
     if found.broken:
-        raise DatasetError(f"{folder}: {some(found.broken)} cannot be read as an image. Replace or remove it")
+        kind = "an image or a clip" if any(map(may_move, found.index.images.values())) else "an image"
+        raise DatasetError(f"{folder}: {some(found.broken)} cannot be read as {kind}. Replace or remove it")
     if found.wordless:
         column, columns = dataset.caption_column, found.index.metadata.columns
         there = f" (which has: {', '.join(sorted(columns))})" if columns and column not in columns else ""
@@ -124,6 +154,18 @@ def refuse(found: Scan) -> None:
             f"{folder}: nothing found for {some(found.unmatched)}. Put an image of the same name there (its suffix may "
             "differ), or remove the one that has none"
         )
+
+
+def windows_of(item: Item, dataset: DatasetConfig, timing: Timing | None) -> list[tuple[int, int | None]]:
+    """In how many frames an item is trained on, each time with the first one, at the rate that is trained at."""
+    if timing is None or item.clip is None:
+        return [(1, 0)]
+    count = len(resampled(item.clip, timing.rate))
+    return [
+        (length, start)
+        for length in lengths(count, dataset.frames, timing.step)
+        for start in starts(count, length, dataset.clip_part)
+    ]
 
 
 def sizes_of(item: Item, dataset: DatasetConfig, divisor: int) -> list[Size]:

@@ -7,14 +7,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import DatasetConfig
 from ..errors import DatasetError
 from .buckets import DEFAULT_DIVISOR
 from .captions import encoder_text
+from .clips.header import ClipHeader
+from .clips.timing import Timing, timing_of
 from .folder import data_files, kohya_folder
-from .scan import Scan, examine, refuse, sizes_of
+from .scan import Scan, examine, refuse, sizes_of, windows_of
 from .text import some
+
+if TYPE_CHECKING:
+    from ..families.spec import FamilySpec
 
 
 @dataclass(frozen=True)
@@ -22,9 +28,9 @@ class DatasetSummary:
     """A data set in numbers and texts."""
 
     count: int
-    """Images."""
+    """Images, and clips where these are trained on, or may be."""
     buckets: dict[str, int]
-    """How many samples each size has, as "512x768"."""
+    """How many samples each size has, as "512x768", or "512x768x33" of 33 frames."""
     captions: list[tuple[str, str]]
     """File and the exact text that the encoder sees when the caption is not dropped; one for each caption."""
     missing_captions: list[str]
@@ -36,26 +42,34 @@ class DatasetSummary:
     repeats: dict[str, int]
     """How often each kohya folder's images come, by the folder's name."""
     thumbnails: list[Path]
-    """The first images."""
+    """The first images and clips."""
     warnings: list[str]
+    clips: int = 0
+    """How many of them are clips."""
+    seconds: float = 0.0
+    """How long the clips are together."""
 
 
-def summarize(dataset: DatasetConfig, divisor: int = DEFAULT_DIVISOR) -> DatasetSummary:
-    """Scans a data set.
+def summarize(dataset: DatasetConfig, spec: FamilySpec | None = None) -> DatasetSummary:
+    """Scans a data set; while it is not known for which family, its clips count as well.
 
     Args:
-        divisor: what sizes are multiples of, as the family of the base has it.
+        spec: of the base, whose sizes and frames count.
 
     Raises:
         DatasetError: for a missing or empty folder, unreadable images, images too small, missing captions, masks or
             control images.
     """
-    found = examine(dataset)
+    divisor, timing = spec.bucket_divisor if spec else DEFAULT_DIVISOR, timing_of(dataset, spec)
+    found = examine(dataset, timing)
     refuse(found)
     items = found.items
     buckets: Counter[str] = Counter()
     for item in items:
-        buckets.update(f"{width}x{height}" for width, height in sizes_of(item, dataset, divisor))
+        sizes = [f"{width}x{height}" for width, height in sizes_of(item, dataset, divisor)]
+        frames = [f"x{frames}" if item.clip else "" for frames, _ in windows_of(item, dataset, timing)]
+        buckets.update(size + window for size in sizes for window in frames)
+    clips = [item.clip for item in items if item.clip]
     return DatasetSummary(
         count=len(items),
         buckets=dict(sorted(buckets.items())),
@@ -68,7 +82,15 @@ def summarize(dataset: DatasetConfig, divisor: int = DEFAULT_DIVISOR) -> Dataset
         else {},
         thumbnails=[item.path for item in items[:8]],
         warnings=list(_warnings(found, dataset)),
+        clips=len(clips),
+        seconds=sum(_seconds(clip, timing) for clip in clips),
     )
+
+
+def _seconds(clip: ClipHeader, timing: Timing | None) -> float:
+    """How long a clip is; a frame folder's pictures are frames at the rate that is trained at."""
+    rate = timing.rate if timing else None
+    return (float(len(clip.pts) / rate) if rate else 0.0) if clip.seconds is None else clip.seconds
 
 
 def _warnings(found: Scan, dataset: DatasetConfig) -> Iterator[str]:
@@ -77,6 +99,8 @@ def _warnings(found: Scan, dataset: DatasetConfig) -> Iterator[str]:
         yield f"{len(found.silent)} images have no caption of their own"
     for _, keys, what in found.index.found.left_out():
         yield f"{some(keys)}: {what}"
+    if found.doubtful:
+        yield f"clips that cannot be trained on as they are: {some(found.doubtful)}"
     if absent := found.index.absent():
         yield f"metadata files name {len(absent)} images that are not there: {some(absent)}"
     folders = {item.key.split("/")[0] for item in found.items if kohya_folder(item.key)[1]}

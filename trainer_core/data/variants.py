@@ -12,6 +12,7 @@ from itertools import product
 from ..config import DatasetConfig
 from ..randomness import uniform
 from .buckets import Size, cover_box
+from .clips.timing import PARTS
 
 Box = tuple[float, float, float, float]
 """Part of an image in pixels: left, top, right, bottom."""
@@ -32,6 +33,8 @@ class Variant:
     """Upside down."""
     crop: int = 0
     """0 is the centre, 1 to CROPS are the random parts."""
+    part: int = 0
+    """Of a clip: 0 is the one that the sample says, 1 to PARTS are random ones."""
 
 
 def variants_of(dataset: DatasetConfig) -> list[Variant]:
@@ -40,7 +43,8 @@ def variants_of(dataset: DatasetConfig) -> list[Variant]:
         return [Variant()]
     crops = range(1, CROPS + 1) if dataset.crop == "random" else (0,)
     flips_x, flips_y = (((False, True) if flips else (False,)) for flips in (dataset.flip_x, dataset.flip_y))
-    return [Variant(*one) for one in product(flips_x, flips_y, crops)]
+    parts = range(1, PARTS + 1) if dataset.clip_part == "random" else (0,)
+    return [Variant(*one) for one in product(flips_x, flips_y, crops, parts)]
 
 
 def choose_variant(dataset: DatasetConfig, *place: int | str) -> Variant:
@@ -51,6 +55,7 @@ def choose_variant(dataset: DatasetConfig, *place: int | str) -> Variant:
         flip_x=dataset.flip_x and uniform("flip", *place) < 0.5,
         flip_y=dataset.flip_y and uniform("flip_y", *place) < 0.5,
         crop=1 + int(uniform("crop", *place) * CROPS) if dataset.crop == "random" else 0,
+        part=1 + int(uniform("part", *place) * PARTS) if dataset.clip_part == "random" else 0,
     )
 
 

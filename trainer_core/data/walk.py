@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..reading import is_folder
+from .clips.header import CLIP_SUFFIXES
 from .header import IMAGE_SUFFIXES
 from .metadata import METADATA_FILES
 from .text import is_text
@@ -18,7 +19,7 @@ OTHER_PICTURES = (
     | frozenset({".tiff", ".exr", ".hdr", ".ppm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"})
 ) - IMAGE_SUFFIXES
 """Suffixes of pictures that are not read, in lower case. Pillow reads some of them, but by libraries (libtiff) that
-are the usual way into a program with a picture; moving ones (GIF) are no single picture."""
+are the usual way into a program with a picture; GIFs are read as clips, for video models."""
 _DEEPEST = 100
 """Levels of folders in a data set."""
 
@@ -29,6 +30,8 @@ class Found:
 
     images: dict[str, Path] = field(default_factory=dict)
     """By key (path relative to the folder, with `/`), sorted by it."""
+    clips: dict[str, Path] = field(default_factory=dict)
+    """The same of video files, which families of pictures leave out."""
     tables: list[Path] = field(default_factory=list)
     """Metadata files."""
     pictures: list[str] = field(default_factory=list)
@@ -42,6 +45,8 @@ class Found:
         """Name of the check, files, and what a user should know of them."""
         if self.pictures:
             yield "other-pictures", self.pictures, "pictures of a kind that is not read. Convert them to PNG or JPEG"
+        if self.clips:
+            yield "clips", [*self.clips], "clips, which only video models train on: left out"
         if self.runs:
             yield "run-folder", self.runs, "folders of training runs, whose previews are not trained on: left out"
         if self.links:
@@ -58,7 +63,7 @@ def walk(folder: Path, without: Collection[Path] = ()) -> Found:
         raise DatasetError(f"{folder}: there is no such folder. Check the data set's `folder`")
     found = Found()
     _collect(found, folder, "", {real(path) for path in without if is_folder(path)})
-    found.images = dict(sorted(found.images.items()))
+    found.images, found.clips = (dict(sorted(files.items())) for files in (found.images, found.clips))
     for keys in (found.pictures, found.runs, found.links):
         keys.sort()
     return found
@@ -95,10 +100,10 @@ def _collect_file(found: Found, entry: os.DirEntry[str], key: str, path: Path) -
         found.links.append(key)
     elif not entry.is_file():  # a pipe, a device, a linked folder
         return
-    elif path.suffix.lower() in IMAGE_SUFFIXES:
+    elif path.suffix.lower() in IMAGE_SUFFIXES | CLIP_SUFFIXES:
         if not is_text(key):  # bytes that are no UTF-8, in Python's disguise
             raise DatasetError(f"{path.parent}: the name of {key!a} is no valid text. Rename the file")
-        found.images[key] = path
+        (found.images if path.suffix.lower() in IMAGE_SUFFIXES else found.clips)[key] = path
     elif path.suffix.lower() in OTHER_PICTURES:
         found.pictures.append(key)
     elif path.name in METADATA_FILES:

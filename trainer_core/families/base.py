@@ -141,9 +141,18 @@ class Base(ABC):
     def tokens(self, shape: Sequence[int]) -> int:
         """Number of tokens of a main stream (C, …, H, W); it is what shifts of the schedule depend on."""
 
-    def latent_shapes(self, width: int, height: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of all streams of a picture, by its size in pixels."""
-        return {one.name: (one.channels, height // one.factor, width // one.factor) for one in self.spec.streams}
+    def latent_shapes(self, width: int, height: int, frames: int = 1) -> dict[str, tuple[int, ...]]:
+        """Shapes of all streams of a picture, or of a video of so many frames, by its size in pixels."""
+        moves = self.spec.frame_rate is not None
+        return {
+            one.name: (
+                one.channels,
+                *(((frames - 1) // one.time_factor + 1,) if moves else ()),
+                height // one.factor,
+                width // one.factor,
+            )
+            for one in self.spec.streams
+        }
 
     @abstractmethod
     def lora_place(self, path: str) -> Place:
@@ -209,8 +218,21 @@ class Base(ABC):
         """Loads the VAE to the device."""
 
     @abstractmethod
-    def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
-        """Pixels (N, 3, H, W) in [-1, 1] → mean and standard deviation of the normalised latents, on the CPU, fp32."""
+    def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:
+        """Pixels (N, 3, H, W) in [-1, 1] → mean and standard deviation of the normalised latents, on the CPU, fp32.
+
+        Where `spec.frame_rate` is set, pixels are (N, 3, T, H, W), a picture's too (T = 1).
+
+        Args:
+            sound: (N, 2, samples) in [-1, 1], as long as the frames; given where `spec.sample_rate` is set.
+        """
+
+    def encode_first_frame(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, 3, T, H, W) in [-1, 1] → normalised latents (N, C, T', h, w), the first frame known.
+
+        Called after `encode_pixels` where `spec.first_frame` is set; on the CPU, fp32.
+        """
+        raise NotImplementedError(f"{self.spec.name} knows no first frames")
 
     def encode_controls(
         self,
@@ -227,7 +249,7 @@ class Base(ABC):
 
     @abstractmethod
     def decode_latents(self, latents: Streams) -> Tensor:
-        """Normalised latents → pixels (N, 3, H, W) in [-1, 1], on the CPU, fp32."""
+        """Normalised latents → pixels (N, 3, H, W) in [-1, 1], on the CPU, fp32; (N, 3, T, H, W) of video models."""
 
     @abstractmethod
     def free_vae(self) -> None:

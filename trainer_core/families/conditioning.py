@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+AUDIO = "audio"
+"""The stream of a video's sound, where it has any."""
 MAIN = "main"
 """The stream that every model has: the picture's, (C, H, W), or the video's, (C, T, H, W)."""
 
@@ -48,11 +50,14 @@ class Conditioning:
     text: TextEmbedding | None = None
     """Of the prompt; None where text encoders are trained, which encode it anew in each step."""
     controls: tuple[Tensor, ...] = ()
-    """What `Base.encode_controls` makes of control images: mostly normalised latents (C, h, w), of their own sizes."""
+    """What `Base.encode_controls` makes of control images: mostly normalised latents (C, h, w), of their own sizes; of
+    video models (C, T, h, w)."""
     time_ids: TimeIds | None = None
     """None: a whole picture of the size that is drawn."""
     frame_rate: float | None = None
     """Frames per second, of video models."""
+    first_frame: Tensor | None = None
+    """Latents (C, T, h, w) of the clip's first frame, where `spec.first_frame` is set."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ class SamplingDefaults:
     height: int
     steps: int
     guidance: float
+    frames: int = 1
+    """Of models that make videos."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,14 @@ class FamilySpec:
     own_controls: bool = False
     """Whether control images come in a size of their own, of which `Base.encode_controls` makes what it needs; else in
     the target's."""
+    frame_rate: float | None = None
+    """Frames per second of what it makes; None: it makes pictures only. Pixels of others have a time axis always."""
+    sample_rate: int | None = None
+    """Samples per second of the sound that is encoded with the pixels; None: it has no sound."""
+    learns_silence: bool = False
+    """What a clip without sound, or a still, teaches the stream `audio`: silence, or nothing (it has no loss)."""
+    first_frame: bool = False
+    """Whether a clip's first frame is given to the denoiser (`Base.encode_first_frame`)."""
 
     def of_role(self, role: Role) -> tuple[Part, ...]:
         """The parts of a role."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..data.batches import BatchOrder
 from ..data.captions import choose, with_class
 from ..data.variants import Variant, choose_variant
-from ..families.conditioning import MAIN, Conditioning, Streams
+from ..families.conditioning import AUDIO, MAIN, Conditioning, Streams
 from ..objective.timesteps import NoiseStages, TimestepSampler
 from ..randomness import normal_like, uniform
 
@@ -45,7 +45,7 @@ class TrainBatch:
     t: Tensor
     """Times (N,)"""
     mask: Streams
-    """Weights of the loss (N, 1, H, W), of mean 1 in each sample, of the streams that have any."""
+    """Weights of the loss (N, 1, …), of mean 1 in each sample, of the streams that have any; 0 for missing sound."""
     captioned: list[Conditioning]
     of_class: list[Conditioning] | None = None
     """With a class word in the trigger's place; None where there is no output preservation in this update."""
@@ -98,9 +98,9 @@ class BatchSource:
         """
         count = self.job.train.gradient_accumulation
         seen: dict[str, int] = {}
-        return [self.draw(self._order.micro_batch(number * count + k), number, seen) for k in range(count)]
+        return [self.micro_batch(self._order.micro_batch(number * count + k), number, seen) for k in range(count)]
 
-    def draw(self, samples: list[Sample], number: int, seen: dict[str, int]) -> TrainBatch:
+    def micro_batch(self, samples: list[Sample], number: int, seen: dict[str, int]) -> TrainBatch:
         """Latents, noise, times and captions for given samples.
 
         Args:
@@ -147,9 +147,9 @@ class BatchSource:
 
     def _mask(self, samples: list[Sample], drawn: list[Latents]) -> Streams:
         if not any(self.job.datasets[sample.dataset].masked for sample in samples):
-            return {}
+            return heard(drawn)
         ones = [torch.ones_like(one.mean[MAIN][:1]) if one.mask is None else one.mask for one in drawn]
-        return {MAIN: torch.stack(ones)}
+        return {MAIN: torch.stack(ones), **heard(drawn)}
 
     def _conditioning(
         self,
@@ -213,6 +213,14 @@ class Prefetched:
     def _made(self, number: int) -> list[TrainBatch]:
         found = self._source.get(number)
         return [batch.pinned() for batch in found] if self._pins else found
+
+
+def heard(drawn: Sequence[Latents]) -> Streams:
+    """Weights (N, 1, …) of the sound's loss, 0 for samples whose sound is none; empty if all have some."""
+    if not any(one.silent for one in drawn):
+        return {}
+    weights = torch.tensor([0.0 if one.silent else 1.0 for one in drawn])
+    return {AUDIO: weights.view(-1, *[1] * drawn[0].mean[AUDIO].dim())}
 
 
 def stacked(samples: Sequence[Streams]) -> Streams:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.variants import Variant
-from ..errors import Interrupted
 from ..families.conditioning import each
 from ..randomness import normal_like
-from .batch_source import named, stacked
+from .batch_source import heard, named, stacked
 
 if TYPE_CHECKING:
     from ..data.prepare import PreparedData
@@ -33,25 +32,25 @@ def validation_times(draws: int) -> list[float]:
 
 
 def validation_loss(
-    experts: Experts, data: PreparedData, draws: int, batch_size: int, should_stop: Callable[[], bool]
+    experts: Experts, data: PreparedData, draws: int, batch_size: int, on_batch: Callable[[], None]
 ) -> float:
     """Mean squared error over all validation samples and `draws` times each, with the adapters as they are.
+
+    `on_batch` is called before each batch, and ends the measurement by raising.
 
     Each sample is seen unflipped, in its centre crop, with its first caption and the mean of its latents.
 
     Raises:
         CacheMiss: if something is not in the cache any more.
-        Interrupted: when `should_stop` says so, between two batches.
     """
     times = validation_times(draws)
-    ordered = sorted(data.validation, key=lambda one: one.size)
+    ordered = sorted(data.validation, key=lambda one: one.shape)
     groups = _by_expert([(sample, t) for sample in ordered for t in times], experts)
     total = 0.0
     with torch.no_grad():
         for pairs in groups:
             for batch in _batches(pairs, batch_size):
-                if should_stop():
-                    raise Interrupted
+                on_batch()
                 total += _losses(experts.at(batch[0][1]).objective, data, batch, times).sum().item()
     return total / (len(ordered) * draws)
 
@@ -68,7 +67,7 @@ def _batches(pairs: list[Pair], batch_size: int) -> list[list[Pair]]:
     """Runs of one size, cut into batches."""
     batches: list[list[Pair]] = []
     for pair in pairs:
-        if batches and len(batches[-1]) < batch_size and batches[-1][0][0].size == pair[0].size:
+        if batches and len(batches[-1]) < batch_size and batches[-1][0][0].shape == pair[0].shape:
             batches[-1].append(pair)
         else:
             batches.append([pair])
@@ -99,4 +98,5 @@ def _losses(objective: Objective, data: PreparedData, batch: list[Pair], times: 
         each(lambda x, e: function(x, e, t), clean, noise)  # noqa: B023 - called at once
         for function in (schedule.add_noise, schedule.target)
     )
-    return objective.losses(objective.predict(noisy, t, prompts), targets)
+    sounding = {name: weights.to(device) for name, weights in heard(latents).items()}
+    return objective.losses(objective.predict(noisy, t, prompts), targets, sounding)

@@ -32,6 +32,10 @@ class PixelMeans:
         max_controls=3,
         text_sees_controls=False,
         own_controls=False,
+        frame_rate=None,
+        sample_rate=None,
+        first_frame=False,
+        learns_silence=False,
     )
     vae_dtype = torch.float32
 

@@ -310,7 +310,7 @@ def test_work_that_is_stopped_does_not_look_at_the_rest(
         put()
     looked: list[Path] = []
 
-    def slow(path: Path, background: str) -> str:
+    def slow(path: Path, *_: object) -> str:
         looked.append(path)
         if len(looked) > 1:
             time.sleep(0.2)

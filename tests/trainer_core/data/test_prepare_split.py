@@ -189,6 +189,6 @@ def test_an_unreadable_file_is_named(prepared: Any, tmp_path: Path, monkeypatch:
     def refuse(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("trainer_core.data.prepare.sha256_once", refuse)
+    monkeypatch.setattr("trainer_core.data.clips.media.sha256_once", refuse)
     with pytest.raises(DatasetError, match=r"\.png: cannot be read \(Permission denied\)"):
         prepared({"folder": pictures(tmp_path / "one", range(2))})

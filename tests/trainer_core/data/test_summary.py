@@ -25,7 +25,7 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     Image.new("RGB", (128, 64)).save(tmp_path / "wide.png")
     (tmp_path / "0.txt").write_text("a red [trigger]")
     (tmp_path / "1.txt").write_text("a cat")
-    summary = summarize(dataset(tmp_path, resolutions=(64,), trigger="zorble", default_caption="a thing"), 16)
+    summary = summarize(dataset(tmp_path, resolutions=(64,), trigger="zorble", default_caption="a thing"))
     assert summary.count == 11
     # 128 x 64 at an area of 64²: the ideal is 90.5 x 45.3; near are 80 x 48 (1.67), 80 x 32 (2.5), 96 x 32 (3)
     assert summary.buckets == {"64x64": 10, "80x48": 1}

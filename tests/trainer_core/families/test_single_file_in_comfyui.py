@@ -18,7 +18,7 @@ from torch import Tensor
 from trainer_core.families.flux1.model import pack, position_ids, unpack
 from trainer_core.families.flux1.single_file import FLUX1
 from trainer_core.families.sources.layout import Layout
-from trainer_core.families.sources.single_file import FilePart
+from trainer_core.families.sources.single_file import FilePart, find_part
 from trainer_core.families.sources.tensors import TensorFile
 from trainer_core.families.stable_diffusion.layouts import SD1, SDXL
 
@@ -113,7 +113,7 @@ def inputs_of(layout: Layout) -> dict[str, Tensor]:
 
 def ours(layout: Layout, file: Path, given: dict[str, Tensor]) -> Tensor:
     part = next(name for name in layout.parts if name in ("unet", "transformer"))
-    found = _find(layout, part, layout.parts[part], TensorFile(file))
+    found = find_part(layout, part, TensorFile(file))
     assert isinstance(found, FilePart)
     x, t, text = given["x"], given["t"], given["context"]
     if layout is FLUX1:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from ...content import sha256_once
+from ..clips.media import content_of
 from ..holdout import held_out
 from .looks import Looks
 from .report import Finding, Severity
@@ -97,7 +97,7 @@ class Alike:
     def _digest_of(self, picture: Picture) -> str:
         if picture.path not in self._digests:
             try:
-                self._digests[picture.path] = sha256_once(picture.path)
+                self._digests[picture.path] = content_of(picture.path)
             except OSError:  # gone since it was looked at
                 self._digests[picture.path] = str(picture.path)
         return self._digests[picture.path]

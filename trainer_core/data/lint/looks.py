@@ -56,10 +56,14 @@ def look_at(path: Path, background: str = "white") -> Look:
         DatasetError: if it cannot be loaded for training either.
         UNREADABLE: as Pillow does for a broken image.
     """
+    return look_of(read_header(path), _small(path, background))
+
+
+def look_of(header: Header, small: Image.Image) -> Look:
+    """What an image looks like whose `shrunk` picture is given."""
     import numpy as np
 
-    header = read_header(path)
-    pixels = np.asarray(_small(path, background), np.float32)
+    pixels = np.asarray(small, np.float32)
     grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
     thumbnail = pixels.reshape(_GRID, _GRID + 1, _GRID, _GRID + 1, 3).mean((1, 3)).round().astype(np.uint8)
     return Look(header.width, header.height, header.transparent, _hash(grey), _hash(grey[:, ::-1]), thumbnail.tobytes())
@@ -131,12 +135,12 @@ def _small(path: Path, background: str) -> Image.Image:
         if image.mode in {"RGB", "L"} and not image.has_transparency_data:
             turned = orientation(image)
             image.draft(image.mode, (_EDGE, _EDGE))
-            small = _shrunk(image)
+            small = shrunk(image)
             return small.transpose(TURNS[turned]) if turned in TURNS else small
-    return _shrunk(load_image(path, background))
+    return shrunk(load_image(path, background))
 
 
-def _shrunk(image: Image.Image) -> Image.Image:
+def shrunk(image: Image.Image) -> Image.Image:
     """72 x 72 RGB; whole pixels are averaged first, which is several times as fast."""
     factor = max(1, min(image.size) // (2 * _EDGE))
     return image.reduce(factor).convert("RGB").resize((_EDGE, _EDGE), Image.Resampling.BILINEAR)

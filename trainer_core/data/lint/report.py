@@ -38,6 +38,8 @@ class LintReport:
     """Image files that were looked at, broken ones included."""
     folders: tuple[str, ...]
     """The data sets' folders."""
+    clips: int = 0
+    """How many of the images are clips."""
 
     @property
     def ok(self) -> bool:
@@ -56,13 +58,17 @@ class LintReport:
         """One line: "10 images: 1 error, 2 warnings"."""
         counts = [(self.count(severity), severity) for severity in SEVERITIES]
         told = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count)
-        return f"{self.images} image{'' if self.images == 1 else 's'}: {told or 'nothing to complain about'}"
+        counted = [(self.images - self.clips, "image"), (self.clips, "clip")]
+        kinds = [kind for kind in counted if kind[0]] or counted[:1]
+        what = ", ".join(f"{count} {kind}{'' if count == 1 else 's'}" for count, kind in kinds)
+        return f"{what}: {told or 'nothing to complain about'}"
 
     def as_dict(self) -> dict[str, Any]:
         """The report in plain types, for JSON."""
         return {
             "folders": list(self.folders),
             "images": self.images,
+            **({"clips": self.clips} if self.clips else {}),
             "counts": {severity: self.count(severity) for severity in SEVERITIES},
             "checks": dict(Counter(finding.check for finding in self.findings)),
             "findings": [{**asdict(finding), "files": list(finding.files)} for finding in self.findings],

@@ -12,22 +12,28 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from ...config import DatasetConfig
 from ...errors import DatasetError
 from ..captions import encoder_text
-from ..header import UNREADABLE
+from ..clips.header import clip_header, may_move
+from ..clips.timing import Timing
+from ..header import IMAGE_SUFFIXES, UNREADABLE
 from ..index import Index, index
+from ..progress import Progress
+from .clips import look_at_clip
 from .looks import Look, look_at
 from .report import Finding
 from .tokens import TextTokenizer
 
-_READING = re.compile(r"cannot be read as an image \((.*)\)")
-"""The reason inside what `load_image` says."""
-Progress = Callable[[str, int, int], None]
-"""Hears what is being done, how much of it is, and how much there is; raises to stop the work."""
+if TYPE_CHECKING:
+    from ...families.spec import FamilySpec
+
+_READING = re.compile(r"cannot be read as an? (?:image|clip) \((.*)\)")
+"""The reason inside what `load_image` and `pictures` say."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,13 @@ class Circumstances:
     share: float = 0.0
     """Share of each training set that is held out for validation."""
     tokenizers: Sequence[TextTokenizer] = ()
+    spec: FamilySpec | None = None
+    """Of the family, if it is known."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image file of a data set."""
+    """One image or clip of a data set."""
 
     path: Path
     key: str
@@ -104,11 +112,15 @@ class Survey:
                     yield picture, encoder_text(caption, self.dataset)
 
 
-def look_over(dataset: DatasetConfig, progress: Progress) -> Survey:
-    """Looks at every image and caption of a data set; raises nothing for what it finds there."""
+def look_over(dataset: DatasetConfig, progress: Progress, timing: Timing | None = None) -> Survey:
+    """Looks at every image and caption of a data set; raises nothing for what it finds there.
+
+    Args:
+        timing: how clips are counted; None: they are left out.
+    """
     found = Survey(dataset)
     try:
-        files = index(dataset)
+        files = index(dataset, timing)
     except DatasetError as error:
         found.complain("folder", str(error))
         return found
@@ -117,7 +129,13 @@ def look_over(dataset: DatasetConfig, progress: Progress) -> Survey:
     if not files.problems:
         found.absent, found.left_out = files.absent(), list(files.found.left_out())
     if files.images:
-        _look_at_all(found, [_picture(found, files, key) for key in files.images], progress)
+        pictures = [_picture(found, files, key) for key in files.images]
+        if timing and timing.rate is None:  # it is not known whether clips are of any use
+            idle = [one for one in pictures if not one.captions and one.path.suffix.lower() not in IMAGE_SUFFIXES]
+            pictures = [one for one in pictures if one not in idle]
+            if idle:
+                found.left_out.append(("clips", [one.key for one in idle], "clips without a caption, for video models"))
+        _look_at_all(found, pictures, progress, timing is not None)
     return found
 
 
@@ -134,33 +152,45 @@ def _picture(found: Survey, files: Index, key: str) -> Picture:
     return Picture(path, key, captions, own=own or bool(files.metadata.problems), repeats=repeats)
 
 
-def _look_at_all(found: Survey, pictures: list[Picture], progress: Progress) -> None:
+def _look_at_all(found: Survey, pictures: list[Picture], progress: Progress, clips: bool) -> None:
     """Reads all pixels, a few images at a time, and keeps 300 bytes of each."""
     Image.init()  # else the first threads would all do it
-    broken: dict[str, list[str]] = {}
+    broken: dict[tuple[str, str], list[str]] = {}
     background = found.dataset.background
     # Pillow decodes on all cores at once; a thread more than there are cores hides some waiting for the disk
     pool = ThreadPoolExecutor((os.cpu_count() or 1) + 1)
     try:
-        looks = pool.map(lambda picture: _look(picture.path, background), pictures)
+        looks = pool.map(lambda picture: (_look_at_clip if clips else _look)(picture.path, background), pictures)
         for number, (picture, look) in enumerate(zip(pictures, looks, strict=True)):
             progress("looking at images", number, len(pictures))
             if isinstance(look, str):
-                broken.setdefault(look, []).append(picture.key)
+                kind = "image" if picture.path.suffix.lower() in IMAGE_SUFFIXES else "clip"
+                broken.setdefault((kind, look), []).append(picture.key)
                 found.pictures.append(picture)
             else:
                 found.pictures.append(replace(picture, look=look))
     finally:  # `progress` raises to stop the work: what is queued must not be looked at first
         pool.shutdown(cancel_futures=True)
     progress("looking at images", len(pictures), len(pictures))
-    for reason, keys in broken.items():
-        found.complain("unreadable-image", f"cannot be read as an image: {reason}. Replace or remove it", *keys)
+    for (kind, reason), keys in broken.items():
+        message = f"cannot be read as {'an image' if kind == 'image' else 'a clip'}: {reason}. Replace or remove it"
+        found.complain(f"unreadable-{kind}", message, *keys)
 
 
-def _look(path: Path, background: str) -> Look | str:
+def _look_at_clip(path: Path, background: str) -> Look | str:
+    """As `_look`, of what may be a clip."""
+
+    def look(path: Path, background: str) -> Look:
+        clip = clip_header(path) if may_move(path) else None
+        return look_at_clip(path, clip, background) if clip else look_at(path, background)
+
+    return _look(path, background, look)
+
+
+def _look(path: Path, background: str, look: Callable[[Path, str], Look] = look_at) -> Look | str:
     """What an image looks like, or why it cannot be seen."""
     try:
-        return look_at(path, background) if path.stat().st_size else "the file is empty"
+        return look(path, background) if path.stat().st_size else "the file is empty"
     except Image.UnidentifiedImageError:
         return "its content is no image of a known kind"
     except UNREADABLE as error:

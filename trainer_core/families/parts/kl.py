@@ -34,7 +34,7 @@ class KlBase(Base):
             (part,) = self.spec.of_role("vae")
             self._vae = self.load_part(part, self.vae_dtype)
 
-    def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
+    def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:  # noqa: ARG002
         import torch
 
         with torch.no_grad():

@@ -13,23 +13,12 @@ MODELS: dict[str, Model] = {
 }
 """By name."""
 
-_MUSIC = "it makes sound, neither pictures nor video"
-_SHAPES = "it makes three-dimensional shapes, neither pictures nor video"
+_SOUND = "it makes sound, and neither pictures nor videos"
+_OTHER = "it makes neither pictures nor videos"
 
 NONE: dict[str, str] = {
-    "StableAudio": _MUSIC,
-    "StableAudio3": _MUSIC,
-    "ACEStep": _MUSIC,
-    "ACEStep15": _MUSIC,
-    "MiniMaxMusic3": _MUSIC,
-    "Hunyuan3Dv2": _SHAPES,
-    "Hunyuan3Dv2_1": _SHAPES,
-    "Hunyuan3Dv2mini": _SHAPES,
-    "Trellis2": _SHAPES,
-    "TripoSplat": _SHAPES,
-    "RT_DETR_v4": "it finds things in a picture and makes none",
-    "SAM3": "it cuts things out of a picture and makes none",
-    "SAM31": "it cuts things out of a picture and makes none",
-    "DepthAnything3": "it tells how far things in a picture are and makes none",
+    **dict.fromkeys(("StableAudio", "StableAudio3", "ACEStep", "ACEStep15", "MiniMaxMusic3"), _SOUND),
+    **dict.fromkeys(("Hunyuan3Dv2", "Hunyuan3Dv2_1", "Hunyuan3Dv2mini", "Trellis2", "TripoSplat"), _OTHER),
+    **dict.fromkeys(("RT_DETR_v4", "SAM3", "SAM31", "DepthAnything3"), _OTHER),
 }
 """Classes without a model here, and why no LoRA of them is trained."""

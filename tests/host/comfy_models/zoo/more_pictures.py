@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .pictures import COSMOS2, DEEP, FLAT, PIXELS, STILL, masked, text, unmasked
-from .record import NO_GRADIENT, Draw, Model, ones
+from .record import NO_GRADIENT, RESTORES, Draw, Model, ones
 
 _PIXART: dict[str, Any] = {
     "image_model": "pixart_alpha",
@@ -141,8 +141,6 @@ O1: dict[str, Any] = {
 }
 _TIME_TOKEN = 151673
 """What HiDream O1 replaces by the noise level; its tokenizer ends each prompt with it."""
-
-RESTORES = "it enlarges or restores a given picture or clip, and a data set has no spoiled copies to start from"
 
 
 def _hydit(draw: Draw) -> dict[str, Any]:

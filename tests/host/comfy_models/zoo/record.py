@@ -11,6 +11,7 @@ Shape = tuple[int, ...]
 
 NO_GRADIENT = "ComfyUI's code of it can make pictures, but has no gradients to train with"
 """A reason why a model is not trained that has nothing to do with data."""
+RESTORES = "it enlarges or restores a given picture or clip, and a data set has no spoiled copies to start from"
 
 
 class Draw:

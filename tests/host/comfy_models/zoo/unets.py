@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .record import Draw, Model, ones
+from .record import RESTORES, Draw, Model, ones
 
 _UNET: dict[str, Any] = {
     "image_size": 32,
@@ -47,7 +47,7 @@ _FRAMES = ((3, 4, 16, 16),)
 
 NO_TEXT = "it takes a picture and no text, so there is no prompt that a LoRA could learn"
 _FRAMES_ARE_A_BATCH = "its batch is the frames of one clip"
-NO_NOISE = "it makes a depth map of a picture in one step, without noise, so there is nothing to train it on"
+NO_NOISE = "it turns a picture into a map in one step, without noise, so there is nothing to train it on"
 
 
 def _text(draw: Draw) -> dict[str, Any]:
@@ -124,6 +124,7 @@ MODELS = [
         _text,
         lambda draw: {"concat_image": draw(1, 3, 16, 16), "seed": 11},
         category="edit",
+        refused=RESTORES,
     ),
     Model(
         "zero123",

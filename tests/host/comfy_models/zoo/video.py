@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .more_pictures import RESTORES
 from .pictures import COSMOS2, padded
-from .record import Draw, Given, Model, ones, seen
+from .record import RESTORES, Draw, Given, Model, ones, seen
 
 _HUNYUAN: dict[str, Any] = {
     "image_model": "hunyuan_video",

@@ -6,6 +6,7 @@ from typing import Any
 
 from .pictures import padded
 from .record import Draw, Given, Model, nothing, ones, seen
+from .unets import NO_NOISE
 from .video import first_known
 
 WAN: dict[str, Any] = {
@@ -133,7 +134,7 @@ MODELS = [
     _wan(
         "wan21_flowrvs",
         "WAN21_FlowRVS",
-        refused="it marks things in a given video, without noise, so there is nothing to train it on",
+        refused=NO_NOISE,
         model_type="flow_rvs",
     ),
     _wan(

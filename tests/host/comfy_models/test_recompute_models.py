@@ -1,0 +1,104 @@
+"""What recomputing spares in ComfyUI's own blocks, and that it is exact in quantized ones."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ..pack import module
+from .running import predict
+from .zoo import MODELS
+
+torch = pytest.importorskip("torch")
+
+
+class Trained:
+    """A copy of a model with an adapter: the bytes `kept` for the backward pass, and its `gradients`."""
+
+    def __init__(
+        self, name: str, model: Any, *, recomputed: bool, mixed: bool = False, targets: str = "attention"
+    ) -> None:
+        zoo, layers = MODELS[name], module("nodes.comfy_models.layers")
+        recompute = module("nodes.comfy_models.recompute")
+        self.model = module("nodes.comfy_models.shadow").shadow(model)
+        denoiser = self.model.diffusion_model
+        config = module("trainer_core.config").AdapterConfig(rank=2)
+        adapter = module("trainer_core.adapters.adapter").Adapter(
+            denoiser, config, layers.targets(denoiser)[targets], 0
+        )
+        for weight in adapter.parameters():
+            weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())) * 0.05
+        if recomputed:
+            recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser).values())
+        with module("nodes.comfy_models.kernels").differentiable(), recompute.mutable_saved():
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                said = predict(self.model, zoo.streams(), zoo.conditioning())
+                loss = sum((one.float() - 1).square().mean() for one in said)
+            self.kept = self._kept()
+            loss.backward()
+        self.gradients = torch.cat([weight.grad.flatten() for weight in adapter.parameters()])
+
+    def _kept(self) -> int:
+        """Bytes, beside the model's own weights."""
+        saved = module("nodes.comfy_models.saved")
+        own = {piece for weight in self.model.parameters() for piece in saved.memory(weight)}
+        kept = [next(iter(some)).tensor for piece, some in saved._active._kept.items() if some and piece not in own]
+        return sum(one.untyped_storage().nbytes() for one in kept)
+
+
+def difference(one: Trained, other: Trained) -> float:
+    return float((one.gradients - other.gradients).norm() / other.gradients.norm())
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", ["ltx2", "sdxl", "hidream", "wan21_i2v"])
+def test_blocks_keep_their_inputs_only(name: str, mixed: bool) -> None:
+    """Most of what plain autograd keeps is not kept, in the model's own precision and in mixed precision."""
+    model = MODELS[name].make().model
+    plain, recomputed = (Trained(name, model, recomputed=one, mixed=mixed) for one in (False, True))
+    assert difference(recomputed, plain) < (2e-2 if mixed else 1e-6)
+    assert recomputed.kept < plain.kept * 0.5
+
+
+@pytest.mark.parametrize(("kind", "error"), [("float8_e4m3fn", 0.1), ("int8_tensorwise", 0.03), ("nvfp4", 0.25)])
+@pytest.mark.parametrize("name", ["flux1", "wan21_t2v"])
+def test_quantized_blocks(name: str, kind: str, error: float) -> None:
+    """Recomputed or not they have the same gradients, and those of their dequantized weights within the format's error.
+
+    Activations are quantized too, so that is the error of a layer's result, through all layers.
+    """
+    with torch.inference_mode():
+        patcher = MODELS[name].make()
+        quantize(patcher.model.diffusion_model, kind)
+    plain, recomputed = (Trained(name, patcher.model, recomputed=one, targets="all") for one in (False, True))
+    assert difference(recomputed, plain) < 1e-6
+    dequantize(patcher.model.diffusion_model)
+    assert 1e-5 < difference(plain, Trained(name, patcher.model, recomputed=False, targets="all")) < error
+
+
+def quantize(denoiser: Any, kind: str) -> None:
+    """Makes layers of blocks what ComfyUI makes of such a file."""
+    import comfy.ops
+    import comfy.quant_ops
+
+    layout = comfy.quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"]
+    operations = comfy.ops.mixed_precision_ops(compute_dtype=torch.float32)
+    for pattern in module("nodes.comfy_models.layers").targets(denoiser)["all"]:
+        path = pattern.replace("\\", "")
+        dense = denoiser.get_submodule(path)
+        weight = comfy.quant_ops.QuantizedTensor.from_float(dense.weight.data, layout, scale="recalculate")
+        state = weight.state_dict("weight") | ({} if dense.bias is None else {"bias": dense.bias})
+        state["comfy_quant"] = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+        layer = operations.Linear(dense.in_features, dense.out_features, bias=dense.bias is not None)
+        layer.load_state_dict(state, strict=False)
+        denoiser.set_submodule(path, layer.eval())
+
+
+def dequantize(denoiser: Any) -> None:
+    """Gives quantized layers their weights in full."""
+    for layer in denoiser.modules():
+        if hasattr(layer, "layout_type"):
+            layer.weight = torch.nn.Parameter(layer.weight.dequantize(), requires_grad=False)
+            layer.layout_type = layer.quant_format = None
