@@ -29,6 +29,7 @@ from .loading import (
 )
 from .media import decoded, encoded
 from .prediction import computing, predicted
+from .quantized import as_loaded
 from .schedule import ComfySchedule
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ class ComfyBase(Base):
         self.dtype = model.get_dtype_inference()
         self.text_encoder_dtype = self.vae_dtype = torch.float32
         self._trained: dict[str, TrainedModel] = {}
+
+    @classmethod
+    def spec_of(cls, model: ModelConfig) -> FamilySpec:
+        return cls.open(model).spec
 
     @classmethod
     def open(cls, model: ModelConfig) -> Base:
@@ -138,11 +143,12 @@ class ComfyBase(Base):
 
     def encode_prompts(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]] = ()) -> list[TextEmbedding]:
         seen = pictures or [()] * len(prompts)
-        with torch.no_grad(), computing():
-            return [
-                to_embedding(controls.conditioning(self._linked.clip, self._model, prompt, some), self.dtype)
+        with computing(), as_loaded(self._linked.clip.cond_stage_model):
+            found = [
+                controls.conditioning(self._linked.clip, self._model, prompt, some)
                 for prompt, some in zip(prompts, seen, strict=True)
             ]
+        return [to_embedding(one, self.dtype) for one in found]
 
     def text_fingerprint(self) -> str:
         return f"{self._linked.clip_digest}:{self.dtype}"
@@ -239,7 +245,7 @@ class ComfyBase(Base):
         seeds: Sequence[int],
         settings: SamplerSettings,
         negative: Conditioning | None = None,
-        should_stop: Callable[[], bool] | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> Streams:
         """Draws as KSampler does."""
         sampler, scheduler = self.sampler_names(settings)
@@ -263,7 +269,7 @@ class ComfyBase(Base):
                     cfg=1.0 if self.guidance_distilled else settings.guidance,
                     sampler=sampler,
                     scheduler=scheduler,
-                    should_stop=should_stop,
+                    on_step=on_step,
                 )
                 found.append(self._model.latent_format.process_in(latents))
         return {MAIN: torch.cat(found)}

@@ -53,8 +53,8 @@ def to_embedding(conditioning: Sequence[Sequence[Any]], dtype: torch.dtype) -> T
             return value
         raise BaseModelError(f"this CLIP's conditioning holds {name}, a {type(value).__name__}, which cannot be kept")
 
-    every = {key: packed(value, key) for key, value in {"cross_attn": cross, **options}.items()}
-    text = json.dumps({key: value for key, value in every.items() if value is not None}, sort_keys=True)
+    given = options if cross is None else {"cross_attn": cross, **options}
+    text = json.dumps({key: packed(value, key) for key, value in given.items()}, sort_keys=True)
     tensors[_TREE] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
     return tensors
 

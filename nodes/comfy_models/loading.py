@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...trainer_core.config import LINKS
 from ...trainer_core.errors import BaseModelError
 from .digest import digest
+from .quantized import add_gradients, as_loaded
 from .shadow import shadow
 
 
@@ -79,14 +80,24 @@ def recall(source: str) -> Linked:
 
 def at_rest(patcher: Any) -> Any:
     """A MODEL or CLIP with the weights of its loader; ComfyUI leaves those of the clone that ran last in it."""
-    management = comfy.model_management
-    for loaded in [one for one in management.current_loaded_models if one.model is not None]:
+    for loaded in _loaded():
         if patcher.is_clone(loaded.model):
-            loaded.model_unload()
-            management.current_loaded_models.remove(loaded)
+            _unload(loaded)
     if patcher.backup or patcher.object_patches_backup:  # of a clone that is no more
-        patcher.unpatch_model(patcher.offload_device)
+        with as_loaded(patcher.model):
+            patcher.unpatch_model(patcher.offload_device)
     return patcher
+
+
+def _loaded() -> list[Any]:
+    """What is on a device, as ComfyUI notes it."""
+    return [one for one in comfy.model_management.current_loaded_models if one.model is not None]
+
+
+def _unload(loaded: Any) -> None:
+    with as_loaded(loaded.model.model):
+        loaded.model_unload()
+    comfy.model_management.current_loaded_models.remove(loaded)
 
 
 # --- what a digest looks at -------------------------------------------------------------------------------------------
@@ -146,6 +157,7 @@ class TrainedModel:
             merged = self.patcher.patch_weight_to_device(key, device_to=self.patcher.load_device, return_weight=True)
             comfy.utils.set_attr_param(model, key, _ordinary(merged.to(self.patcher.offload_device)))
         self.patcher.patches = {}
+        add_gradients(model)
         self.model = model
         """A `comfy.model_base.BaseModel`."""
         self._options: dict[str, Any] | None = None
@@ -157,7 +169,13 @@ class TrainedModel:
         return found
 
     def load(self) -> None:
-        """Brings the model to its device, wholly or, where memory is short, as far as it fits. Cheap if it is there."""
+        """Brings the model to its device, wholly or, where memory is short, as far as it fits. Cheap if it is there.
+
+        All others have to leave it first.
+        """
+        if all(one.model is not self.patcher for one in _loaded()):
+            for one in _loaded():
+                _unload(one)
         comfy.model_management.load_models_gpu([self.patcher])
         for parameter in self.denoiser.parameters():
             if parameter.requires_grad and parameter.device != self.patcher.load_device:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ..data.captions import prompt_with_trigger
 from ..data.images import png_bytes, to_image
-from ..errors import Interrupted
 from ..families.conditioning import Conditioning
 from ..files import write_atomically
 from ..runs.events import SampleReady
@@ -63,8 +62,10 @@ class Previews:
             self._texts = embedded(base, preview_texts(job), negative_text(job), pixels)
             base.free_text_encoders()
 
-    def draw(self, step: int, experts: Experts, should_stop: Callable[[], bool]) -> None:
-        """Draws one picture for each of the job's prompts into the run's folder. A request to stop ends it early.
+    def draw(self, step: int, experts: Experts, on_step: Callable[[], None]) -> None:
+        """Draws one picture for each of the job's prompts into the run's folder.
+
+        `on_step` is called before each denoising step, and ends the drawing by raising.
 
         Raises:
             CacheMiss: if a prompt's embedding is not in the cache any more.
@@ -84,7 +85,7 @@ class Previews:
                         )
                     )
                     latents = draw(
-                        base, lambda t: experts.at(t).denoiser, [shown], [seed], self._settings, without, should_stop
+                        base, lambda t: experts.at(t).denoiser, [shown], [seed], self._settings, without, on_step
                     )
                     facts = {"prompt": prompt, "seed": str(seed), "weights": experts.which(config.weights)}
                     if names := self._shown[index].names:
@@ -93,8 +94,6 @@ class Previews:
                     picture = png_bytes(to_image(base.decode_latents(latents)[0]), facts)
                     write_atomically(path, picture, inside=self._run.path)
                     self._emit(SampleReady(step, path, config.prompts[index], index))
-        except Interrupted:
-            return  # the loop sees the same request to stop
         finally:
             base.free_vae()
 

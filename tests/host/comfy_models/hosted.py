@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -75,6 +77,36 @@ def opened(model: Any, **more: Any) -> Any:
     base = module("nodes.comfy_models.base").ComfyBase.open(given)
     base.kept = given
     return base
+
+
+@cache
+def registered() -> None:
+    """Makes ComfyUI's models known to the trainer, as nodes/host.py does in ComfyUI."""
+    module("trainer_core.families.registry").register_provider(module("nodes.comfy_models.provider").ComfyModels())
+
+
+def trained(root: Any, job: dict[str, Any], while_running: Callable[[Any], None] | None = None) -> Any:
+    """A whole run, which has ended: its `TrainingJob`.
+
+    Args:
+        job: as in a job.yaml; `model` may be what goes over our own link.
+    """
+    registered()
+    config = module("trainer_core.config")
+    run = module("trainer_core.api").new_run(root, config.validated(config.JobConfig, job))
+    run.start()
+    while run.alive:
+        if while_running:
+            while_running(run)
+        time.sleep(0.02)
+    return run
+
+
+def lora_of(run: Any) -> dict[str, Any]:
+    """The tensors of a run's last LoRA file."""
+    from safetensors.torch import load_file
+
+    return load_file(run.run.latest().lora)
 
 
 def sample_of(conditioning: Sequence[Sequence[Any]], **more: Any) -> Any:
