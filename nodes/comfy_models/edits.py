@@ -170,6 +170,5 @@ EDITS = {
 
 Nodes: FluxKontextImageScale; TextEncodeQwenImageEdit for LongCat; TextEncodeQwenImageEditPlus for Qwen and Krea 2;
 TextEncodeBooguEdit; TextEncodeMageFlowEdit; TextEncodeJoyImageEdit; TextEncodeZImageOmni without an image encoder.
-Qwen-Image-Edit of August 2025 has the same weights as its successors' in all that can be told
-from a file, and is asked as they are.
+Qwen-Image-Edit of August 2025 cannot be told from its successors by its weights, and is asked as they are.
 """

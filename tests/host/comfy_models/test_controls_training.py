@@ -153,6 +153,7 @@ def test_a_run_shows_its_pictures_with_every_text(tmp_path: Path) -> None:
         validation={"share": 0.34, "every": 1},
         sample={"prompts": ["paint it"], "every": 1, "steps": 1, "width": 64, "height": 64},
     )
+    assert max(map(asked.count, asked)) <= 2, "for the data and for previews, however a batch is filled up"
     seen = {text: {pictures for one, pictures in asked if one == text} for text, _ in asked}
     for name, value in grey.items():
         assert seen[f"a dog {name}"] == {(value,)}
