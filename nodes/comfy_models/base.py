@@ -143,11 +143,11 @@ class ComfyBase(Base):
 
     def encode_prompts(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]] = ()) -> list[TextEmbedding]:
         seen = pictures or [()] * len(prompts)
+        found: list[Any] = []
         with computing(), as_loaded(self._linked.clip.cond_stage_model):
-            found = [
-                controls.conditioning(self._linked.clip, self._model, prompt, some)
-                for prompt, some in zip(prompts, seen, strict=True)
-            ]
+            for k, (prompt, some) in enumerate(zip(prompts, seen, strict=True)):
+                same = k and prompt == prompts[k - 1] and some is seen[k - 1]  # batches are filled up with their last
+                found += found[-1:] if same else [controls.conditioning(self._linked.clip, self._model, prompt, some)]
         return [to_embedding(one, self.dtype) for one in found]
 
     def text_fingerprint(self) -> str:
