@@ -163,7 +163,7 @@ def _of_run(lora: FoundLora | None, base: ModelConfig, count: int, own_prompts: 
     Raises:
         ConfigError: if they cannot be used any more.
     """
-    if lora is None or lora.job is None or not family_spec(base.family).max_controls:
+    if lora is None or lora.job is None or not family_spec(base.family).max_given:
         return [()] * count
     try:
         host.checked_job(lora.job)
