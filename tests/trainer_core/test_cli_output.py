@@ -20,6 +20,7 @@ from trainer_core.commands.terminal import printable
 from trainer_core.config import SampleConfig, load_job
 from trainer_core.runs.queue import DeviceQueue
 from trainer_core.runs.run_folder import RunFolder
+from trainer_core.sampling.preview import Drawn
 
 from .complaints import complaint
 
@@ -59,12 +60,12 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def preview(
         model: object, prompts: list[str], *, sample: SampleConfig, progress: Callable[[int, int], None], **_: object
-    ) -> list[Any]:
+    ) -> Drawn:
         asked.append([*prompts, sample.negative_prompt])
         progress(0, len(prompts))
-        return [Image.new("RGB", (8, 8)) for _ in prompts]
+        return Drawn([[Image.new("RGB", (8, 8))] for _ in prompts], None)
 
-    monkeypatch.setattr("trainer_core.sampling.preview.preview", preview)
+    monkeypatch.setattr("trainer_core.sampling.preview.preview_frames", preview)
     return asked
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,15 +14,13 @@ from ..config import DatasetConfig
 from ..errors import BaseModelError, DatasetError
 from ..families.conditioning import MAIN
 from .cache import RecentEntries, key_of
-from .clips.decode import unreadable
-from .clips.header import ClipHeader, clip_header
-from .clips.timing import random_start, resampled, timing_of
-from .header import UNREADABLE
+from .clips.excerpt import excerpt_of
+from .clips.timing import timing_of
 from .masks import loss_weights
 from .scan import Sample
 from .text import composed
 from .variants import Variant, box_of
-from .views import Excerpt, View, batches_of, loaded
+from .views import View, batches_of, loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,7 +144,6 @@ class EncodedPictures:
         self.keys: set[str] = set()
         """The cache's keys for all that was encoded, masks among them."""
         self._timings = [timing_of(dataset, base.spec) for dataset in datasets]
-        self._clips: dict[Path, ClipHeader | None] = {}
         self._backgrounds = [ImageColor.getrgb(dataset.background)[:3] for dataset in datasets]
 
     def encode(self, drawn: list[tuple[Sample, Variant]], progress: Progress) -> None:
@@ -285,51 +281,24 @@ class EncodedPictures:
 
     def _view(self, sample: Sample, variant: Variant, path: Path) -> View:
         item = sample.item
-        box = box_of(item.width, item.height, sample.size, variant, self._digests[item.path])
+        content = self._digests[item.path]
+        box = box_of(item.width, item.height, sample.size, variant, content)
         target, background = (item.width, item.height), self._backgrounds[sample.dataset]
-        excerpt = self._excerpt(sample, variant, path) if self._timings[sample.dataset] else None
+        timing, excerpt = self._timings[sample.dataset], None
+        if timing and timing.rate:
+            excerpt = excerpt_of(sample, variant.part, path, timing.rate, self._base.spec.sample_rate, content)
         return View(path, self._digests[path], target, box, sample.size, variant, background, excerpt=excerpt)
 
-    def _excerpt(self, sample: Sample, variant: Variant, path: Path) -> Excerpt:
-        """The frames of a file that a sample shows: of a mask or control clip those at the same times as its own."""
-        item, spec, timing = sample.item, self._base.spec, self._timings[sample.dataset]
-        assert timing is not None
-        assert timing.rate is not None
-        start = sample.start
-        if start is None and item.clip:
-            count = len(resampled(item.clip, timing.rate))
-            content = self._digests[item.path]
-            middle = (count - sample.frames) // 2
-            start = random_start(count, sample.frames, variant.part, content) if variant.part else middle
-        start = start or 0
-        clip = item.clip if path == item.path else self._clip(path)
-        samples = round(sample.frames / timing.rate * spec.sample_rate) if spec.sample_rate else 0
-        if clip is None:
-            return Excerpt(None, (0,), samples=round(1 / timing.rate * spec.sample_rate) if spec.sample_rate else 0)
-        frames = resampled(clip, timing.rate)
-        if len(frames) < start + sample.frames - 1:
-            raise DatasetError(
-                f"{path}: has {len(frames)} frames at {float(timing.rate):g} a second, and {item.key} is trained on up "
-                f"to frame {start + sample.frames}. Make it as long as its clip"
-            )
-        shown = tuple(frames[min(k, len(frames) - 1)] for k in range(start, start + sample.frames))
-        return Excerpt(clip, shown, Fraction(start) / timing.rate, samples)
-
-    def _clip(self, path: Path) -> ClipHeader | None:
-        if path not in self._clips:
-            try:
-                self._clips[path] = clip_header(path)
-            except UNREADABLE as error:
-                raise unreadable(path, error) from None
-        return self._clips[path]
-
     def _key(self, view: View) -> str:
-        return key_of("pixels", _TRANSFORM_VERSION, self._base.spec.name, self._mark, *view.parts, *view.background)
+        spec = self._base.spec
+        also = (_FIRST_FRAME,) if spec.first_frame else ()
+        return key_of("pixels", _TRANSFORM_VERSION, spec.name, self._mark, *view.parts, *view.background, *also)
 
     def _mask_key(self, sample: Sample, view: View) -> str:
         kind = "alpha" if self._datasets[sample.dataset].alpha_mask else "mask"
-        whose = [self._only_by] if self._only_by else []
-        return key_of(kind, _TRANSFORM_VERSION, self._base.spec.main.factor, *view.parts, *whose)
+        main, whose = self._base.spec.main, [self._only_by] if self._only_by else []
+        moving = [f"{main.time_factor} frames"] if view.excerpt else []
+        return key_of(kind, _TRANSFORM_VERSION, main.factor, *view.parts, *moving, *whose)
 
 
 def _stored(stream: str, what: str) -> str:

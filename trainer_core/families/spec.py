@@ -155,6 +155,11 @@ class FamilySpec:
         return {part.tokenizer: part.tokenizer_kind for part in self.parts if part.tokenizer}
 
     @property
+    def max_given(self) -> int:
+        """How many images a preview may be drawn with: its first frame, where there is one, and control images."""
+        return self.max_controls + self.first_frame
+
+    @property
     def main(self) -> Stream:
         """The picture's stream, or the video's."""
         return self.streams[0]

@@ -51,7 +51,7 @@ def pictures(
         raise unreadable(path, error) from None
 
 
-def first_picture(path: Path) -> Image.Image:
+def first_picture(path: Path, background: str = "white") -> Image.Image:
     """A picture, or the first frame of a clip, as it is seen, in RGB.
 
     Raises:
@@ -61,7 +61,7 @@ def first_picture(path: Path) -> Image.Image:
         clip = clip_header(path)
     except UNREADABLE as error:
         raise unreadable(path, error) from None
-    return load_image(path) if clip is None else next(pictures(path, clip, [0]))[1]
+    return load_image(path, background) if clip is None else next(pictures(path, clip, [0], background))[1]
 
 
 def unreadable(path: Path, error: Exception) -> DatasetError:

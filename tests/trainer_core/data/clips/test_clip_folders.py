@@ -177,7 +177,9 @@ def test_broken_clips_are_all_told(family: str, tmp_path: Path) -> None:
 @pytest.fixture
 def checked(tmp_path: Path) -> Callable[..., LintReport]:
     def check(**settings: Any) -> LintReport:
-        return lint(config(tmp_path, default_caption="x", **settings), model=ModelConfig(family="toy_video"), tokenizers=())
+        return lint(
+            config(tmp_path, default_caption="x", **settings), model=ModelConfig(family="toy_video"), tokenizers=()
+        )
 
     return check
 
