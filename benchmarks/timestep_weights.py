@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from features import draw_pictures, write_pictures
 
-from trainer_core.adapters.comfy_format import applied
+from trainer_core.adapters.applied import applied
 from trainer_core.config import DatasetConfig
 from trainer_core.data.images import load_image, to_bucket
 from trainer_core.data.scan import scan
@@ -47,7 +47,7 @@ def losses(lora: Path | None, folder: Path) -> torch.Tensor:
     captions = [item.captions[0].replace("[trigger]", TRIGGER) for item in items]
     given = base.collate(list(map(Conditioning, captions, base.encode_prompts(captions))))
     found = []
-    with torch.no_grad(), applied(painter.denoiser, painter.changes, 1.0) if painter.changes else nullcontext():
+    with torch.no_grad(), applied(painter.denoiser, painter.deltas, 1.0) if painter.deltas else nullcontext():
         for level in range(LEVELS):
             t = torch.full((len(items),), (level + 0.5) / LEVELS)
             errors = []

@@ -20,9 +20,10 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider, register_tokenizers
+from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider
 from ..trainer_core.config import JobConfig, plain_name
 from ..trainer_core.errors import ConfigError, RunError
+from .comfy_models import tokenizers
 from .comfy_models.provider import ComfyModels
 from .controls import Refused
 
@@ -30,10 +31,8 @@ SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "dem
 _PREVIEW_PIXELS = 512
 _REQUEST_BYTES = 4096
 
-_COMFY = Path(comfy.sd.__file__).parent
 register_provider(ComfyModels())
-register_tokenizers("clip", _COMFY / "sd1_tokenizer")
-register_tokenizers("t5", _COMFY / "text_encoders" / "t5_tokenizer")
+tokenizers.register(Path(comfy.sd.__file__).parent)
 
 # folders
 
@@ -212,6 +211,7 @@ class ProgressBar:
 
     def update(self, done: int, total: int, picture: Image.Image | None = None) -> None:
         """Sets the bar, and shows a picture on the node."""
+        raise_if_interrupted()  # ComfyUI's bar looks only now and then
         preview = ("JPEG", picture, _PREVIEW_PIXELS) if picture is not None else None
         self._bar.update_absolute(done, max(total, 1), preview)
 
@@ -224,12 +224,6 @@ def raise_if_interrupted() -> None:
 def end_prompt() -> NoReturn:
     """Ends the prompt as a cancel does: nothing more of it runs, and no error is shown."""
     raise comfy.model_management.InterruptProcessingException
-
-
-def interrupted() -> bool:
-    """For work of the core that asks whether to stop: raises ComfyUI's interruption instead of answering yes."""
-    raise_if_interrupted()
-    return False
 
 
 def no_output() -> Any:

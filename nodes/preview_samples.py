@@ -124,7 +124,6 @@ class PreviewSamples(io.ComfyNode):
                 settings=sample,
                 controls=controls,
                 progress=progress,
-                should_stop=host.interrupted,
             )
 
         shown = drawn(None, 0)

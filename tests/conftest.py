@@ -117,7 +117,11 @@ def _signals_arrive() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The queue of a test and of its processes: it waits for nobody and is in nobody's way."""
+    """The queue of a test and of its processes: it waits for nobody and is in nobody's way.
+
+    Nor do they find a ComfyUI by themselves, which would be started for every base that is wrong on purpose.
+    """
+    monkeypatch.setenv("COMFYUI_DIR", "")
     monkeypatch.setenv("LORA_FOUNDRY_STATE", str(tmp_path_factory.getbasetemp() / f"state-{uuid.uuid4().hex}"))
 
 

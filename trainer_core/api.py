@@ -37,6 +37,7 @@ from .errors import SaveError
 from .families.base import Base, FamilySpec
 from .families.conditioning import MAIN
 from .families.registry import (
+    can_find,
     family_names,
     family_spec,
     file_parts,
@@ -149,17 +150,16 @@ def sample_frames(
     settings: SampleConfig | None = None,
     controls: Sequence[Sequence[Image]] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
 ) -> Drawn:
     """Draws one picture or video for each prompt with a base and, if given, a LoRA.
 
     Args:
         lora: a file (a run's is `find_lora(…).path`), or tensors in ComfyUI's names.
         controls: control images of each prompt; if not told, those that `settings` name.
+        progress: hears, before each step, how many pictures of how many are drawn; ends the drawing by raising.
 
     Raises:
         FoundryError: if base or LoRA cannot be loaded or do not fit each other, or control images do not fit the base.
-        Interrupted: when `should_stop` says so.
     """
     from .sampling.preview import preview_frames
 
@@ -171,7 +171,6 @@ def sample_frames(
         sample=settings,
         controls=controls,
         progress=progress,
-        should_stop=should_stop,
     )
 
 

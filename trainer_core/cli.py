@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,17 +16,23 @@ from pathlib import Path
 from typing import TextIO
 
 from . import __version__
-from .commands import FAILED, INTERRUPTED
+from .commands import FAILED, INTERRUPTED, values
 from .errors import FoundryError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code. Only wrong usage leaves through SystemExit (argparse, code 2)."""
+def main(argv: Sequence[str] | None = None, begin: Callable[[], None] | None = None) -> int:
+    """Runs one command and returns its exit code. Only wrong usage leaves through SystemExit (argparse, code 2).
+
+    Args:
+        begin: what comes before all else, such as starting a host.
+    """
     _print_anything()
     arguments = sys.argv[1:] if argv is None else argv
-    args = _parser(arguments).parse_args(arguments)
+    debug = "--debug" in arguments
     try:
-        code = args.command(args)
+        if begin:
+            begin()
+        code = _run(arguments)
         sys.stdout.flush()  # here and not at Python's exit, where a failure would be a traceback
         return code
     except BrokenPipeError:  # `… | head`: nobody reads on. What Python still holds for stdout must not fail at exit
@@ -37,14 +42,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain("interrupted")
         return INTERRUPTED
     except FoundryError as error:
-        if args.debug:
+        if debug:
             raise
         _complain(str(error))
     except Exception as error:
-        if args.debug:
+        if debug:
             raise
         _complain(f"unexpected error: {type(error).__name__}: {error}\nRun it again with --debug to see where.")
     return FAILED
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = _parser(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if "comfyui" in args:
+        from .commands.comfyui import run_with_comfyui
+
+        code = run_with_comfyui(args, arguments)  # which knows more options: those for the parts of its models
+        if code is not None:
+            return code
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    done: int = args.command(args)
+    return done
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -77,16 +97,17 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
     demo = add("demo", "pictures", "teach the embedded base a new shape and measure what came of it")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="default: ./demo")
     demo.add_argument("--json", metavar="FILE", type=Path, help="also write the figures as JSON")
-    demo.add_argument("--seed", metavar="N", type=_seed, default=42, help="default: 42")
+    demo.add_argument("--seed", metavar="N", type=values.seed, default=42, help="default: 42")
 
     init = add("init", "starter", "write a commented starter job that trains the embedded base")
     init.add_argument("file", metavar="FILE", nargs="?", type=Path, default=Path("job.yaml"), help="default: job.yaml")
     init.add_argument("--preset", choices=("character", "style", "object"), help="settings for what is to be learned")
-    init.add_argument("--vram", metavar="GB", type=_positive, help="with --preset: the GPU's memory; default: 12")
+    init.add_argument("--vram", metavar="GB", type=values.positive, help="with --preset: the GPU's memory; default: 12")
     init.add_argument("--family", metavar="NAME", help="with --preset: the base's family; default: sdxl")
 
     train = add("train", "training", "train a job")
     train.add_argument("job", metavar="JOB.yaml", type=Path)
+    _comfyui_option(train, "job")
     _queue_option(train)
     _runs_option(train)
 
@@ -105,6 +126,7 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
     )
     _queue_option(resume)
     _runs_option(resume)
+    _comfyui_option(resume, "run")
 
 
 def _run_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
@@ -120,7 +142,7 @@ def _run_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> No
 
     pin = add("pin", "runs", "keep a checkpoint for good, whatever save.keep says")
     _run_argument(pin)
-    pin.add_argument("step", metavar="STEP", type=_count)
+    pin.add_argument("step", metavar="STEP", type=values.count)
     pin.add_argument("--remove", action="store_true", help="let it go the way of the others again")
     _runs_option(pin)
 
@@ -138,11 +160,13 @@ def _queue_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> 
         _runs_option(command)
         return command
 
-    under("add", "make a run of a job and let it wait").add_argument("job", metavar="JOB.yaml", type=Path)
-    under("start", "train the runs that wait and have no process, one after the other")
+    queue_add = under("add", "make a run of a job and let it wait")
+    queue_add.add_argument("job", metavar="JOB.yaml", type=Path)
+    _comfyui_option(queue_add, "job")
+    _comfyui_option(under("start", "train the runs that wait and have no process, one after the other"), "queue")
     move = under("move", "put a run at another place")
     _run_argument(move)
-    move.add_argument("place", metavar="PLACE", type=_count, help="counted from 1")
+    move.add_argument("place", metavar="PLACE", type=values.count, help="counted from 1")
     _run_argument(under("remove", "take a run out of the queue; its folder stays"))
 
 
@@ -162,12 +186,14 @@ def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser], par
         "has its own as default, or those of its first training images",
     )
     sample.add_argument("--out", metavar="DIR", type=Path, default=Path("samples"), help="default: ./samples")
-    sample.add_argument("--strength", metavar="X", type=_number, default=1.0, help="of the LoRA; 0 is the base alone")
-    sample.add_argument("--seed", metavar="N", type=_seed, help="seed of the first picture")
+    sample.add_argument(
+        "--strength", metavar="X", type=values.number, default=1.0, help="of the LoRA; 0 is the base alone"
+    )
+    sample.add_argument("--seed", metavar="N", type=values.seed, help="seed of the first picture")
     sample.add_argument("--width", metavar="PX", type=int)
     sample.add_argument("--height", metavar="PX", type=int)
     sample.add_argument("--steps", metavar="N", type=int, help="sampling steps")
-    sample.add_argument("--guidance", metavar="X", type=_number)
+    sample.add_argument("--guidance", metavar="X", type=values.number)
     _base_options(sample, parts)
     sample.add_argument("--device", help="auto, cpu, cuda …")
     _runs_option(sample)
@@ -180,7 +206,7 @@ def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser], par
     export.add_argument("lora", metavar="RUN_OR_LORA", help="a run or a LoRA file")
     export.add_argument("--to", required=True, choices=("diffusers", "peft", "kohya"), help="who is to read it")
     export.add_argument(
-        "--step", metavar="N|best|latest", type=_which_step, help="which checkpoint of a run; default: latest"
+        "--step", metavar="N|best|latest", type=values.which_step, help="which checkpoint of a run; default: latest"
     )
     export.add_argument(
         "--out",
@@ -195,7 +221,9 @@ def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser], par
 
 def _listing_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     """families, inspect, captions."""
-    _json_option(add("families", "listing", "list the model families that can be trained"))
+    families = add("families", "listing", "list the model families that can be trained")
+    _comfyui_option(families, "none")
+    _json_option(families)
 
     inspect = add("inspect", "listing", "show what a LoRA file holds")
     inspect.add_argument("lora", metavar="LORA", type=Path)
@@ -219,16 +247,19 @@ def _data_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> N
     job.add_argument(
         "--base", metavar="SOURCE", help="whose tokenizers to ask: embedded, a file, a folder, a repository id"
     )
-    job.add_argument("--tokenizers", metavar="DIR", type=_absolute, help="of a base in a single file")
+    job.add_argument("--tokenizers", metavar="DIR", type=values.absolute, help="of a base in a single file")
     job.add_argument("--resolutions", metavar="PX", type=int, nargs="+", help="default: 512 768 1024")
-    job.add_argument("--validation-share", metavar="X", type=_share, default=0.0, help="held out; default: 0")
+    job.add_argument("--validation-share", metavar="X", type=values.share, default=0.0, help="held out; default: 0")
+    _comfyui_option(lint, "none")
     _json_option(lint)
 
     cache = add("cache", "data", "show, shrink or clear the cache of encoded images and captions")
     _runs_option(cache)
     action = cache.add_mutually_exclusive_group()
     action.add_argument("--clear", action="store_true", help="delete all of it; runs make again what they need")
-    action.add_argument("--limit", metavar="GB", type=_size, help="delete what was not used for longest, down to this")
+    action.add_argument(
+        "--limit", metavar="GB", type=values.size, help="delete what was not used for longest, down to this"
+    )
     _json_option(cache)
 
 
@@ -270,10 +301,18 @@ def _base_options(parser: argparse.ArgumentParser, parts: Iterable[str]) -> None
     parser.add_argument(
         "--base", metavar="SOURCE", help="the base model: embedded, a file, a folder, or a repository id"
     )
-    parser.add_argument("--tokenizers", metavar="DIR", type=_absolute, help="of a base in a single file")
+    parser.add_argument("--tokenizers", metavar="DIR", type=values.absolute, help="of a base in a single file")
     for part in parts:
         flag = f"--{part.replace('_', '-')}"
-        parser.add_argument(flag, metavar="FILE", type=_absolute, help="of the base, where --base lacks it")
+        parser.add_argument(flag, metavar="FILE", help="of the base, where --base lacks it")
+    _comfyui_option(parser, "lora")
+
+
+def _comfyui_option(parser: argparse.ArgumentParser, bases: str) -> None:
+    """The host of a command's bases; `bases` says which those are."""
+    usual = "" if bases == "none" else "; default, if the base needs one: COMFYUI_DIR, or the one around this pack"
+    parser.add_argument("--comfyui", metavar="DIR", type=Path, help=f"a ComfyUI whose models can be trained too{usual}")
+    parser.set_defaults(bases=bases)
 
 
 def _runs_option(parser: argparse.ArgumentParser) -> None:
@@ -291,69 +330,6 @@ def _lazy(module: str, function: str) -> Callable[[argparse.Namespace], int]:
         return getattr(import_module(f".commands.{module}", __package__), function)(args)
 
     return run
-
-
-def _seed(text: str) -> int:
-    """A whole number that can be a seed; argparse reports what is refused."""
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError("must lie between 0 and 2^63 - 1")
-    return value
-
-
-def _number(text: str) -> float:
-    """A number that is one: neither infinite nor nan."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError("must be finite")
-    return value
-
-
-def _absolute(text: str) -> str:
-    """A path as the job that it goes into has it."""
-    return str(Path(text).expanduser().absolute())
-
-
-def _count(text: str) -> int:
-    """A whole number from 1 on."""
-    value = int(text)
-    if not 1 <= value < 2**31:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
-def _which_step(text: str) -> int | str:
-    """A step, or which checkpoint in a word."""
-    return text if text in ("best", "latest") else _count(text)
-
-
-def _size(text: str) -> float:
-    """A number that is not negative."""
-    value = _number(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return value
-
-
-def _positive(text: str) -> float:
-    """A number above 0."""
-    value = _number(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return value
-
-
-def _share(text: str) -> float:
-    """A share of a data set that validation may hold out."""
-    value = _number(text)
-    if not 0 <= value <= 0.5:
-        raise argparse.ArgumentTypeError("must lie between 0 and 0.5")
-    return value
-
-
-# argparse says "invalid number value: …"
-_seed.__name__ = _count.__name__ = _which_step.__name__ = "whole number"
-_number.__name__ = _size.__name__ = _share.__name__ = "number"
 
 
 def _complain(message: str) -> None:

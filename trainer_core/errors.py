@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 
 
 class FoundryError(Exception):
@@ -55,5 +56,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, whatever its case, or else all of them."""
+    lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return f"did you mean `{lower[near[0]]}`?" if near else f"known here: {', '.join(known)}"
+
+
 class Interrupted(Exception):
-    """Raised inside long work when a stop was asked for."""
+    """Ends long work early: raised by what the work calls on its way (progress, on_step), the one way to cancel it."""

@@ -21,7 +21,7 @@ from .errors import FoundryError, ResumeRefused, SaveError, TrainingError, first
 from .families.registry import job_with_family
 from .files import write_atomically
 from .runs.events import Event, Listener, Phase, Skipped, StateChanged, Warning, log_line
-from .runs.requests import CONTINUE, PAUSE, SAMPLE, SAVE, STOP, Control
+from .runs.requests import CONTINUE, PAUSE, SAMPLE, SAVE, STOP, Requests
 from .runs.run_folder import RunFolder
 from .runs.run_lock import RunLock
 from .training.advice import out_of_memory
@@ -58,7 +58,7 @@ class TrainingJob:
         """finished, stopped, paused or failed, once it has ended"""
         self._accept, self._queue_up = accept, queue_up
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._control = Control(run.path)
+        self._requests = Requests(run.path)
         self._leaves_when_paused = self._keeps_place = False
         self._thread: threading.Thread | None = None
         self._before: dict[str, Any] = {}
@@ -85,10 +85,7 @@ class TrainingJob:
 
     def events(self) -> list[Event]:
         """What has happened since the last call; never blocks."""
-        arrived = []
-        while not self._events.empty():
-            arrived.append(self._events.get())
-        return arrived
+        return [self._events.get() for _ in range(self._events.qsize())]
 
     def stop(self, keep_place: bool = False) -> None:
         """Asks for a stop at the next step: saves, and leaves the run resumable.
@@ -97,7 +94,7 @@ class TrainingJob:
             keep_place: the run keeps its place in the queue, for when the system is up again.
         """
         self._keeps_place = keep_place
-        self._control.ask(STOP)
+        self._requests.ask(STOP)
 
     def pause(self, leave: bool = False) -> None:
         """Asks for a pause at the next step: saves, frees the device for others, and waits for `go_on`.
@@ -106,19 +103,19 @@ class TrainingJob:
             leave: end with the outcome `paused` instead of waiting; another job on the run then goes on.
         """
         self._leaves_when_paused = leave
-        self._control.ask(PAUSE)
+        self._requests.ask(PAUSE)
 
     def go_on(self) -> None:
         """Ends a pause; training continues as if there had been none."""
-        self._control.ask(CONTINUE)
+        self._requests.ask(CONTINUE)
 
     def save_now(self) -> None:
         """Asks for a checkpoint after the next step."""
-        self._control.ask(SAVE)
+        self._requests.ask(SAVE)
 
     def sample_now(self) -> None:
         """Asks for previews after the next step."""
-        self._control.ask(SAMPLE)
+        self._requests.ask(SAMPLE)
 
     @property
     def alive(self) -> bool:
@@ -154,7 +151,7 @@ class TrainingJob:
             listener(StateChanged("failed", self._saved_step(), self.job.train.steps, str(error)))
             return
         try:
-            self._control.forget_files()
+            self._requests.forget_files()
             self._work(listener)
         finally:
             lock.release()
@@ -201,7 +198,7 @@ class TrainingJob:
             while True:
                 ended = self._wait(ticket, emit)
                 self._keep_edit(ours, emit)
-                outcome = ended or work(self.run, self.job, emit, self._control, self._accept)
+                outcome = ended or work(self.run, self.job, emit, self._requests, self._accept)
                 release_memory(device)
                 if outcome != "paused" or self._leaves_when_paused:
                     self._enter(outcome, emit)
@@ -227,9 +224,9 @@ class TrainingJob:
         """Waits while others train on the device, and while paused. Gives `stopped` or `paused` if it ends there."""
         state, told = "", [""]
         while True:
-            if self._control.asked(STOP):
+            if self._requests.asked(STOP):
                 return "stopped"
-            if self._control.asked(PAUSE):
+            if self._requests.asked(PAUSE):
                 if self._leaves_when_paused:
                     return "paused"
                 if state != "paused":
@@ -237,7 +234,7 @@ class TrainingJob:
             else:
                 try:
                     if ticket is None or ticket.try_enter():
-                        self._control.take(CONTINUE)
+                        self._requests.take(CONTINUE)
                         return None
                     ahead = [waiting.run.name for waiting in ticket.ahead()]
                 except SaveError as error:

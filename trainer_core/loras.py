@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapters.export import describe_lora
-from .config import JobConfig, ModelConfig, SampleConfig, validated
+from .config import JobConfig, ModelConfig, SampleConfig, resolved_model, validated
 from .errors import ConfigError
 from .families.registry import family_names, family_spec, spec_of
 from .families.sources.source import is_repository_id
@@ -94,7 +94,7 @@ def find_lora(
 def _changed(model: ModelConfig, given: Mapping[str, Any]) -> ModelConfig:
     """A base with the fields that the user gives; files that are not given stay."""
     changed: ModelConfig = model.but(**{**given, "files": {**model.files, **given.get("files", {})}})
-    return changed
+    return resolved_model(changed, Path.cwd())
 
 
 def _job_of_file(path: Path, metadata: dict[str, str]) -> JobConfig:

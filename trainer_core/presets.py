@@ -43,7 +43,6 @@ class _Taste:
     """What a subject wants, whatever the memory."""
 
     rank: int
-    small_rank: int
     steps: int
     timestep_type: str
     ranks_reason: str
@@ -54,7 +53,6 @@ class _Taste:
 _TASTES: dict[str, _Taste] = {
     "character": _Taste(
         rank=32,
-        small_rank=16,
         steps=2500,
         timestep_type="sigmoid",
         ranks_reason="a face needs more detail than a style; more than 32 learns the backgrounds as well",
@@ -63,7 +61,6 @@ _TASTES: dict[str, _Taste] = {
     ),
     "style": _Taste(
         rank=16,
-        small_rank=8,
         steps=1500,
         timestep_type="linear",
         ranks_reason="a style is little to learn, and a small LoRA does not learn what the pictures show",
@@ -72,7 +69,6 @@ _TASTES: dict[str, _Taste] = {
     ),
     "object": _Taste(
         rank=32,
-        small_rank=16,
         steps=2000,
         timestep_type="weighted",
         ranks_reason="shape, lettering and material have to be exact",
@@ -91,17 +87,24 @@ def preset(subject: Subject, vram_gb: float, spec: FamilySpec) -> tuple[Change, 
     """
     taste, room = _TASTES[subject], vram_gb / least_vram(spec)
     edge = max(spec.sampling.width, spec.sampling.height)
-    resolution, resolution_reason = _resolution(edge, room)
-    batch = 2 if room >= 2 else 1
+    rank, rank_reason = taste.rank, taste.ranks_reason
+    if room < 1:
+        rank, rank_reason = rank // 2, f"half of the usual {rank}, because memory is short"
+    batch, batch_reason, sum_reason = 2, "there is memory for two pictures at once", "batches of two need none"
+    if room < 2:
+        batch, batch_reason = 1, "more pictures at once need more memory"
+        sum_reason = "two pictures a step are steadier than one, at no memory"
+    tight = "far less memory for about a third more time"
+    roomy = "there is memory to do without, which is a third faster"
     changes = [
-        Change("adapter", "rank", taste.rank if room >= 1 else taste.small_rank, _rank_reason(taste, room)),
-        Change("dataset", "resolutions", (resolution,), resolution_reason),
+        Change("adapter", "rank", rank, rank_reason),
+        Change("dataset", "resolutions", *_resolution(edge, room)),
         Change("train", "steps", taste.steps, taste.steps_reason),
         Change("train", "learning_rate", 1e-4, "safe and well tried; half of it if the samples fall apart early"),
-        Change("train", "batch_size", batch, _batch_reason(batch)),
-        Change("train", "gradient_accumulation", 2 // batch, _accumulation_reason(batch)),
+        Change("train", "batch_size", batch, batch_reason),
+        Change("train", "gradient_accumulation", 2 // batch, sum_reason),
         Change("train", "timestep_type", taste.timestep_type, taste.noise_reason),
-        Change("train", "gradient_checkpointing", room < 3, _checkpointing_reason(room)),
+        Change("train", "gradient_checkpointing", room < 3, tight if room < 3 else roomy),
         Change("save", "every", 250, "often enough to go back to a checkpoint from before the LoRA learned too much"),
         Change("sample", "every", 250, "as often as it is saved, so that each checkpoint has its samples"),
     ]
@@ -140,30 +143,8 @@ def by_part(changes: Iterable[Change]) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _resolution(edge: int, room: float) -> tuple[int, str]:
+def _resolution(edge: int, room: float) -> tuple[tuple[int], str]:
     share = 1.0 if room >= 1.3 else 0.75 if room >= 1 else 0.5
     wanted = max(min(edge, _SMALLEST_EDGE), int(edge * share) // _GRID * _GRID)
-    if wanted == edge:
-        return wanted, "the size that the base was made for"
-    return (
-        wanted,
-        f"smaller than the base's own {edge}: the first thing to save memory with, and the LoRA works at both",
-    )
-
-
-def _rank_reason(taste: _Taste, room: float) -> str:
-    return taste.ranks_reason if room >= 1 else f"half of the usual {taste.rank}, because memory is short"
-
-
-def _batch_reason(batch: int) -> str:
-    return "there is memory for two pictures at once" if batch > 1 else "more pictures at once need more memory"
-
-
-def _accumulation_reason(batch: int) -> str:
-    return "batches of two need none" if batch > 1 else "two pictures a step are steadier than one, at no memory"
-
-
-def _checkpointing_reason(room: float) -> str:
-    if room < 3:
-        return "far less memory for about a third more time"
-    return "there is memory to do without, which is a third faster"
+    reason = f"smaller than the base's own {edge}: the first thing to save memory with, and the LoRA works at both"
+    return (wanted,), "the size that the base was made for" if wanted == edge else reason

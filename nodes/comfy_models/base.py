@@ -76,6 +76,10 @@ class ComfyBase(Base):
         self._trained: dict[str, TrainedModel] = {}
 
     @classmethod
+    def spec_of(cls, model: ModelConfig) -> FamilySpec:
+        return cls.open(model).spec
+
+    @classmethod
     def open(cls, model: ModelConfig) -> Base:
         return cls(recall(model.source) if model.source.startswith(LINKS) else files.opened(model), model)
 
@@ -241,7 +245,7 @@ class ComfyBase(Base):
         seeds: Sequence[int],
         settings: SamplerSettings,
         negative: Conditioning | None = None,
-        should_stop: Callable[[], bool] | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> Streams:
         """Draws as KSampler does."""
         sampler, scheduler = self.sampler_names(settings)
@@ -265,7 +269,7 @@ class ComfyBase(Base):
                     cfg=1.0 if self.guidance_distilled else settings.guidance,
                     sampler=sampler,
                     scheduler=scheduler,
-                    should_stop=should_stop,
+                    on_step=on_step,
                 )
                 found.append(self._model.latent_format.process_in(latents))
         return {MAIN: torch.cat(found)}

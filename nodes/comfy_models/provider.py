@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...trainer_core.config import LINKS
+from ...trainer_core.reading import is_file
 from .base import FAMILY, ComfyBase
 
 if TYPE_CHECKING:
@@ -25,5 +27,5 @@ class ComfyModels:
         return ComfyBase if name == FAMILY else None
 
     def claims(self, model: ModelConfig) -> str | None:
-        """The family, if a model's source is the links of a graph."""
-        return FAMILY if model.source.startswith(LINKS) else None
+        """The family, if a model's source is the links of a graph, or a file: ComfyUI finds out what it is."""
+        return FAMILY if model.source.startswith(LINKS) or is_file(Path(model.source)) else None

@@ -11,7 +11,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...trainer_core.errors import ConfigError, Interrupted
+from ...trainer_core.errors import ConfigError
 from .conditioning import Options, to_comfy
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def drawn(
     cfg: float,
     sampler: str,
     scheduler: str,
-    should_stop: Callable[[], bool] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """One picture's or video's latents (1, …) as KSampler gives them, on the CPU.
 
@@ -75,14 +75,12 @@ def drawn(
     Args:
         parts: the steps of each expert, and what brings it to the device.
         shape: of the latents (C, …).
-
-    Raises:
-        Interrupted: when `should_stop` says so, between two steps.
+        on_step: called after each step; ends the drawing by raising.
     """
 
     def callback(_step: int, _x0: Any, _x: Any, _total: int) -> None:
-        if should_stop and should_stop():
-            raise Interrupted
+        if on_step:
+            on_step()
 
     latent = noise = torch.empty(0)
     for number, (stretch, model_of) in enumerate(parts):

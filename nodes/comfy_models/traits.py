@@ -45,8 +45,6 @@ _SOUND = "it makes sound, and neither pictures nor videos"
 _OTHER = "it makes neither pictures nor videos"
 _NO_PICTURES = {"LatentFormat", "TripoSplat", "Trellis2"}
 """Latent formats of models that draw nothing."""
-_ALONE = {"LTXAV"}
-"""Classes that mix the samples of a batch: between pictures and sound it uses the highest noise level of all."""
 _DEFAULT_PIXELS = {"SD15": 512, "SD20": 768}
 
 

@@ -151,7 +151,7 @@ def main() -> None:
                 text_encoders=encoders if config.text_encoders else None,
                 text_targets=base.spec.text_targets,
             )
-            file = to_comfy(adapter.changes(), base, torch.bfloat16)
+            file = to_comfy(adapter.deltas(), base, torch.bfloat16)
             if layout != "flux1" and name == "lora with all":
                 natives = comfy.lora.model_lora_keys_unet(model, {})
                 shapes = {one.replace(".base_layer", ""): tuple(v.shape) for one, v in denoiser.state_dict().items()}

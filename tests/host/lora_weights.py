@@ -79,10 +79,13 @@ def main() -> None:
         config = AdapterConfig(type=kind, rank=3, alpha=2.0, conv_rank=2, conv_alpha=3.0, factor=4)
         targets, convs = base.spec.targets["all"], base.spec.conv_targets
         adapter = Adapter(unet, config, targets, seed=0, conv_targets=convs)
-        adapter.load(
-            {name: value + torch.randn(value.shape, generator=random) * 0.2 for name, value in adapter.state().items()}
+        adapter.load_state_dict(
+            {
+                name: value + torch.randn(value.shape, generator=random) * 0.2
+                for name, value in adapter.state_dict().items()
+            }
         )
-        file = to_comfy(adapter.changes(), base, torch.float32)
+        file = to_comfy(adapter.deltas(), base, torch.float32)
         keys = {f"lora_unet_{path.replace('.', '_')}": name for name, path in PATHS.items()}
         patches = comfy.lora.load_lora(file, keys)
         for name, path in PATHS.items():

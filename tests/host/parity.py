@@ -83,14 +83,14 @@ def main() -> None:
         adapter = Adapter(denoiser, config, base.spec.targets[config.targets], seed=0)
         bare = predicted(base, denoiser, inputs)
         # trained, and more than usual, so that the adapter matters
-        adapter.load(
+        adapter.load_state_dict(
             {
                 one: tensor + torch.randn(tensor.shape, generator=random) * (0.5 if "lora_B" in one else 0.1)
-                for one, tensor in adapter.state().items()
+                for one, tensor in adapter.state_dict().items()
             }
         )
         file = scratch / f"{name}.safetensors"
-        file.write_bytes(serialize(to_comfy(adapter.changes(), base, torch.float32), {}))
+        file.write_bytes(serialize(to_comfy(adapter.deltas(), base, torch.float32), {}))
         for strength in STRENGTHS:
             adapter.set_strength(strength)
             ours = predicted(base, denoiser, inputs)

@@ -145,10 +145,12 @@ def compare(family: str, file: str) -> Iterator[tuple[str, dict[str, float]]]:
             text_encoders=encoders,
             text_targets=base.spec.text_targets,
         )
-        state = adapter.state().items()
-        adapter.load({key: value + torch.randn(value.shape, generator=random) * SHARE[family] for key, value in state})
+        state = adapter.state_dict().items()
+        adapter.load_state_dict(
+            {key: value + torch.randn(value.shape, generator=random) * SHARE[family] for key, value in state}
+        )
         lora = scratch / f"{family}_{name}.safetensors"
-        lora.write_bytes(serialize(to_comfy(adapter.changes(), base, torch.float32), {}))
+        lora.write_bytes(serialize(to_comfy(adapter.deltas(), base, torch.float32), {}))
         for strength in strengths:
             adapter.set_strength(strength)
             our_text, our_out = ours(denoiser)

@@ -90,7 +90,7 @@ def trainer_of(tmp_path: Path) -> Callable[..., Trainer]:
         from trainer_core.data.cache import TensorCache
         from trainer_core.data.prepare import PreparedData
         from trainer_core.families.registry import open_base
-        from trainer_core.runs.requests import Control
+        from trainer_core.runs.requests import Requests
         from trainer_core.runs.run_folder import RunFolder
         from trainer_core.training.loop import Trainer
 
@@ -100,7 +100,7 @@ def trainer_of(tmp_path: Path) -> Callable[..., Trainer]:
         prompts = [prompt.replace("[trigger]", job.preview_trigger or "") for prompt in job.sample.prompts]
         data.encode_texts([*prompts, ""] if prompts else [], silent)
         data.encode_images(silent)
-        return Trainer(run, job, base, data, silent, Control(run.path))
+        return Trainer(run, job, base, data, silent, Requests(run.path))
 
     return make
 

@@ -53,7 +53,7 @@ def test_from_a_folder_of_pictures_to_a_drawing(job_of: Jobs, tmp_path: Path) ->
     assert steps == [3]
 
     lora = api.find_lora("tiny", tmp_path)
-    assert (lora.name, lora.trigger, lora.model) == ("tiny", "zorble", job.model)
+    assert (lora.name, lora.trigger, lora.model) == ("tiny", "zorble", job.model.but(family="flux1"))
     assert api.describe_lora(lora.path)["trigger"] == "zorble"
     drawing = {"settings": lora.sample.but(width=64, height=64), "lora": lora.path}
     (picture,) = api.sample(lora.model, ["a zorble"], **drawing)

@@ -251,8 +251,8 @@ def made_to_fit(data: dict[str, Any]) -> dict[str, Any]:
     if data.get("validation", {}).get("every"):
         data["validation"]["share"] = 0.25
     if sample := data.get("sample"):
-        sample["controls"] = sample.get("controls", [])[: 1 if len(sample.get("prompts", [])) < 3 else 3]
-        sample["prompts"] = sample.get("prompts", [])[:3]
+        prompts, controls = sample.get("prompts", [])[:3], sample.get("controls", [])[:3]
+        sample |= {"prompts": prompts, "controls": controls if len(controls) == len(prompts) else controls[:1]}
     if train.get("ema_decay") is None:
         for part in ("save", "sample"):
             data.get(part, {}).pop("weights", None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig, JobConfig
 from ..errors import AdapterError
-from .deltas import Delta, LowRank, mapped
+from .deltas import Delta, Deltas, LowRank, mapped
 from .layers import KINDS, AdaptedLayer
 from .operations import operation_of
 
@@ -101,11 +101,11 @@ class Adapter:
         roots = tuple(f"{root}." for root in self.roots if root)
         return [parameter for name, parameter in self._named().items() if roots and name.startswith(roots)]
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Copies of all weights, such as `<module path>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank)."""
         return {name: parameter.detach().cpu().clone() for name, parameter in self._named().items()}
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Sets all weights.
 
         Raises:
@@ -123,18 +123,18 @@ class Adapter:
         for name, parameter in mine.items():
             parameter.data.copy_(state[name])
 
-    def changes(self) -> dict[str, Delta]:
+    def deltas(self) -> Deltas:
         """Each layer's weight delta, by name, at strength 1: fp32, where the layer is."""
         return {name: mapped(layer.delta()) for name, layer in self.layers.items()}
 
-    def start_from(self, changes: Mapping[str, Delta]) -> None:
+    def start_from(self, deltas: Mapping[str, Delta]) -> None:
         """Sets the weights to do what a file's layers do; layers that the file leaves out start as usual.
 
         Raises:
             AdapterError: if the file adapts layers that this adapter does not, or cannot be represented by it.
         """
-        state = self.state()
-        for name, delta in changes.items():
+        state = self.state_dict()
+        for name, delta in deltas.items():
             if name not in self.layers:
                 if isinstance(delta, LowRank) and delta.dora_scale is None and not delta.up.any():
                     continue  # the part of a fused layer that was not adapted
@@ -144,7 +144,7 @@ class Adapter:
             except AdapterError as error:
                 raise AdapterError(f"{name}: {error}") from None
             state |= {f"{name}.{key}": value for key, value in found.items()}
-        self.load(state)
+        self.load_state_dict(state)
 
     def _named(self) -> dict[str, nn.Parameter]:
         return {f"{name}.{key}": value for name, layer in self.layers.items() for key, value in layer.trained.items()}

@@ -7,6 +7,7 @@ only for LoHa.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import AdapterError
 from .operations import Operation
 
 _Delta = TypeVar("_Delta", bound="LowRank | Kronecker | Hadamard")
@@ -174,6 +176,8 @@ class Hadamard:
 
 
 Delta = LowRank | Kronecker | Hadamard
+Deltas = dict[str, Delta]
+"""By a layer's name: our module path, or its name in a file."""
 
 
 def mapped(delta: _Delta, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> _Delta:
@@ -185,6 +189,23 @@ def mapped(delta: _Delta, *, device: torch.device | None = None, dtype: torch.dt
         if isinstance(value, Tensor)
     }
     return replace(delta, **moved)
+
+
+def swapped(delta: Delta, name: str = "") -> Delta:
+    """(shift, scale) instead of (scale, shift)."""
+    return over_rows(name, delta, lambda value: torch.cat(value.chunk(2)[::-1]), 2)
+
+
+def over_rows(name: str, delta: Delta, function: Callable[[Tensor], Tensor], parts: int) -> Delta:
+    """A delta whose ΔW has other rows: those that a function makes of whatever runs along them."""
+    if isinstance(delta, Kronecker):
+        if delta.w1.shape[0] % parts:
+            raise AdapterError(f"{name}: this LoKr runs across layers that are apart here; it cannot be cut")
+        return replace(delta, w1=function(delta.w1))
+    along = ("up", "dora_scale", "magnitude") if isinstance(delta, LowRank) else ("w1_a", "w2_a")
+    given = {part: getattr(delta, part) for part in along}
+    made: dict[str, Any] = {part: function(value) for part, value in given.items() if value is not None}
+    return replace(delta, **made)
 
 
 def row_norms(weight: Tensor) -> Tensor:

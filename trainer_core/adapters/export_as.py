@@ -59,14 +59,14 @@ def export_as(form: str, lora: Path, model: ModelConfig, name: str, out: Path | 
     metadata = {**read_header(lora).get("__metadata__", {})}
     metadata.pop(_CONFIG_OF_DIFFUSERS, None)
     base, models = _open(model, tensors)
-    changes = _changes(tensors, models, base)
+    deltas = _deltas(tensors, models, base)
     dtype = _precision(tensors)
     if form == "peft":
-        return _write_folder(folder, stem, exact, _peft_files(changes, models, base, metadata, dtype))
+        return _write_folder(folder, stem, exact, _peft_files(deltas, models, base, metadata, dtype))
     if form == "kohya":
-        made = _exactly(to_kohya(changes, models, base), dtype)
+        made = _exactly(to_kohya(deltas, models, base), dtype)
     else:
-        made, config = to_diffusers(changes, models, base)
+        made, config = to_diffusers(deltas, models, base)
         made = _exactly(made, dtype)
         metadata[_CONFIG_OF_DIFFUSERS] = json.dumps(config, sort_keys=True)
     from ..safetensors_file import serialize
@@ -93,14 +93,14 @@ def _open(model: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[Base, dict
     return base, models or {"": base.load_denoiser()}
 
 
-def _changes(tensors: Mapping[str, Tensor], models: Mapping[str, nn.Module], base: Base) -> dict[str, Delta]:
-    from .comfy_format import for_roots, parse
+def _deltas(tensors: Mapping[str, Tensor], models: Mapping[str, nn.Module], base: Base) -> dict[str, Delta]:
+    from .parsing import for_roots, parse
 
     found = for_roots(parse(tensors), models, base)
-    changes = {path: slim for path, delta in found.items() if (slim := _without_padding(delta)) is not None}
-    if not changes:
+    deltas = {path: slim for path, delta in found.items() if (slim := _without_padding(delta)) is not None}
+    if not deltas:
         raise AdapterError("the LoRA changes nothing: all of its layers are zero")
-    return changes
+    return deltas
 
 
 def _without_padding(delta: Delta) -> Delta | None:
@@ -133,7 +133,7 @@ def _exactly(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 
 
 def to_diffusers(
-    changes: Mapping[str, Delta], models: Mapping[str, nn.Module], base: Base
+    deltas: Mapping[str, Delta], models: Mapping[str, nn.Module], base: Base
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors for `load_lora_weights`, and the settings of PEFT that it takes from the metadata.
 
@@ -147,7 +147,7 @@ def to_diffusers(
 
     tensors: dict[str, Tensor] = {}
     config: dict[str, Any] = {}
-    for root, own in _by_root(changes, models).items():
+    for root, own in _by_root(deltas, models).items():
         folded: dict[str, Delta] = {}
         for path, delta in own.items():
             if not isinstance(delta, LowRank):
@@ -181,7 +181,7 @@ def _text_paths(value: Any) -> Any:
     return {_text_paths(key): one for key, one in value.items()} if isinstance(value, dict) else value
 
 
-def to_kohya(changes: Mapping[str, Delta], models: Mapping[str, nn.Module], base: Base) -> dict[str, Tensor]:
+def to_kohya(deltas: Mapping[str, Delta], models: Mapping[str, nn.Module], base: Base) -> dict[str, Tensor]:
     """Tensors as sd-scripts names them: `lora_unet_…`, `lora_te1_…`, with `lora_down`, `lora_up` and `alpha`.
 
     Raises:
@@ -202,7 +202,7 @@ def to_kohya(changes: Mapping[str, Delta], models: Mapping[str, nn.Module], base
         if not names.original:
             return Place(path)
         place = Place(originals[path]) if path in originals else base.lora_place(path)
-        delta = changes[path]
+        delta = deltas[path]
         if (place.total > 1 or place.swap_halves) and not (isinstance(delta, LowRank) and delta.dora_scale is None):
             raise AdapterError(
                 f"{path} is a {delta.kind}; sd-scripts has this layer as a part of {place.name}, for which such a "
@@ -211,11 +211,11 @@ def to_kohya(changes: Mapping[str, Delta], models: Mapping[str, nn.Module], base
         return place
 
     kohya = LoraNames("lora_unet_", names.text_encoders, kohya=True)
-    return in_original_names(changes, kohya, place_of, torch.float32)
+    return in_original_names(deltas, kohya, place_of, torch.float32)
 
 
 def _peft_files(
-    changes: Mapping[str, Delta],
+    deltas: Mapping[str, Delta],
     models: Mapping[str, nn.Module],
     base: Base,
     metadata: dict[str, str],
@@ -225,7 +225,7 @@ def _peft_files(
     from ..safetensors_file import serialize
 
     files = {}
-    for root, own in _by_root(changes, models).items():
+    for root, own in _by_root(deltas, models).items():
         adapter = to_peft(own, models[root])
         config = adapter.config()
         config.base_model_name_or_path = base.source.name if is_repository_id(base.source.name) else None
@@ -237,10 +237,10 @@ def _peft_files(
     return files
 
 
-def _by_root(changes: Mapping[str, Delta], models: Mapping[str, nn.Module]) -> dict[str, dict[str, Delta]]:
-    """Each model's own changes, by its own module paths; models without any are left out."""
+def _by_root(deltas: Mapping[str, Delta], models: Mapping[str, nn.Module]) -> dict[str, dict[str, Delta]]:
+    """Each model's own deltas, by its own module paths; models without any are left out."""
     found: dict[str, dict[str, Delta]] = {}
-    for name, delta in changes.items():
+    for name, delta in deltas.items():
         root = next((root for root in models if root and name.startswith(f"{root}.")), "")
         found.setdefault(root, {})[name.removeprefix(f"{root}.") if root else name] = delta
     return found

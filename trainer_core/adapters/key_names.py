@@ -64,10 +64,10 @@ def split_key(key: str) -> tuple[str, str] | None:
     return None if ending is None else (key[: -len(ending)], ENDINGS[ending])
 
 
-def split_text(changes: Mapping[str, _Value]) -> tuple[dict[str, _Value], dict[str, _Value]]:
+def split_text(layers: Mapping[str, _Value]) -> tuple[dict[str, _Value], dict[str, _Value]]:
     """Layers of a file, by their names in it, as (the denoiser's, the text encoders')."""
-    text = {name: value for name, value in changes.items() if _TEXT.match(name)}
-    return {name: value for name, value in changes.items() if name not in text}, text
+    text = {name: value for name, value in layers.items() if _TEXT.match(name)}
+    return {name: value for name, value in layers.items() if name not in text}, text
 
 
 def style(name: str) -> str:

@@ -35,8 +35,8 @@ class PeftAdapter:
         return classes.get(self.kind, peft.LoraConfig)(**self.settings, inference_mode=True)
 
 
-def to_peft(changes: Mapping[str, Delta], model: nn.Module) -> PeftAdapter:
-    """The changes of one model's layers, by module path, as an adapter of PEFT's that does the same.
+def to_peft(deltas: Mapping[str, Delta], model: nn.Module) -> PeftAdapter:
+    """The deltas of one model's layers, by module path, as an adapter of PEFT's that does the same.
 
     Args:
         model: whose layers they are; DoRA needs its weights.
@@ -44,13 +44,13 @@ def to_peft(changes: Mapping[str, Delta], model: nn.Module) -> PeftAdapter:
     Raises:
         AdapterError: for what PEFT has no adapter for, with the reason.
     """
-    kinds = sorted({delta.kind for delta in changes.values()})
+    kinds = sorted({delta.kind for delta in deltas.values()})
     if len(kinds) > 1:
         raise AdapterError(f"the file mixes {' and '.join(kinds)}, and an adapter of PEFT is of one kind")
     (kind,) = kinds
-    layers = {path: _layer(delta, model.get_submodule(path)) for path, delta in changes.items()}
+    layers = {path: _layer(delta, model.get_submodule(path)) for path, delta in deltas.items()}
     ranks = {path: rank for path, (rank, _) in layers.items()}
-    alphas = {path: _number(changes[path].scale * rank) for path, rank in ranks.items()}
+    alphas = {path: _number(deltas[path].scale * rank) for path, rank in ranks.items()}
     rank, alpha = _usual(ranks), _usual(alphas)
     settings: dict[str, Any] = {
         "r": rank,
@@ -63,7 +63,7 @@ def to_peft(changes: Mapping[str, Delta], model: nn.Module) -> PeftAdapter:
     if kind == "DoRA":
         settings["use_dora"] = True
     if kind == "LoKr":
-        settings["decompose_factor"] = _factor(changes)
+        settings["decompose_factor"] = _factor(deltas)
     tensors = {f"{path}.{key}": value for path, (_, own) in layers.items() for key, value in own.items()}
     return PeftAdapter(kind, settings, tensors)
 
@@ -86,7 +86,7 @@ def _layer(delta: Delta, module: nn.Module) -> tuple[int, dict[str, Tensor]]:
     return delta.rank, parts
 
 
-def _factor(changes: Mapping[str, Delta]) -> int:
+def _factor(deltas: Mapping[str, Delta]) -> int:
     """The `decompose_factor` with which PEFT cuts all layers as these LoKrs are cut.
 
     Raises:
@@ -95,7 +95,7 @@ def _factor(changes: Mapping[str, Delta]) -> int:
     from peft.tuners.lokr.layer import factorization
 
     cuts: dict[tuple[int, int], str] = {}
-    for path, delta in changes.items():
+    for path, delta in deltas.items():
         assert isinstance(delta, Kronecker)
         for factor, rest in zip(delta.w1.shape, delta.w2_shape, strict=False):
             cuts.setdefault((factor * rest, factor), path)

@@ -5,8 +5,9 @@ what the setting does and when to change it.
 """
 
 from .data import CacheConfig, DatasetConfig
-from .job import JobConfig, dump_job, load_job, plain_name, resolved
+from .job import JobConfig, dump_job, load_job, plain_name, resolved, resolved_model
 from .model import LINKS, AdapterConfig, ModelConfig, Precision
+from .model_files import SOURCE, register_model_files
 from .objective import RegularizationConfig, ValidationConfig
 from .output import SampleConfig, SaveConfig
 from .section import Section, description, validated
@@ -14,6 +15,7 @@ from .train import TimestepType, TrainConfig
 
 __all__ = [
     "LINKS",
+    "SOURCE",
     "AdapterConfig",
     "CacheConfig",
     "DatasetConfig",
@@ -31,6 +33,8 @@ __all__ = [
     "dump_job",
     "load_job",
     "plain_name",
+    "register_model_files",
     "resolved",
+    "resolved_model",
     "validated",
 ]

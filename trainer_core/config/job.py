@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..reading import is_file, is_folder, read_regular
 from ..secrets import redacted
 from .data import CacheConfig, DatasetConfig
 from .model import AdapterConfig, ModelConfig
+from .model_files import SOURCE, model_file
 from .objective import RegularizationConfig, ValidationConfig
 from .output import SampleConfig, SaveConfig
 from .section import Section, empty_is_none, validated
@@ -143,14 +145,8 @@ def load_job(path: Path) -> JobConfig:
 
 
 def resolved(job: JobConfig, here: Path) -> JobConfig:
-    """The job with relative folders and files taken from `here`; a source that is not there stays as it is."""
-
-    def absolute(text: str) -> Path:
-        try:
-            return here / Path(text).expanduser()
-        except RuntimeError:  # the home of a user that there is not: whoever opens it says so
-            return Path(text)
-
+    """The job with relative folders and files taken from `here`; its model as `resolved_model`."""
+    absolute = partial(_absolute, here)
     datasets = tuple(
         dataset.but(
             folder=str(absolute(dataset.folder)),
@@ -159,17 +155,38 @@ def resolved(job: JobConfig, here: Path) -> JobConfig:
         )
         for dataset in job.datasets
     )
-    model, adapter = job.model, job.adapter
-    if model.source != "embedded" and (is_folder(source := absolute(model.source)) or is_file(source)):
-        model = model.but(source=str(source))
-    files = {part: str(absolute(file)) for part, file in model.files.items()}
-    model = model.but(files=files, tokenizers=str(absolute(model.tokenizers)) if model.tokenizers else None)
+    model, adapter = resolved_model(job.model, here), job.adapter
     if adapter.warm_start:
         adapter = adapter.but(warm_start=str(absolute(adapter.warm_start)))
     sample = job.sample.model_copy(
         update={"controls": tuple(tuple(str(absolute(file)) for file in files) for files in job.sample.controls)}
     )
     return job.model_copy(update={"datasets": datasets, "model": model, "adapter": adapter, "sample": sample})
+
+
+def resolved_model(model: ModelConfig, here: Path) -> ModelConfig:
+    """The model with relative files taken from `here`, or from a host's folders (`model_files`) where they are not.
+
+    A source that is in neither stays as it is: it may be a repository.
+    """
+    source = _absolute(here, model.source)
+    if model.source != "embedded":
+        found = source if is_folder(source) or is_file(source) else model_file(SOURCE, model.source)
+        model = model.but(source=str(found or model.source))
+    files = {}
+    for part, name in model.files.items():
+        own = _absolute(here, name)
+        files[part] = str(own if is_file(own) else model_file(part, name) or own)
+    tokenizers = str(_absolute(here, model.tokenizers)) if model.tokenizers else None
+    absolute: ModelConfig = model.but(files=files, tokenizers=tokenizers)
+    return absolute
+
+
+def _absolute(here: Path, text: str) -> Path:
+    try:
+        return here / Path(text).expanduser()
+    except RuntimeError:  # the home of a user that there is not: whoever opens it says so
+        return Path(text)
 
 
 def dump_job(job: JobConfig) -> str:

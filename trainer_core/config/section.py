@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..secrets import looks_like_token, redacted
 
 T = TypeVar("T", bound="Section")
@@ -138,9 +137,7 @@ def _explanation(section: type[BaseModel], error: Any) -> str:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{_shortened(part)}" for part in location).lstrip(".")
     if error["type"] == "extra_forbidden":
         known = list(_section_at(section, location[:-1]).model_fields)
-        near = difflib.get_close_matches(str(location[-1])[:_LONGEST_TOLD], known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
-        return f"{where}: unknown setting; {hint}"
+        return f"{where}: unknown setting; {did_you_mean(str(location[-1])[:_LONGEST_TOLD], known)}"
     if error["type"] == "missing":
         return f"{where}: is required"
     message = _PLAIN_WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))

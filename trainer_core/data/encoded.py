@@ -17,21 +17,17 @@ from .cache import RecentEntries, key_of
 from .clips.excerpt import excerpt_of
 from .clips.timing import timing_of
 from .masks import loss_weights
+from .progress import Progress
 from .scan import Sample
 from .text import composed
 from .variants import Variant, box_of
 from .views import View, batches_of, loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from ..families.base import Base
     from ..families.conditioning import Streams, TextEmbedding, TimeIds
-
-    Progress = Callable[[str, int, int], None]
-    """(what, done, total); raises to stop the work."""
 
 _FIRST_FRAME = "first_frame"
 """Its name in a cache entry."""

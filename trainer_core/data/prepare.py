@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from .clips.media import content_of
 from .clips.timing import timing_of
 from .encoded import EncodedPictures, EncodedTexts, Latents, Prompt
 from .holdout import held_out
+from .progress import Progress, silent
 from .scan import Item, Sample, scan, sizes_of, windows_of
 from .variants import Variant, variants_of
 from .views import View
@@ -25,13 +26,10 @@ if TYPE_CHECKING:
     from ..families.base import Base, FamilySpec
     from ..families.conditioning import TextEmbedding
 
-__all__ = ["Latents", "PreparedData", "Progress", "check_controls", "samples_of"]
+__all__ = ["Latents", "PreparedData", "check_controls", "samples_of"]
 
 _MEMORY_LIMIT = 1 << 30
 """Bytes of cache entries that are kept in memory."""
-
-Progress = Callable[[str, int, int], None]
-"""(what, done, total); raises to stop the work."""
 
 
 class PreparedData:
@@ -107,8 +105,8 @@ class PreparedData:
             DatasetError: for a file that is gone as well, or another one.
         """
         self._entries.forget()  # an entry that is in memory alone would be lost with the next ones
-        self.encode_texts([one.text for one in self._extra], _silent)
-        self.encode_images(_silent)
+        self.encode_texts([one.text for one in self._extra], silent)
+        self.encode_images(silent)
 
     def encoded_by(self) -> str:
         """Digest of the environments that everything trained on was encoded in; call it when all is encoded.
@@ -249,10 +247,6 @@ def check_controls(job: JobConfig, spec: FamilySpec) -> None:
                 f"datasets.{number}.control_folders: {count} given, but {spec.title} takes {most} control images. "
                 "Choose a family that takes more (`lora-foundry families`), or remove some"
             )
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Progress of work that nobody waits for."""
 
 
 def _files_of(item: Item) -> list[Path]:

@@ -80,7 +80,7 @@ class Painter:
     """The embedded base with its parts in memory, for drawing many small pictures."""
 
     def __init__(self, lora: Path | None = None) -> None:
-        from ..adapters.comfy_format import for_modules, parse
+        from ..adapters.parsing import for_modules, parse
         from ..families.registry import open_base
         from ..safetensors_file import read_tensors
 
@@ -88,19 +88,19 @@ class Painter:
         self.base.load_text_encoders()
         self.base.load_vae()
         self.denoiser: nn.Module = self.base.load_denoiser()
-        self.changes = for_modules(parse(read_tensors(lora)), self.denoiser, self.base) if lora else None
+        self.deltas = for_modules(parse(read_tensors(lora)), self.denoiser, self.base) if lora else None
 
     def paint(self, prompts: Sequence[Prompt], progress: Callable[[int], None] | None = None) -> Tensor:
         """Pictures (N, 3, 64, 64) in [-1, 1], with the LoRA at strength 1 if there is one."""
         import torch
 
-        from ..adapters.comfy_format import applied
+        from ..adapters.applied import applied
         from ..families.conditioning import Conditioning
         from ..sampling.sampler import SamplerSettings, draw
 
         settings = SamplerSettings.of(SampleConfig(), self.base)
         pictures = []
-        with applied(self.denoiser, self.changes, 1.0) if self.changes else nullcontext():
+        with applied(self.denoiser, self.deltas, 1.0) if self.deltas else nullcontext():
             for start in range(0, len(prompts), _BATCH):
                 part = prompts[start : start + _BATCH]
                 *texts, blank = self.base.encode_prompts([*(prompt.text for prompt in part), ""])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ..config import JobConfig, ModelConfig
-from ..errors import BaseModelError, ConfigError
+from ..errors import BaseModelError, ConfigError, FoundryError
+from ..reading import is_file
 from .detection import detect
+from .sources.source import find_source
 
 if TYPE_CHECKING:
     from .base import Base
@@ -95,7 +98,7 @@ def with_family(model: ModelConfig, download: bool = True) -> ModelConfig:
         found, what = detect(model.source, own, download)
         problem = BaseModelError(
             f"model.source: {model.source}: seems to be {what}, and fits none of the families: "
-            f"{', '.join(family_names())}. Name its family in model.family to hear why"
+            f"{', '.join(family_names())}. Name its family in model.family to hear why{_more()}"
         )
     except BaseModelError as error:
         found, problem = None, error
@@ -103,6 +106,16 @@ def with_family(model: ModelConfig, download: bool = True) -> ModelConfig:
     if name is None:
         raise problem
     return model.model_copy(update={"family": name})
+
+
+def can_find(model: ModelConfig) -> bool:
+    """Whether a model's family and all its files are there, without what a host might add."""
+    try:
+        spec_of(model)
+        find_source(model.source, "")
+    except FoundryError:
+        return False
+    return all(is_file(Path(file)) for file in model.files.values())
 
 
 def job_with_family(job: JobConfig) -> JobConfig:
@@ -139,6 +152,10 @@ def _family(name: str) -> type[Base]:
     found = _FAMILIES.get(name) or next(filter(None, (one.family(name) for one in _PROVIDERS)), None)
     if found is None:
         near = difflib.get_close_matches(name, family_names(), n=1, cutoff=0.4)
-        hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(family_names())}"
+        hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(family_names())}{_more()}"
         raise ConfigError(f"model.family: no such family: {name!r}; {hint}")
     return found
+
+
+def _more() -> str:
+    return "" if _PROVIDERS else ". With ComfyUI (--comfyui DIR), every model that it loads can be trained"

@@ -17,12 +17,12 @@ def read_pins(run: Path) -> frozenset[int] | None:
     try:
         data = read_json(run / "pinned.json")
         steps = data if isinstance(data, list) else data["steps"]
-        whole = isinstance(data, list) or data["sha256"] == _digest(steps)
     except FileNotFoundError:
         return frozenset()
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return frozenset(steps) if whole and all(type(step) is int for step in steps) else None
+    whole = isinstance(steps, list) and all(type(step) is int for step in steps)
+    return frozenset(steps) if whole and data in (steps, _record(steps)) else None
 
 
 def write_pins(run: Path, pins: Collection[int]) -> None:
@@ -31,10 +31,8 @@ def write_pins(run: Path, pins: Collection[int]) -> None:
     Raises:
         SaveError: if they cannot be written; then nothing has changed.
     """
-    steps = sorted(pins)
-    text = json.dumps({"steps": steps, "sha256": _digest(steps)})
-    write_atomically(run / "pinned.json", (text + "\n").encode(), inside=run)
+    write_atomically(run / "pinned.json", (json.dumps(_record(sorted(pins))) + "\n").encode(), inside=run)
 
 
-def _digest(steps: Any) -> str:
-    return hashlib.sha256(json.dumps(steps).encode()).hexdigest()
+def _record(steps: list[int]) -> dict[str, Any]:
+    return {"steps": steps, "sha256": hashlib.sha256(json.dumps(steps).encode()).hexdigest()}

@@ -1,8 +1,8 @@
 """Runs that want the same device wait for one another: from all runs folders and processes of a user, one at a time.
 
-A device's queue is a list in a file, read and changed by whoever holds its lock. A run that somebody works on counts,
-unless it is paused; one whose process died blocks nobody, and keeps its place for when it comes back. Whoever is first
-of those that count takes the device's lock and trains. The kernel frees the locks of a process that dies.
+A device's queue is a JSON list, read and changed by whoever holds its lock. The first live run takes the device's lock
+and trains. A run is live while a process works on it and it is not paused; others keep their place and block nobody.
+The kernel frees the locks of a process that dies.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class QueueBusy(SaveError):
     """Another process has kept the queue to itself for too long (it may be halted)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Waiting:
     """A run in the queue."""
 
@@ -71,22 +71,21 @@ def queues() -> list[DeviceQueue]:
 class DeviceQueue:
     """The runs that wait for one device, and the one that has it.
 
-    Whatever is asked of it raises SaveError if its file cannot be read or written.
+    Whatever is asked of it raises SaveError if its file cannot be read or written, and RunError for a run that should
+    be in it and is not.
     """
 
     def __init__(self, key: str) -> None:
         """`key` comes from `device_key`."""
         self.key = re.sub(r"[^\w.-]", "_", key)
-        folder = state_folder() / "queue"
-        self._list, self._lock = folder / f"{self.key}.json", folder / f"{self.key}.lock"
-        self._device_lock = folder / f"{self.key}.device.lock"
+        self._list = state_folder() / "queue" / f"{self.key}.json"
 
     def tickets(self) -> list[Waiting]:
         """All runs in order."""
         if not self._list.exists():
             return []
         with self.alone() as order:
-            return list(order)
+            return order
 
     def join(self, run: Path) -> Ticket:
         """Stands in the queue for a run whose lock the caller holds: at its old place, or at the end."""
@@ -95,32 +94,22 @@ class DeviceQueue:
     def add(self, run: Path) -> None:
         """Gives a run a place without a process behind it, unless it has one."""
         with self.alone() as order:
-            if all(one.run != run.resolve() for one in order):
-                order.append(Waiting(run.resolve(), round(time.time(), 3)))
+            _added(order, run.resolve())
 
     def move(self, run: Path, place: int) -> None:
-        """Puts a run at a place, counted from 1; who has the device keeps it.
-
-        Raises:
-            RunError: if the run is not in this queue.
-        """
+        """Puts a run at a place, counted from 1; who has the device keeps it."""
         with self.alone() as order:
-            found = _find(order, run)
-            order.remove(found)
-            order.insert(max(place, 1) - 1, found)
+            order.insert(max(place, 1) - 1, order.pop(_place(order, run)))
 
     def remove(self, run: Path) -> None:
         """Takes a run out of the queue that no process stands behind.
 
         Raises:
-            RunError: if the run is not in this queue.
             RunHeld: if a process stands behind it, which has to be stopped instead.
         """
         with self.alone() as order:
-            found = _find(order, run)
-            if found.live:
+            if order.pop(_place(order, run)).live:
                 raise RunHeld(f'{run}: a process stands in the queue for it. Stop it: lora-foundry tell "{run}" stop')
-            order.remove(found)
 
     @contextmanager
     def alone(self) -> Iterator[list[Waiting]]:
@@ -131,16 +120,15 @@ class DeviceQueue:
         """
         try:
             self._list.parent.mkdir(parents=True, exist_ok=True)
-            lock = try_lock(self._lock, _PATIENCE)
+            lock = try_lock(self._list.with_suffix(".lock"), _PATIENCE)
             if lock is None:
                 raise QueueBusy(f"{self._list}: another process has kept the queue to itself for {_PATIENCE:.0f} s")
             try:
-                before = self._read()
-                order = list(before)
+                order = self._read()
+                before = _text(order)
                 yield order
-                if order != before:
-                    text = json.dumps([{**asdict(one), "run": str(one.run)} for one in order], indent=2)
-                    write_atomically(self._list, (text + "\n").encode())
+                if _text(order) != before:
+                    write_atomically(self._list, _text(order).encode())
             finally:
                 lock.release()
         except NoLocks:
@@ -151,25 +139,21 @@ class DeviceQueue:
         except OSError as error:
             raise save_error(self._list.parent, error) from error
 
-    def _read(self) -> list[Waiting]:
-        """The list; of a damaged one what makes sense. Those that wait put themselves into it again."""
-        try:
-            told = read_json(self._list)
-        except (OSError, ValueError):
-            return []
-        order: list[Waiting] = []
-        free = self.device()
-        if free is not None:
-            free.release()
-        for one in told if isinstance(told, list) else ():
-            with suppress(ValueError, KeyError, TypeError, OverflowError):
-                running = free is None and one["running"] is True
-                order.append(Waiting(Path(one["run"]), float(one["queued_at"]), one["paused"] is True, running))
-        return order
-
     def device(self) -> BaseFileLock | None:
         """The device's lock; None if another run has it. To be asked for inside `alone`."""
-        return try_lock(self._device_lock)
+        return try_lock(self._list.with_suffix(".device.lock"))
+
+    def _read(self) -> list[Waiting]:
+        """The list; of a damaged one what makes sense. Those that wait put themselves into it again."""
+        order: list[Waiting] = []
+        if free := self.device():
+            free.release()
+        with suppress(OSError, ValueError, TypeError):
+            for one in read_json(self._list):
+                with suppress(ValueError, KeyError, TypeError, OverflowError):
+                    running = free is None and one["running"] is True
+                    order.append(Waiting(Path(one["run"]), float(one["queued_at"]), one["paused"] is True, running))
+        return order
 
 
 class Ticket:
@@ -183,7 +167,7 @@ class Ticket:
             self._stand(order)
 
     def ahead(self) -> list[Waiting]:
-        """Whom this run waits for: those before it that count, and the one that has the device."""
+        """Whom this run waits for: the live ones before it, and the one that has the device."""
         order = self._queue.tickets()
         place = next((k for k, one in enumerate(order) if one.run == self.run), len(order))
         return [one for k, one in enumerate(order) if one.run != self.run and (one.running or (k < place and one.live))]
@@ -194,11 +178,11 @@ class Ticket:
             return True
         try:
             with self._queue.alone() as order:
-                place = self._stand(order)
-                if not any(one.live for one in order[:place]):
+                if not any(one.live for one in order[: self._stand(order)]):
                     self._device = self._queue.device()
                 if self._device is not None:
-                    order[:] = [replace(one, running=one.run == self.run) for one in order]
+                    for one in order:
+                        one.running = one.run == self.run
         except QueueBusy:
             return False
         except SaveError:
@@ -210,21 +194,17 @@ class Ticket:
         """Gives the device up, and the place too unless it is kept; `try_enter` waits there again."""
         with suppress(RunError), self._queue.alone() as order:  # this ends a run, and must not fail it
             self._release()
-            found = _find(order, self.run)
-            if keep_place:
-                order[order.index(found)] = replace(found, paused=True, running=False)
-            else:
-                order.remove(found)
+            place = _place(order, self.run)
+            order[place].paused, order[place].running = True, False
+            if not keep_place:
+                del order[place]
         self._release()
 
     def _stand(self, order: list[Waiting]) -> int:
-        """Sees to it that the run is in the list (somebody may have taken it out) and counts; gives its index."""
-        for place, one in enumerate(order):
-            if one.run == self.run:
-                order[place] = replace(one, paused=False)
-                return place
-        order.append(Waiting(self.run, round(time.time(), 3)))
-        return len(order) - 1
+        """Puts the run into the list if it is not there (any more), and ends its pause; gives its index."""
+        place = _added(order, self.run)
+        order[place].paused = False
+        return place
 
     def _release(self) -> None:
         if self._device is not None:
@@ -232,8 +212,19 @@ class Ticket:
             self._device = None
 
 
-def _find(order: list[Waiting], run: Path) -> Waiting:
-    found = [one for one in order if one.run == run.resolve()]
-    if not found:
-        raise RunError(f"{run}: is not in the queue")
-    return found[0]
+def _place(order: list[Waiting], run: Path) -> int:
+    for place, one in enumerate(order):
+        if one.run == run.resolve():
+            return place
+    raise RunError(f"{run}: is not in the queue")
+
+
+def _added(order: list[Waiting], run: Path) -> int:
+    """The index of a run, which comes to the end if it is not there."""
+    if all(one.run != run for one in order):
+        order.append(Waiting(run, round(time.time(), 3)))
+    return _place(order, run)
+
+
+def _text(order: list[Waiting]) -> str:
+    return json.dumps([{**asdict(one), "run": str(one.run)} for one in order], indent=2) + "\n"

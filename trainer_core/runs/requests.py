@@ -11,7 +11,7 @@ import threading
 import uuid
 from pathlib import Path
 
-from ..errors import RunError
+from ..errors import Interrupted, RunError
 from ..files import save_error
 
 STOP, PAUSE, CONTINUE, SAVE, SAMPLE = "stop", "pause", "continue", "save", "sample"
@@ -39,7 +39,7 @@ def ask(run: Path, request: str) -> None:
         raise save_error(folder / request, error) from error
 
 
-class Control:
+class Requests:
     """The requests that a job has not yet done; any thread may ask."""
 
     def __init__(self, run: Path) -> None:
@@ -79,6 +79,15 @@ class Control:
         self._read_files()
         with self._lock:
             return STOP in self._asked or PAUSE in self._asked
+
+    def check(self) -> None:
+        """For such work to call on its way.
+
+        Raises:
+            Interrupted: if it should end early.
+        """
+        if self.interrupts:
+            raise Interrupted
 
     def _read_files(self) -> None:
         for path in self._files():

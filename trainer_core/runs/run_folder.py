@@ -21,13 +21,14 @@ from ..reading import is_file, parse_json, read_json
 from ..safetensors_file import read_header
 from ..secrets import redacted
 from .checkpoints import Checkpoint, Checkpoints
+from .metrics import is_number, lines_of, parse_line
 from .pins import read_pins, write_pins
 
 STATES = ("queued", "running", "paused", "stopped", "finished", "failed")
 
 
 class RunFolder:
-    """One run's folder."""
+    """One run's folder. Whatever writes raises SaveError if it cannot, and what was there before is intact then."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,8 +43,7 @@ class RunFolder:
     def create(cls, runs_root: Path, job: JobConfig) -> RunFolder:
         """A new run, in a folder that did not exist: the job's name, with `_2`, `_3` … if that is taken.
 
-        Raises:
-            SaveError: if it cannot be written; nothing is left behind.
+        Nothing of it is left behind if it cannot be written.
         """
         for number in range(1, 100_000):
             path = runs_root / (job.name if number == 1 else f"{job.name}_{number}")
@@ -112,11 +112,7 @@ class RunFolder:
         return job
 
     def write_job(self, job: JobConfig) -> None:
-        """Makes a job the run's own, if it is not yet.
-
-        Raises:
-            SaveError: if it cannot be written.
-        """
+        """Makes a job the run's own, if it is not yet."""
         path, text = self.path / "job.yaml", dump_job(resolved(job, Path.cwd())).encode()
         with contextlib.suppress(OSError):
             if path.read_bytes() == text:
@@ -161,17 +157,13 @@ class RunFolder:
             state, counts, error = status["state"], (status["step"], status["steps"]), status["error"]
             whole = state in STATES and all(type(count) is int and 0 <= count < 2**53 for count in counts)
             updated = status["updated"]
-            whole = whole and (error is None or isinstance(error, str)) and _is_number(updated) and 0 <= updated < 2**33
+            whole = whole and (error is None or isinstance(error, str)) and is_number(updated) and 0 <= updated < 2**33
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return status if whole else None
 
     def write_status(self, state: str, step: int, steps: int, error: str | None = None) -> None:
-        """Replaces run.json in one step. No access token that an error may hold gets there.
-
-        Raises:
-            SaveError: if it cannot be written; then it says what it said before.
-        """
+        """Replaces run.json in one step. No access token that an error may hold gets there."""
         error = error and redacted(error)
         status = {"state": state, "step": step, "steps": steps, "error": error, "updated": round(time.time(), 3)}
         self._write("run.json", (json.dumps(status, indent=2) + "\n").encode())
@@ -179,46 +171,27 @@ class RunFolder:
     # --- metrics and log ---------------------------------------------------------------------------------------------
 
     def append_metrics(self, values: dict[str, Any]) -> None:
-        """Adds a line to metrics.jsonl.
-
-        Raises:
-            SaveError: if it cannot be written; then nothing of it is.
-        """
+        """Adds a line to metrics.jsonl."""
         append_line(self.path / "metrics.jsonl", json.dumps(values))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl (a crash may have cut the last, or left blocks of anything)."""
-        return [values for line in self._metrics_lines() if (values := _measured(line)) is not None]
+        return [values for line in lines_of(self.path) if (values := parse_line(line)) is not None]
 
     def losses(self) -> list[float]:
         """The logged losses, in order."""
         return [line["loss"] for line in self.metrics() if "loss" in line]
 
     def truncate_metrics(self, step: int) -> None:
-        """Drops the lines of steps after `step`, which a resumed run makes again, and what is no line at all.
-
-        Raises:
-            SaveError: if it cannot be written; then nothing has changed.
-        """
-        found, known = self._metrics_lines(), self.metrics()
+        """Drops the lines of steps after `step`, which a resumed run makes again, and what is no line at all."""
+        found, known = lines_of(self.path), self.metrics()
         if len(known) < len(found):
             self.log(f"metrics.jsonl: {len(found) - len(known)} damaged lines are left out")
         text = "".join(json.dumps(line) + "\n" for line in known if line["step"] <= step)
         self._write("metrics.jsonl", text.encode())
 
-    def _metrics_lines(self) -> list[str]:
-        try:
-            text = (self.path / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-        except OSError:  # none yet, or the disk does not give it back
-            return []
-        return [line for line in text.split("\n") if line]
-
     def log(self, message: str) -> None:
-        """Adds a line with the time to log.txt, but for access tokens.
-
-        Raises:
-            SaveError: if it cannot be written; then nothing of it is.
-        """
+        """Adds a line with the time to log.txt, but for access tokens."""
         append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {redacted(message)}")
 
     # --- samples -----------------------------------------------------------------------------------------------------
@@ -239,11 +212,7 @@ class RunFolder:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, step: int, files: dict[str, bytes]) -> Checkpoint:
-        """Writes a checkpoint that appears whole or not at all.
-
-        Raises:
-            SaveError: if it cannot be written; earlier checkpoints are untouched and nothing half-written is left.
-        """
+        """Writes a checkpoint that appears whole or not at all."""
         return self._checkpoints.save(step, files)
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -256,7 +225,7 @@ class RunFolder:
 
     def best(self) -> Checkpoint | None:
         """The intact checkpoint with the lowest validation loss; None if no kept one was validated."""
-        told = (_measured(line) for line in self._metrics_lines() if '"validation_loss"' in line)  # few of very many
+        told = (parse_line(line) for line in lines_of(self.path) if '"validation_loss"' in line)  # few of very many
         losses = {line["step"]: line["validation_loss"] for line in told if line and "validation_loss" in line}
         measured = [found for found in self.checkpoints() if math.isfinite(losses.get(found.step, math.nan))]
         return min(measured, key=lambda checkpoint: losses[checkpoint.step], default=None)
@@ -275,7 +244,6 @@ class RunFolder:
 
         Raises:
             RunError: if there is no intact one of that step.
-            SaveError: if that cannot be written down.
         """
         there = [checkpoint.step for checkpoint in self.checkpoints()]
         if step not in there:
@@ -284,11 +252,7 @@ class RunFolder:
         write_pins(self.path, self.pinned() | {step})
 
     def unpin(self, step: int) -> None:
-        """Lets a pinned checkpoint go the way of the others.
-
-        Raises:
-            SaveError: if that cannot be written down.
-        """
+        """Lets a pinned checkpoint go the way of the others."""
         write_pins(self.path, self.pinned() - {step})
 
     def pinned(self) -> frozenset[int]:
@@ -306,9 +270,6 @@ class RunFolder:
         """Clears what a crash left half-done and mends what is damaged, as far as it can be; says what was found.
 
         Only the holder of the run's lock may do that.
-
-        Raises:
-            SaveError: if the folder cannot be written.
         """
         notes, self._notes = self._notes, []
         notes += [
@@ -327,19 +288,3 @@ class RunFolder:
                 "those that need not be kept"
             )
         return notes
-
-
-def _measured(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl, if it is whole."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict) or type(values.get("step")) is not int:
-        return None
-    numbers = [values[name] for name in ("loss", "validation_loss") if name in values]
-    return values if all(_is_number(number) for number in numbers) else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

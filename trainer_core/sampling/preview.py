@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ..adapters.comfy_format import Changes
+    from ..adapters.deltas import Deltas
     from ..families.base import Base
     from ..families.conditioning import Conditioning, Streams
 
@@ -49,21 +50,21 @@ def preview_frames(
     sample: SampleConfig | None = None,
     controls: Sequence[Sequence[Image.Image]] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
 ) -> Drawn:
     """Draws one picture or video per prompt with a base and, if given, a LoRA (a file, or tensors in ComfyUI's names).
 
     Args:
         controls: control images of each prompt; if not told, those that `sample` names.
+        progress: hears, before each step, how many pictures of how many are drawn; ends the drawing by raising.
 
     Raises:
         FoundryError: if base or LoRA cannot be loaded or do not fit each other, or control images do not fit the base.
-        Interrupted: when `should_stop` says so.
     """
     import torch
 
-    from ..adapters.comfy_format import applied_text, parse
+    from ..adapters.applied import applied_text
     from ..adapters.key_names import split_text
+    from ..adapters.parsing import parse
     from ..families.registry import open_base
     from ..safetensors_file import read_tensors
     from .animation import frames_of
@@ -87,7 +88,7 @@ def preview_frames(
             (replace(one, prompt=prompt, text=text), replace(one, prompt=sample.negative_prompt, text=negative))
             for prompt, (text, negative), one in zip(prompts, texts, seen, strict=True)
         ]
-        latents = _latents(base, own, strength, prompted, sample, settings, progress, should_stop)
+        latents = _latents(base, own, strength, prompted, sample, settings, progress)
         base.load_vae()
         frames = [frames_of(base.decode_latents(x)[0]) for x in latents]
         base.free_vae()
@@ -98,23 +99,22 @@ def preview_frames(
 
 def _latents(
     base: Base,
-    lora: Changes,
+    lora: Deltas,
     strength: float,
     prompts: Sequence[tuple[Conditioning, Conditioning]],
     sample: SampleConfig,
     settings: SamplerSettings,
     progress: Callable[[int, int], None] | None,
-    should_stop: Callable[[], bool] | None,
 ) -> list[Streams]:
     """Latents of one picture for each (prompt, negative prompt); the denoiser is out of memory when it returns."""
-    from ..adapters.comfy_format import applied, for_modules
+    from ..adapters.applied import applied
+    from ..adapters.parsing import for_modules
 
     denoiser = base.load_denoiser()
     latents = []
     with applied(denoiser, for_modules(lora, denoiser, base), strength):
         for k, (prompt, negative) in enumerate(prompts):
-            if progress:
-                progress(k, len(prompts))
+            on_step = partial(progress, k, len(prompts)) if progress else None
             seed = sample.seed + k * sample.walk_seed
-            latents.append(draw(base, lambda _: denoiser, [prompt], [seed], settings, negative, should_stop))
+            latents.append(draw(base, lambda _: denoiser, [prompt], [seed], settings, negative, on_step))
     return latents

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ..config import SampleConfig
-from ..errors import ConfigError, Interrupted
+from ..errors import ConfigError
 from ..families.conditioning import MAIN, each
 from ..families.device import autocast
 
@@ -82,7 +82,7 @@ def draw(
     seeds: Sequence[int],
     settings: SamplerSettings,
     negative: Conditioning | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> Streams:
     """Draws one picture per prompt, as one batch; gives normalised latents, main (N, C, H, W), fp32, on the device.
 
@@ -91,12 +91,10 @@ def draw(
     Args:
         denoiser_at: the denoiser for a time.
         negative: what guidance keeps away from, of all pictures; needed where `settings.needs_negative`.
-
-    Raises:
-        Interrupted: when `should_stop` says so, between two steps.
+        on_step: called before each step; ends the drawing by raising.
     """
     if base.own_sampler is not None:
-        return base.own_sampler(denoiser_at, prompts, seeds, settings, negative, should_stop)
+        return base.own_sampler(denoiser_at, prompts, seeds, settings, negative, on_step)
     import torch
 
     moves = [] if base.spec.frame_rate is None else [settings.frames]
@@ -114,8 +112,8 @@ def draw(
         without = base.collate([negative] * len(prompts), settings.guidance) if negative and guided else None
     with torch.no_grad(), autocast(base.device, base.dtype):
         for here, there in pairwise(times):
-            if should_stop and should_stop():
-                raise Interrupted
+            if on_step:
+                on_step()
             denoiser, now, then = denoiser_at(here.item()), here.to(base.device), there.to(base.device)
             t = now.expand(len(prompts))
             prediction = base.predict(denoiser, x, t, shown)

@@ -98,9 +98,9 @@ class BatchSource:
         """
         count = self.job.train.gradient_accumulation
         seen: dict[str, int] = {}
-        return [self.draw(self._order.micro_batch(number * count + k), number, seen) for k in range(count)]
+        return [self.micro_batch(self._order.micro_batch(number * count + k), number, seen) for k in range(count)]
 
-    def draw(self, samples: list[Sample], number: int, seen: dict[str, int]) -> TrainBatch:
+    def micro_batch(self, samples: list[Sample], number: int, seen: dict[str, int]) -> TrainBatch:
         """Latents, noise, times and captions for given samples.
 
         Args:

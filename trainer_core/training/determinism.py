@@ -1,4 +1,4 @@
-"""Whether the same job on the same machine gives the same bits: the mode that sees to it, and what speaks against it.
+"""Deterministic mode: the same job on the same machine gives the same bits, or the run says why not.
 
 torch's switches for this are the process's, not a thread's: while a job in deterministic mode is at work, the rest of
 the process (ComfyUI's own graphs) computes deterministically as well, more slowly, and an operation of theirs that has
@@ -13,12 +13,13 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch.backends import cudnn
+from torch.utils import deterministic as fill
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import TrainingError
@@ -38,7 +39,7 @@ _INDEXING = "the gradient of indexing by a tensor (index_put_) is added up in an
 
 
 Mode = Literal["off", "lax", "strict"]
-"""A job without the mode, with it as far as that is possible, with it so that whatever is not deterministic raises."""
+"""off: without the mode; strict: an operation that is not deterministic raises; lax: it does not, and is found."""
 
 
 class Findings:
@@ -61,16 +62,16 @@ class Findings:
 
     @contextmanager
     def probing(self) -> Iterator[None]:
-        """To be put around every update: a run's first is watched for operations that may give other bits each time.
+        """Goes around every update; watches a run's first one for operations that may give other bits each time.
 
-        Meanwhile torch takes deterministic algorithms where it has them, so the watched update has to be the same one
-        whether the run is resumed or not: what was found goes into the checkpoint (`dumps`, `loads`).
+        Watching makes torch take deterministic algorithms where it has them. So a resumed run must not watch a second
+        update: what was found goes into the checkpoint (`dumps`, `loads`).
         """
         if self._watched:
             yield
             return
         indexing = _IndexingWatched(self) if self._watch_indexing else nullcontext()
-        with _ONE_PROBE, _MODE.held("warn"), indexing, _warnings_taken(self):
+        with _ONE_PROBE, _held("warn"), indexing, _warnings_taken(self):
             yield
         self._watched = True
 
@@ -96,12 +97,12 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[Findings]:
     Raises:
         TrainingError: in place of torch's error for an operation that has no deterministic algorithm.
     """
-    mode: Mode = "strict" if wanted else "off"
-    with _MODE.held("raise") if wanted else nullcontext() as holder:
-        if holder is not None and device.type == "cuda" and not _cublas_obeys(device):
-            # cuBLAS reads its variable once; where that was too late, every product of matrices would raise
-            _MODE.change(holder, "all but raise")
-            mode = "lax"
+    with ExitStack() as stack:
+        mode: Mode = "off"
+        if wanted:
+            with _held("raise"):  # cuBLAS reads its variable once; if that was too late, every matrix product raises
+                mode = "strict" if device.type != "cuda" or _cublas_obeys(device) else "lax"
+            stack.enter_context(_held("raise" if mode == "strict" else "all but raise"))
         findings = Findings(mode, device.type)
         if device.type == "cuda" and mode != "strict":
             findings.add(_OFF if mode == "off" else _CUBLAS)
@@ -123,8 +124,7 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[Findings]:
 # --- the switches ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Switches:
+class _Switches(NamedTuple):
     """All of the process's switches that the mode sets."""
 
     algorithms: bool
@@ -141,85 +141,62 @@ class _Switches:
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
             torch.is_warn_always_enabled(),
-            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
-            torch.backends.cudnn.deterministic,
-            torch.backends.cudnn.benchmark,
+            fill.fill_uninitialized_memory,  # type: ignore[attr-defined]
+            cudnn.deterministic,
+            cudnn.benchmark,
             os.environ.get(_WORKSPACE),
         )
 
     def put(self) -> None:
         torch.use_deterministic_algorithms(self.algorithms, warn_only=self.warn_only)
         torch.set_warn_always(self.warn_always)
-        torch.utils.deterministic.fill_uninitialized_memory = self.fill_memory  # type: ignore[attr-defined]
-        torch.backends.cudnn.deterministic = self.cudnn_deterministic
-        torch.backends.cudnn.benchmark = self.cudnn_benchmark
-        if self.workspace is None:
-            os.environ.pop(_WORKSPACE, None)
-        else:
+        fill.fill_uninitialized_memory = self.fill_memory  # type: ignore[attr-defined]
+        cudnn.deterministic, cudnn.benchmark = self.cudnn_deterministic, self.cudnn_benchmark
+        os.environ.pop(_WORKSPACE, None)
+        if self.workspace is not None:
             os.environ[_WORKSPACE] = self.workspace
 
 
 _Wish = Literal["warn", "all but raise", "raise"]
 """warn: torch tells what is not deterministic; else all switches are set, and torch raises instead or does not."""
 
+_lock = threading.Lock()
+_wishes: list[_Wish] = []
+"""What the threads that are in the mode wish of the process's switches."""
+_before: _Switches | None = None
+"""What the switches stood at before the first of them came."""
 
-@dataclass(eq=False)
-class _Holder:
-    wish: _Wish
+
+@contextmanager
+def _held(wish: _Wish) -> Iterator[None]:
+    """Sees to a wish for a while; the last to leave restores every switch."""
+    try:
+        _apply(_wishes.append, wish)
+        yield
+    finally:
+        _apply(_wishes.remove, wish)
 
 
-class _Mode:
-    """What the process's switches stand at while any thread wishes something of them."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holders: list[_Holder] = []
-        self._before: _Switches | None = None
-
-    @contextmanager
-    def held(self, wish: _Wish) -> Iterator[_Holder]:
-        """Sees to a wish for a while; the last to leave restores every switch."""
-        holder = _Holder(wish)
-        try:
-            with self._lock:
-                self._holders.append(holder)
-                self._apply()
-            yield holder
-        finally:
-            with self._lock:
-                self._holders.remove(holder)
-                self._apply()
-
-    def change(self, holder: _Holder, wish: _Wish) -> None:
-        """Another wish from now on."""
-        with self._lock:
-            holder.wish = wish
-            self._apply()
-
-    def _apply(self) -> None:
-        before = self._before = self._before or _Switches.now()
-        wishes = {holder.wish for holder in self._holders}
-        switches = before
-        if "warn" in wishes:
+def _apply(change: Callable[[_Wish], None], wish: _Wish) -> None:
+    global _before
+    with _lock:
+        change(wish)
+        before = switches = _before or _Switches.now()
+        if "warn" in _wishes:
             # torch tells some things once in a process only, unless told otherwise
             lenient = before.warn_only or not before.algorithms
-            switches = replace(before, algorithms=True, warn_only=lenient, warn_always=True)
-        if wishes - {"warn"}:
+            switches = before._replace(algorithms=True, warn_only=lenient, warn_always=True)
+        if set(_wishes) - {"warn"}:
             workspace = before.workspace if before.workspace in _FIXED_WORKSPACES else _FIXED_WORKSPACES[0]
-            switches = _Switches(True, "raise" not in wishes, switches.warn_always, True, True, False, workspace)
+            switches = _Switches(True, "raise" not in _wishes, switches.warn_always, True, True, False, workspace)
         switches.put()
-        if not wishes:
-            self._before = None
-
-
-_MODE = _Mode()
+        _before = before if _wishes else None
 
 
 def _cublas_obeys(device: torch.device) -> bool:
     """Whether cuBLAS counts as deterministic, asked with the mode on."""
-    matrix = torch.ones(2, 2, device=device)
     try:
-        matrix @ matrix
+        torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
     except RuntimeError as error:
         if _operation(str(error)) is None:
             raise
@@ -244,27 +221,21 @@ def _operation(message: str) -> str | None:
 
 @contextmanager
 def _warnings_taken(findings: Findings) -> Iterator[None]:
-    """Turns torch's warnings about determinism into findings; all others are shown as ever, after a while."""
+    """Turns torch's warnings about determinism into findings; all others are shown at the end."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message="(?s).*determinis", category=UserWarning)
-        try:
-            yield
-        finally:
-            others = []
-            for warning in caught:
-                operation = _operation(str(warning.message))
-                if operation is None:
-                    others.append(warning)
-                else:
-                    findings.add(f"{operation} has no deterministic algorithm here")
-    for warning in others:
-        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+        yield
+    for warning in caught:
+        if operation := _operation(str(warning.message)):
+            findings.add(f"{operation} has no deterministic algorithm here")
+        else:
+            warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 class _IndexingWatched(TorchDispatchMode):
-    """Looks for what is deterministic on a CPU in the mode, and so never warned of, but is not without it.
+    """Looks for what torch never warns of, since watching itself makes it deterministic on a CPU: adding by index.
 
-    It is one operation, found by running those that torch's documentation of the mode names on two threads.
+    It is the only one: those that torch's documentation of the mode names were run on two threads.
     """
 
     def __init__(self, findings: Findings) -> None:

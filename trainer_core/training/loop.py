@@ -13,7 +13,7 @@ from ..data.cache import CacheMiss
 from ..errors import DatasetError, FoundryError, Interrupted, SaveError, TrainingError, first_line
 from ..families.device import is_out_of_memory, peak_memory, release_memory
 from ..runs.events import CheckpointSaved, Listener, Skipped, StepDone, ValidationDone, Warning
-from ..runs.requests import SAMPLE, SAVE, Control
+from ..runs.requests import SAMPLE, SAVE, Requests
 from .advice import advice
 from .batch_source import BatchSource, Prefetched
 from .determinism import Findings
@@ -46,11 +46,11 @@ class Trainer:
         base: Base,
         data: PreparedData,
         emit: Listener,
-        control: Control,
+        requests: Requests,
         findings: Findings | None = None,
     ) -> None:
         self.run, self.job, self.base, self.data = run, job, base, data
-        self.emit, self.control, self.findings = emit, control, findings or Findings()
+        self.emit, self.requests, self.findings = emit, requests, findings or Findings()
         self.previews = Previews(run, job, base, data, emit)  # by the VAE, before the denoiser takes the memory
         if job.adapter.text_encoders:
             base.load_text_encoders()  # stay loaded: captions are encoded anew in each step
@@ -89,7 +89,7 @@ class Trainer:
         if self._lacks_samples():
             self.draw_samples()
         try:
-            while self.step < job.train.steps and not self.control.interrupts:
+            while self.step < job.train.steps and not self.requests.interrupts:
                 started = time.perf_counter()
                 with self.findings.probing():
                     made = self.update(batches.get)
@@ -97,9 +97,9 @@ class Trainer:
                 self.report(made, time.perf_counter() - started)
                 if self._is_due(job.validation.every):
                     self.validate()
-                if self.control.take(SAVE) | self._is_due(job.save.every):
+                if self.requests.take(SAVE) | self._is_due(job.save.every):
                     self.save()
-                if self.control.take(SAMPLE) | self._is_due(job.sample.every):
+                if self.requests.take(SAMPLE) | self._is_due(job.sample.every):
                     self.draw_samples()
         finally:
             batches.close()
@@ -200,27 +200,25 @@ class Trainer:
 
     def validate(self) -> None:
         """Measures the loss on held-out pictures, with the weights that the LoRA file would hold."""
-        job = self.job
-        with self._if_it_fits("validation"), suppress(Interrupted), self.experts.evaluating(job.save.weights):
-            loss = self._from_cache(
-                lambda: validation_loss(
-                    self.experts, self.data, job.validation.draws, job.train.batch_size, lambda: self.control.interrupts
-                )
-            )
+        with self._optional("validation"), self.experts.evaluating(self.job.save.weights):
+            settings = self.job.validation.draws, self.job.train.batch_size
+            loss = self._from_cache(lambda: validation_loss(self.experts, self.data, *settings, self.requests.check))
             self.run.append_metrics({"step": self.step, "validation_loss": loss})
             self.emit(ValidationDone(self.step, loss))
 
     def draw_samples(self) -> None:
         """Draws the job's previews."""
-        with self._if_it_fits("previews"):
-            self._from_cache(lambda: self.previews.draw(self.step, self.experts, lambda: self.control.interrupts))
+        with self._optional("previews"):
+            self._from_cache(lambda: self.previews.draw(self.step, self.experts, self.requests.check))
 
     @contextmanager
-    def _if_it_fits(self, what: str) -> Iterator[None]:
-        """For what training can do without: when memory is not enough for it, it is left out with a warning."""
+    def _optional(self, what: str) -> Iterator[None]:
+        """For what training can do without: a request ends it early, and it is left out where memory is not enough."""
         try:
             yield
             return
+        except Interrupted:
+            return  # the loop sees the same request
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -243,9 +241,8 @@ class Trainer:
             )
         files = lora_files(self.experts, self.base, self.job, self._metadata())
         known = {**self._facts(), "findings": self.findings.dumps()}
-        checkpoint = self.run.save_checkpoint(
-            self.step, {**files, "state.safetensors": state_file(self.experts, self.progress, known)}
-        )
+        files["state.safetensors"] = state_file(self.experts, self.progress, known)
+        checkpoint = self.run.save_checkpoint(self.step, files)
         self.saved = self.step
         self.run.prune_checkpoints(self.job.save.keep, self.job.save.keep_best)
         self.run.write_status("running", self.step, self.job.train.steps)

@@ -1,23 +1,29 @@
-"""Optimizers by name, and their whole state as tensors and JSON, so that a resumed run goes on bit for bit."""
+"""Optimizers by name, with those of the job's settings that they have."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ..config import TrainConfig
 from ..config.train import OPTIMIZERS, UNUSABLE
-from ..errors import ConfigError, RunError, first_line
+from ..errors import ConfigError, did_you_mean, first_line
 
 PACKAGES = {"adafactor": "transformers", "prodigy": "prodigyopt", "lion": "lion-pytorch", "adamw8bit": "bitsandbytes"}
 """Where the optimizers with short names come from; adamw is torch's own."""
+_FROM_PACKAGES: dict[str, Callable[[], type[Optimizer]]] = {
+    "adafactor": lambda: import_module("transformers.optimization").Adafactor,
+    "prodigy": lambda: import_module("prodigyopt").Prodigy,
+    "lion": lambda: import_module("lion_pytorch").Lion,
+    "adamw8bit": lambda: import_module("bitsandbytes.optim").AdamW8bit,
+}
 _SET_ELSEWHERE = {"params": None, "lr": "train.learning_rate", "weight_decay": "train.weight_decay"}
 _FAILURES = (ValueError, TypeError, AssertionError, AttributeError, RuntimeError, ImportError, OSError)
 """What optimizers raise for arguments and devices that they cannot work with."""
@@ -76,15 +82,22 @@ def check_optimizer(config: TrainConfig, device: torch.device | str = "cpu") -> 
     trial = nn.Parameter(torch.ones(64, 64, device=device))
     trial.grad = torch.ones_like(trial)
     optimizer = _construct([trial], config)
-    try:
+    with _failing_as(
+        f"{config.optimizer} cannot train on {device} with these settings: {{}}. Choose another optimizer, such as "
+        "adamw, or change train.optimizer_options"
+    ):
         optimizer.step()
+
+
+@contextmanager
+def _failing_as(message: str) -> Iterator[None]:
+    """Puts what an optimizer complains of into a message, but for a lack of memory."""
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise
     except _FAILURES as error:
-        raise ConfigError(
-            f"train.optimizer: {config.optimizer} cannot train on {device} with these settings: {first_line(error)}. "
-            "Choose another optimizer, such as adamw, or change train.optimizer_options"
-        ) from error
+        raise ConfigError(f"train.optimizer: {message.replace('{}', first_line(error))}") from error
 
 
 def _construct(parameters: list[Any], config: TrainConfig) -> Optimizer:
@@ -92,15 +105,9 @@ def _construct(parameters: list[Any], config: TrainConfig) -> Optimizer:
     arguments = _arguments(kind, config)
     # Prodigy prints a line whenever it is made with weight decay, also into ComfyUI's console: it gets it afterwards.
     afterwards = {"weight_decay": arguments.pop("weight_decay")} if config.optimizer == "prodigy" else {}
-    try:
+    told = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    with _failing_as(f"{kind.__name__} does not take these settings: {{}} (given: {told})"):
         optimizer = kind(parameters, **arguments)
-    except torch.OutOfMemoryError:
-        raise
-    except _FAILURES as error:
-        told = ", ".join(f"{name}={value}" for name, value in arguments.items())
-        raise ConfigError(
-            f"train.optimizer: {kind.__name__} does not take these settings: {first_line(error)} (given: {told})"
-        ) from error
     for group in optimizer.param_groups:
         group.update(afterwards)
     return optimizer
@@ -108,23 +115,10 @@ def _construct(parameters: list[Any], config: TrainConfig) -> Optimizer:
 
 def _class_of(name: str) -> type[Optimizer]:
     """The class of a name; packages are imported only when they are asked for."""
+    if name not in _FROM_PACKAGES:
+        return _torch_class(name)
     try:
-        if name == "adamw8bit":
-            from bitsandbytes.optim import AdamW8bit
-
-            return AdamW8bit
-        if name == "adafactor":
-            from transformers.optimization import Adafactor
-
-            return Adafactor
-        if name == "prodigy":
-            from prodigyopt import Prodigy
-
-            return Prodigy
-        if name == "lion":
-            from lion_pytorch import Lion
-
-            return Lion
+        return _FROM_PACKAGES[name]()
     except (ImportError, OSError, RuntimeError) as error:
         package = PACKAGES[name]
         raise ConfigError(
@@ -132,7 +126,6 @@ def _class_of(name: str) -> type[Optimizer]:
             f"({first_line(error)}). Install it with `pip install {package}`, or choose another optimizer, such as "
             "adamw"
         ) from error
-    return _torch_class(name)
 
 
 def _torch_class(name: str) -> type[Optimizer]:
@@ -149,7 +142,7 @@ def _torch_class(name: str) -> type[Optimizer]:
     if asked not in classes:
         short = set(OPTIMIZERS)
         known = [*sorted(short), *(classes[key].__name__ for key in sorted(classes.keys() - short - UNUSABLE.keys()))]
-        raise ConfigError(f"train.optimizer: there is no optimizer {name!r}; {_nearest(asked, known)}")
+        raise ConfigError(f"train.optimizer: there is no optimizer {name!r}; {did_you_mean(asked, known)}")
     return classes[asked]
 
 
@@ -167,7 +160,9 @@ def _arguments(kind: type[Optimizer], config: TrainConfig) -> dict[str, Any]:
         if _SET_ELSEWHERE.get(name):
             raise ConfigError(f"train.optimizer_options.{name}: is set by {_SET_ELSEWHERE[name]}")
         if name not in options:
-            raise ConfigError(f"train.optimizer_options.{name}: unknown to {kind.__name__}; {_nearest(name, options)}")
+            raise ConfigError(
+                f"train.optimizer_options.{name}: unknown to {kind.__name__}; {did_you_mean(name, options)}"
+            )
         arguments[name] = _plain(value)
     return arguments
 
@@ -186,116 +181,33 @@ def _plain(value: bool | int | float | str | list[float]) -> Any:
 
 def _from_settings(kind: type[Optimizer], own: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
     """Weight decay, and those of the moments and epsilon that the job sets."""
-    changed = {
-        name: getattr(config, name) for name in ("beta1", "beta2", "epsilon") if getattr(config, name) is not None
-    }
+    given = {name: getattr(config, name) for name in ("beta1", "beta2", "epsilon")}
+    given = {name: value for name, value in given.items() if value is not None}
     arguments: dict[str, Any] = {}
     if "weight_decay" in own:
         arguments["weight_decay"] = config.weight_decay
     elif config.weight_decay != TrainConfig.model_fields["weight_decay"].default and config.weight_decay:
-        changed["weight_decay"] = config.weight_decay  # the default is for those that have it; who asks for one is told
-    if "betas" in own and {"beta1", "beta2"} & changed.keys():
+        given["weight_decay"] = config.weight_decay  # the default is for those that have it; who asks for one is told
+    if "betas" in own and {"beta1", "beta2"} & given.keys():
         beta1, beta2 = own["betas"]
-        arguments["betas"] = (changed.pop("beta1", beta1), changed.pop("beta2", beta2))
-    if "beta1" in own and "beta1" in changed:
-        arguments["beta1"] = changed.pop("beta1")
-    if isinstance(own.get("eps"), float) and "epsilon" in changed:
-        arguments["eps"] = changed.pop("epsilon")
-    if changed:
+        arguments["betas"] = (given.pop("beta1", beta1), given.pop("beta2", beta2))
+    if "beta1" in own and "beta1" in given:
+        arguments["beta1"] = given.pop("beta1")
+    if isinstance(own.get("eps"), float) and "epsilon" in given:
+        arguments["eps"] = given.pop("epsilon")
+    if given:
+        options = ", ".join(name for name in own if name not in _SET_ELSEWHERE)
         raise ConfigError(
             "\n".join(
                 f"train.{name}: {kind.__name__} has no such setting: leave it out. It has, in "
-                f"train.optimizer_options: {', '.join(other for other in own if other not in _SET_ELSEWHERE)}"
-                for name in changed
+                f"train.optimizer_options: {options}"
+                for name in given
             )
         )
     return arguments
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    lower = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    return f"did you mean `{lower[near[0]]}`?" if near else f"known here: {', '.join(known)}"
-
-
-# --- state -----------------------------------------------------------------------------------------------------------
 
 
 def effective_rate(optimizer: Optimizer) -> float:
     """The learning rate of the last update; Prodigy multiplies the one it is given by its own estimate."""
     group = optimizer.param_groups[0]
     return float(group["lr"]) * float(group.get("d", 1.0))
-
-
-def optimizer_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], str]:
-    """An optimizer's state as named tensors (copies on the CPU), and the rest of it as JSON.
-
-    Names are `<parameter>.<name>` for the state of a parameter by index, and `group.<group>.<name>` for what the
-    optimizer itself keeps in a parameter group, such as Prodigy's estimate of the step size. A group's settings are
-    not state: they are the job's.
-    """
-    tensors: dict[str, Tensor] = {}
-    values: dict[str, Any] = {}
-    for key, value in _entries(optimizer):
-        if isinstance(value, Tensor):
-            tensors[key] = value.detach().to("cpu", copy=True)
-        else:
-            values[key] = value
-    return tensors, json.dumps({"optimizer": _name_of(optimizer), "values": values}, sort_keys=True)
-
-
-def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], values: str) -> None:
-    """The inverse of `optimizer_tensors`, bit for bit; parameter groups keep the settings that they have.
-
-    Raises:
-        RunError: if the state is another optimizer's, or of other parameters; nothing is changed then.
-    """
-    saved = json.loads(values)
-    own = _name_of(optimizer)
-    if saved["optimizer"] != own:
-        raise RunError(
-            f"the checkpoint was trained with the optimizer {saved['optimizer']}, and train.optimizer asks for {own}: "
-            "set it back, or begin a new run from the LoRA with adapter.warm_start"
-        )
-    places = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Any]] = {}
-    groups: dict[int, dict[str, Any]] = {}
-    for key, value in [*tensors.items(), *saved["values"].items()]:
-        kept, name = (groups, key.removeprefix("group.")) if key.startswith("group.") else (state, key)
-        index, name = name.split(".", 1)
-        kept.setdefault(int(index), {})[name] = value
-    if max(state, default=-1) >= len(places) or max(groups, default=-1) >= len(optimizer.param_groups):
-        raise RunError(f"the checkpoint's optimizer state is of more than this adapter's {len(places)} parameters")
-    # Written directly, since Optimizer.load_state_dict casts what it loads to the parameter's precision.
-    for index, entry in state.items():
-        group, parameter = places[index]
-        optimizer.state[parameter] = {
-            name: value.to(_device_of(name, group, parameter), copy=True) if isinstance(value, Tensor) else value
-            for name, value in entry.items()
-        }
-    for index, entry in groups.items():
-        optimizer.param_groups[index].update(entry)
-
-
-def _entries(optimizer: Optimizer) -> Iterator[tuple[str, Any]]:
-    """Everything that steps change."""
-    settings = {"params", "ratio", *inspect.signature(type(optimizer)).parameters}
-    index = 0
-    for number, group in enumerate(optimizer.param_groups):
-        yield from ((f"group.{number}.{name}", value) for name, value in group.items() if name not in settings)
-        for parameter in group["params"]:
-            # not `optimizer.state[parameter]`, which would make an entry that says that a step was made
-            yield from ((f"{index}.{name}", value) for name, value in optimizer.state.get(parameter, {}).items())
-            index += 1
-
-
-def _name_of(optimizer: Optimizer) -> str:
-    """Such as torch.AdamW; there is a torch.Adafactor and a transformers.Adafactor, and their states differ."""
-    kind = type(optimizer)
-    return f"{kind.__module__.split('.')[0]}.{kind.__name__}"
-
-
-def _device_of(name: str, group: dict[str, Any], parameter: nn.Parameter) -> torch.device:
-    """torch keeps its step counters on the CPU unless the whole step runs on the device."""
-    on_device = name != "step" or group.get("capturable") or group.get("fused")
-    return parameter.device if on_device else torch.device("cpu")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from ..data.captions import prompt_with_trigger
 from ..data.images import png_bytes
-from ..errors import Interrupted
 from ..files import write_atomically
 from ..runs.events import SampleReady
 from ..sampling.animation import RATE, frames_of, webp_bytes
@@ -73,8 +72,10 @@ class Previews:
             self._texts = embedded(base, preview_texts(job), negative_text(job), of_text(pixels, base.spec))
             base.free_text_encoders()
 
-    def draw(self, step: int, experts: Experts, should_stop: Callable[[], bool]) -> None:
-        """Draws one picture for each of the job's prompts into the run's folder. A request to stop ends it early.
+    def draw(self, step: int, experts: Experts, on_step: Callable[[], None]) -> None:
+        """Draws one picture for each of the job's prompts into the run's folder.
+
+        `on_step` is called before each denoising step, and ends the drawing by raising.
 
         Raises:
             CacheMiss: if a prompt's embedding is not in the cache any more.
@@ -94,7 +95,7 @@ class Previews:
                         )
                     )
                     latents = draw(
-                        base, lambda t: experts.at(t).denoiser, [shown], [seed], self._settings, without, should_stop
+                        base, lambda t: experts.at(t).denoiser, [shown], [seed], self._settings, without, on_step
                     )
                     facts = {"prompt": prompt, "seed": str(seed), "weights": experts.which(config.weights)}
                     if names := self._shown[index].names:
@@ -107,8 +108,6 @@ class Previews:
                         write_atomically(clip, webp_bytes(frames, base.spec.frame_rate), inside=self._run.path)
                     write_atomically(path, png_bytes(frames[0], facts), inside=self._run.path)
                     self._emit(SampleReady(step, path, config.prompts[index], index, clip))
-        except Interrupted:
-            return  # the loop sees the same request to stop
         finally:
             base.free_vae()
 

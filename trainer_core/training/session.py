@@ -12,7 +12,7 @@ from ..data.prepare import PreparedData
 from ..errors import Interrupted
 from ..families.registry import job_with_family, open_base
 from ..runs.events import Listener, Phase, StateChanged, Warning
-from ..runs.requests import PAUSE, STOP, Control
+from ..runs.requests import PAUSE, STOP, Requests
 from ..runs.run_folder import RunFolder
 from ..sampling.sampler import SamplerSettings
 from ..units import GB
@@ -22,7 +22,7 @@ from .loop import Trainer
 from .previews import negative_text, preview_texts
 
 
-def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accept: Collection[str]) -> str:
+def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, accept: Collection[str]) -> str:
     """Prepares the data, loads the base, trains; when it returns, nothing of it is in memory.
 
     Args:
@@ -36,8 +36,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
     """
 
     def progress(what: str, done: int, total: int) -> None:
-        if control.interrupts:
-            raise Interrupted
+        requests.check()
         emit(Phase(what, done, total))
 
     for note in run.repair():
@@ -69,10 +68,10 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, control: Control, accep
                 findings.add("pictures or captions came from the cache, encoded in another or an unknown environment")
             cache.prune(int(job.cache.limit_gb * GB))
             progress("loading the base", 0, 1)
-            trainer = Trainer(run, job, base, data, emit, control, findings)
+            trainer = Trainer(run, job, base, data, emit, requests, findings)
             trainer.restore(accept)
             run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
             finished = trainer.train()
     except Interrupted:
         pass
-    return "finished" if finished else ("paused" if control.asked(PAUSE) and not control.asked(STOP) else "stopped")
+    return "finished" if finished else ("paused" if requests.asked(PAUSE) and not requests.asked(STOP) else "stopped")

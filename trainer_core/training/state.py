@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..adapters.comfy_format import Changes, for_roots, parse, to_comfy
+from ..adapters.comfy_format import to_comfy
+from ..adapters.deltas import Deltas
+from ..adapters.parsing import for_roots, parse
 from ..errors import AdapterError, RunError
 from ..safetensors_file import read_header, read_tensors, serialize
 
@@ -59,7 +61,7 @@ def lora_files(experts: Experts, base: Base, job: JobConfig, metadata: dict[str,
     """Name → LoRA file for ComfyUI of each expert, with the weights that `save.weights` asks for."""
     dtype: torch.dtype = getattr(torch, job.save.dtype)
     with experts.weights(job.save.weights):
-        return {one.lora_file: serialize(to_comfy(one.adapter.changes(), base, dtype), metadata) for one in experts}
+        return {one.lora_file: serialize(to_comfy(one.adapter.deltas(), base, dtype), metadata) for one in experts}
 
 
 def state_file(experts: Experts, progress: Progress, facts: Mapping[str, str]) -> bytes:
@@ -105,7 +107,7 @@ def _of(expert: Expert, name: str) -> str:
     return f"{expert.name}.{name}" if expert.name else name
 
 
-def read_warm_start(job: JobConfig) -> Changes | None:
+def read_warm_start(job: JobConfig) -> Deltas | None:
     """The layers of the LoRA that a job starts from, by their names in its file; None if it starts anew.
 
     Raises:
@@ -126,12 +128,12 @@ def warm_start(job: JobConfig, base: Base, experts: Experts) -> None:
     Raises:
         AdapterError: if the file does not fit.
     """
-    changes, file = read_warm_start(job), job.adapter.warm_start
-    if changes is None or file is None:
+    deltas, file = read_warm_start(job), job.adapter.warm_start
+    if deltas is None or file is None:
         return
     try:
         for one in experts:
-            one.adapter.start_from(for_roots(changes, one.adapter.roots, base))
+            one.adapter.start_from(for_roots(deltas, one.adapter.roots, base))
     except AdapterError as error:
         raise AdapterError(_of_warm_start(file, error)) from None
     for one in experts:

@@ -20,7 +20,8 @@ from .advice import out_of_memory
 from .batch_source import TrainBatch
 from .ema import EMA
 from .lr_schedules import learning_rate
-from .optimizers import load_optimizer, make_optimizer, optimizer_tensors
+from .optimizer_state import load_optimizer, optimizer_tensors
+from .optimizers import make_optimizer
 from .step import MAIN, Objective
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Updater:
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What the next update depends on: tensors (weights in fp32, optimizer, moving average), and other values."""
         tensors, values = optimizer_tensors(self.optimizer)
-        state = {f"adapter.{name}": value for name, value in self.adapter.state().items()}
+        state = {f"adapter.{name}": value for name, value in self.adapter.state_dict().items()}
         state |= {f"optimizer.{name}": value for name, value in tensors.items()}
         if self.ema is not None:
             state |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
@@ -119,7 +120,7 @@ class Updater:
         def below(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-        self.adapter.load(below("adapter."))
+        self.adapter.load_state_dict(below("adapter."))
         load_optimizer(self.optimizer, below("optimizer."), values["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(below("ema."))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.variants import Variant
-from ..errors import Interrupted
 from ..families.conditioning import each
 from ..randomness import normal_like
 from .batch_source import heard, named, stacked
@@ -33,15 +32,16 @@ def validation_times(draws: int) -> list[float]:
 
 
 def validation_loss(
-    experts: Experts, data: PreparedData, draws: int, batch_size: int, should_stop: Callable[[], bool]
+    experts: Experts, data: PreparedData, draws: int, batch_size: int, on_batch: Callable[[], None]
 ) -> float:
     """Mean squared error over all validation samples and `draws` times each, with the adapters as they are.
+
+    `on_batch` is called before each batch, and ends the measurement by raising.
 
     Each sample is seen unflipped, in its centre crop, with its first caption and the mean of its latents.
 
     Raises:
         CacheMiss: if something is not in the cache any more.
-        Interrupted: when `should_stop` says so, between two batches.
     """
     times = validation_times(draws)
     ordered = sorted(data.validation, key=lambda one: one.shape)
@@ -50,8 +50,7 @@ def validation_loss(
     with torch.no_grad():
         for pairs in groups:
             for batch in _batches(pairs, batch_size):
-                if should_stop():
-                    raise Interrupted
+                on_batch()
                 total += _losses(experts.at(batch[0][1]).objective, data, batch, times).sum().item()
     return total / (len(ordered) * draws)
 

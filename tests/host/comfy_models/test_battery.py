@@ -68,7 +68,7 @@ class Copy:
         import torch
 
         file: dict[str, Any] = {}
-        for layer, delta in self.adapter.changes().items():
+        for layer, delta in self.adapter.deltas().items():
             file[f"diffusion_model.{layer}.lora_A.weight"] = delta.down
             file[f"diffusion_model.{layer}.lora_B.weight"] = delta.up
             file[f"diffusion_model.{layer}.alpha"] = torch.tensor(delta.scale * delta.rank)

@@ -92,11 +92,11 @@ def case_of(family: str, config: AdapterConfig, model: Path, folder: Path, dtype
         text_targets=base.spec.text_targets,
     )
     source = torch.Generator().manual_seed(4)
-    state = adapter.state()
+    state = adapter.state_dict()
     moved = {name: value + torch.randn(value.shape, generator=source) * 0.05 for name, value in state.items()}
     if dtype != torch.float32:
         moved = {name: value.to(dtype).float() for name, value in moved.items()}
-    adapter.load(moved)
+    adapter.load_state_dict(moved)
     file = folder / f"tiny_{family}.safetensors"
-    file.write_bytes(serialize(to_comfy(adapter.changes(), base, dtype), METADATA))
+    file.write_bytes(serialize(to_comfy(adapter.deltas(), base, dtype), METADATA))
     return Case(file, settings, base, adapter, outputs(base, adapter.roots))

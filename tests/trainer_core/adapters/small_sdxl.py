@@ -41,8 +41,8 @@ def adapted(sdxl: Base, unet: nn.Module, encoders: Mapping[str, nn.Module], conf
         text_targets=spec.text_targets,
     )
     source = torch.Generator().manual_seed(4)
-    adapter.load(
-        {name: value + torch.randn(value.shape, generator=source) * 0.1 for name, value in adapter.state().items()}
+    adapter.load_state_dict(
+        {name: value + torch.randn(value.shape, generator=source) * 0.1 for name, value in adapter.state_dict().items()}
     )
     return adapter
 

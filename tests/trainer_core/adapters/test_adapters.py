@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.comfy_format import applied
+from trainer_core.adapters.applied import applied
 from trainer_core.adapters.deltas import row_norms
 from trainer_core.adapters.layers import factors
 from trainer_core.config import AdapterConfig
@@ -73,8 +73,10 @@ def adapted(model: nn.Module, config: AdapterConfig, seed: int = 1) -> Adapter:
 
 def randomized(adapter: Adapter, seed: int = 9) -> dict[str, Tensor]:
     source = torch.Generator().manual_seed(seed)
-    state = {name: value + torch.randn(value.shape, generator=source) * 0.3 for name, value in adapter.state().items()}
-    adapter.load(state)
+    state = {
+        name: value + torch.randn(value.shape, generator=source) * 0.3 for name, value in adapter.state_dict().items()
+    }
+    adapter.load_state_dict(state)
     return state
 
 
@@ -119,7 +121,7 @@ def test_forward_and_gradients_are_pefts(config: AdapterConfig, small: nn.Module
     torch.testing.assert_close(x.grad, its.grad, rtol=1e-4, atol=1e-5)
     theirs = {name: p.grad for name, p in other.named_parameters() if ".default" in name}
     assert len(theirs) == len(adapter.parameters())
-    for name, mine in zip(adapter.state(), adapter.parameters(), strict=True):
+    for name, mine in zip(adapter.state_dict(), adapter.parameters(), strict=True):
         key = next(
             one
             for one in theirs
@@ -133,7 +135,7 @@ def test_forward_and_gradients_are_pefts(config: AdapterConfig, small: nn.Module
 def test_a_lora_on_a_convolution_is_pefts_bit_by_bit(small: nn.Module) -> None:
     other = copy.deepcopy(small)
     adapter = adapted(small, KINDS["lora"])
-    assert torch.equal(small(X), pefts(other, KINDS["lora"], adapter.state())(X))
+    assert torch.equal(small(X), pefts(other, KINDS["lora"], adapter.state_dict())(X))
     state = randomized(adapter)
     fresh = copy.deepcopy(other)
     assert torch.equal(small(X), with_weights(fresh, state)(X))
@@ -154,7 +156,7 @@ def test_a_new_adapter_changes_nothing(config: AdapterConfig, small: nn.Module) 
 
 def test_ranks_and_scales(small: nn.Module) -> None:
     adapter = adapted(small, KINDS["lora"])
-    shapes = {name: tuple(value.shape) for name, value in adapter.state().items()}
+    shapes = {name: tuple(value.shape) for name, value in adapter.state_dict().items()}
     assert shapes == {
         "conv.lora_A.weight": (2, 6, 3, 3),
         "conv.lora_B.weight": (12, 2),
@@ -253,7 +255,7 @@ def test_it_learns_from_its_start(config: AdapterConfig, small: nn.Module) -> No
 
 
 def test_the_start_follows_from_seed_and_layer(config: AdapterConfig, small: nn.Module) -> None:
-    one, again, other = (adapted(copy.deepcopy(small), config, seed).state() for seed in (1, 1, 2))
+    one, again, other = (adapted(copy.deepcopy(small), config, seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], again[name]) for name in one)
     drawn = [name for name in one if one[name].any() and "magnitude" not in name]
     assert {name.split(".")[0] for name in drawn} == {"conv", "point", "linear"}
@@ -268,7 +270,7 @@ def test_a_bfloat16_base_gets_a_float32_adapter(config: AdapterConfig, small: nn
     assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
     randomized(adapter)
     assert small(X.bfloat16()).dtype == torch.bfloat16
-    assert {change.scale for change in adapter.changes().values()} <= {config.scale, config.conv_scale}
+    assert {change.scale for change in adapter.deltas().values()} <= {config.scale, config.conv_scale}
 
 
 def test_nothing_touches_the_global_generator(config: AdapterConfig, small: nn.Module) -> None:
@@ -316,12 +318,12 @@ def test_state_goes_into_a_fresh_adapter(config: AdapterConfig, small: nn.Module
     adapter = adapted(small, config)
     state = randomized(adapter)
     other = adapted(fresh, config, seed=5)
-    other.load(state)
+    other.load_state_dict(state)
     assert torch.equal(small(X), fresh(X))
-    assert all(torch.equal(value, state[name]) for name, value in other.state().items())
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
     state.pop("linear." + next(iter(other.layers["linear"].trained)))
     with pytest.raises(AdapterError, match="linear"):
-        other.load(state)
+        other.load_state_dict(state)
 
 
 def test_its_changes_applied_to_the_plain_model_are_the_adapter(config: AdapterConfig, small: nn.Module) -> None:
@@ -330,7 +332,7 @@ def test_its_changes_applied_to_the_plain_model_are_the_adapter(config: AdapterC
     randomized(adapter)
     for strength in (1.0, 0.7):
         adapter.set_strength(strength)
-        with applied(plain, adapter.changes(), strength):
+        with applied(plain, adapter.deltas(), strength):
             torch.testing.assert_close(plain(X), small(X), rtol=1e-5, atol=1e-5)
 
 
@@ -360,8 +362,8 @@ def test_text_encoders_are_further_roots(config: AdapterConfig, small: nn.Module
         small, config, TARGETS, 1, conv_targets=CONV_TARGETS, text_encoders=encoders, text_targets=(r"\d",)
     )
     assert list(adapter.layers) == ["conv", "point", "linear", "text_encoder.0", "text_encoder_2.0"]
-    state = adapter.state()
-    assert all(torch.equal(value, state[name]) for name, value in alone.state().items()), "the denoiser's stay"
+    state = adapter.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in alone.state_dict().items()), "the denoiser's stay"
     drawn = [name for name, value in state.items() if name.startswith("text_encoder.") and value.abs().sum() > 0]
     assert not any(
         torch.equal(state[name], state[name.replace("text_encoder.", "text_encoder_2.")])

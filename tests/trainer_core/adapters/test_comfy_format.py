@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.comfy_format import applied, for_modules, parse, to_comfy
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.comfy_format import to_comfy
 from trainer_core.adapters.deltas import LowRank
 from trainer_core.adapters.layers import fitted
+from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
 
@@ -158,7 +160,7 @@ def test_round_trip_of_the_swapped_halves(base: Base, denoiser: nn.Module) -> No
 
 def test_a_lora_applied_to_the_modules_is_the_weights_changed(base: Base, denoiser: nn.Module) -> None:
     """`applied` against merging the difference into the weights, at two strengths; afterwards nothing is left."""
-    changes = for_modules(
+    deltas = for_modules(
         parse(to_comfy(changes_of(random_weights(denoiser, PLACES, 2), 0.1), base, torch.float32)), denoiser, base
     )
     modules = dict(denoiser.named_modules())
@@ -168,9 +170,9 @@ def test_a_lora_applied_to_the_modules_is_the_weights_changed(base: Base, denois
         with torch.no_grad():
             plain = linear(x)
             for strength in (1.0, 0.5, -0.7):
-                merged = linear.weight.double() + strength * dense(*vars_of(changes[path]))
+                merged = linear.weight.double() + strength * dense(*vars_of(deltas[path]))
                 expected = nn.functional.linear(x.double(), merged, linear.bias.double())
-                with applied(denoiser, changes, strength):
+                with applied(denoiser, deltas, strength):
                     torch.testing.assert_close(linear(x).double(), expected, rtol=1e-4, atol=1e-4)
             assert torch.equal(linear(x), plain)
 
@@ -180,12 +182,12 @@ def vars_of(change: object) -> tuple[Tensor, Tensor, float]:
 
 
 def test_applied_is_taken_off_when_something_fails(denoiser: nn.Module, base: Base) -> None:
-    changes = for_modules(
+    deltas = for_modules(
         parse(to_comfy(changes_of(random_weights(denoiser, PLACES, 2), 1.0), base, torch.float32)), denoiser, base
     )
 
     def fail() -> None:
-        with applied(denoiser, changes, 1.0):
+        with applied(denoiser, deltas, 1.0):
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -210,10 +212,10 @@ def test_kohya_halves_are_read(base: Base, denoiser: nn.Module) -> None:
         f"{PROJ}.lora_up.weight": torch.ones(D, 4, dtype=torch.bfloat16),
         f"{PROJ}.alpha": torch.tensor(2.0),
     }
-    changes = for_modules(parse(tensors), denoiser, base)
-    assert list(changes) == ["transformer_blocks.0.attn.to_out.0"]
-    assert changes["transformer_blocks.0.attn.to_out.0"].scale == 0.5
-    assert changes["transformer_blocks.0.attn.to_out.0"].down.dtype == torch.float32
+    deltas = for_modules(parse(tensors), denoiser, base)
+    assert list(deltas) == ["transformer_blocks.0.attn.to_out.0"]
+    assert deltas["transformer_blocks.0.attn.to_out.0"].scale == 0.5
+    assert deltas["transformer_blocks.0.attn.to_out.0"].down.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -306,8 +308,8 @@ QKV = "lora_unet_double_blocks_0_img_attn_qkv"
 """As LyCORIS names it, which trains the fused layer."""
 
 
-def parts_of(changes: dict[str, Any]) -> list[Any]:
-    return [changes[f"transformer_blocks.0.attn.to_{part}"] for part in "qkv"]
+def parts_of(deltas: dict[str, Any]) -> list[Any]:
+    return [deltas[f"transformer_blocks.0.attn.to_{part}"] for part in "qkv"]
 
 
 def test_a_loha_on_a_fused_layer_is_cut_into_its_rows(base: Base, denoiser: nn.Module) -> None:
@@ -335,8 +337,10 @@ def test_what_cannot_be_fused_keeps_diffusers_names(kind: str, base: Base) -> No
     targets = (r"transformer_blocks\.0\.attn\.to_(q|out\.0)", r"norm_out\.linear")
     adapter = Adapter(denoiser, AdapterConfig(type=kind, rank=2), targets, seed=0)  # type: ignore[arg-type]
     source = torch.Generator().manual_seed(0)
-    adapter.load({n: v + torch.randn(v.shape, generator=source) * 0.1 for n, v in adapter.state().items()})
-    file = to_comfy(adapter.changes(), base, torch.float32)
+    adapter.load_state_dict(
+        {n: v + torch.randn(v.shape, generator=source) * 0.1 for n, v in adapter.state_dict().items()}
+    )
+    file = to_comfy(adapter.deltas(), base, torch.float32)
     names = {key.removesuffix(".alpha") for key in file if key.endswith(".alpha")}
     assert names == {
         "transformer.transformer_blocks.0.attn.to_q",

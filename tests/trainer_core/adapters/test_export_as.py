@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from trainer_core.adapters.comfy_format import for_roots, parse
 from trainer_core.adapters.export_as import export_as
+from trainer_core.adapters.parsing import for_roots, parse
 from trainer_core.config import AdapterConfig, ModelConfig
 from trainer_core.errors import AdapterError, FoundryError, SaveError
 from trainer_core.safetensors_file import read_header, serialize
@@ -219,7 +219,7 @@ def test_our_reader_reads_it_back(family: str, kind: str, form: str, case: Calla
         tensors, scales = load_file(path), {}
     back = for_roots(parse(tensors), made.models(), made.base)
     assert back.keys() == made.adapter.layers.keys()
-    for name, change in made.adapter.changes().items():
+    for name, change in made.adapter.deltas().items():
         scale = 1.0
         if scales:  # PEFT has it in the configuration and not in the file
             root = next((root for root in made.adapter.roots if root and name.startswith(f"{root}.")), "")
@@ -244,7 +244,7 @@ def test_the_files_precision_is_kept_where_it_is_exact(
     (tmp_path / "out").mkdir()
     tensors = load_file(made.export("diffusers", tmp_path / "out"))
     assert {value.dtype for value in tensors.values()} == {dtype}
-    for name, change in made.adapter.changes().items():
+    for name, change in made.adapter.deltas().items():
         delta = (
             tensors[f"transformer.{name}.lora_B.weight"].double()
             @ tensors[f"transformer.{name}.lora_A.weight"].double()

@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer_core.adapters.comfy_format import applied, for_modules, for_roots, parse, to_comfy
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.comfy_format import to_comfy
 from trainer_core.adapters.deltas import Kronecker, LowRank
 from trainer_core.adapters.key_names import split_text
+from trainer_core.adapters.parsing import for_modules, for_roots, parse
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
 from trainer_core.families.base import Base
@@ -139,9 +141,9 @@ def saved_by_peft(unet: nn.Module, **settings: Any) -> tuple[nn.Module, dict[str
 @pytest.mark.parametrize("dora", [False, True])
 def test_what_peft_saves_does_what_it_did(dora: bool, sdxl: Base, unet: nn.Module) -> None:
     other, tensors = saved_by_peft(copy.deepcopy(unet), use_dora=dora)
-    changes = for_modules(parse({f"base_model.model.{name}": value for name, value in tensors.items()}), unet, sdxl)
-    assert changes.keys() == {TO_Q, OUT, CONV}
-    with applied(unet, changes, 1.0):
+    deltas = for_modules(parse({f"base_model.model.{name}": value for name, value in tensors.items()}), unet, sdxl)
+    assert deltas.keys() == {TO_Q, OUT, CONV}
+    with applied(unet, deltas, 1.0):
         for mine, its in zip(outputs(unet), outputs(other), strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
 
@@ -174,7 +176,7 @@ def test_diffusers_reads_ours(sdxl: Base, unet: nn.Module, encoders: dict[str, n
     adapter = adapted(
         sdxl, unet, encoders, AdapterConfig(rank=2, alpha=1.0, targets="all", conv_rank=2, text_encoders=True)
     )
-    file = to_comfy(adapter.changes(), sdxl, torch.float32)
+    file = to_comfy(adapter.deltas(), sdxl, torch.float32)
     found, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(file, unet_config=unet.config)
     layers = set()
     for root, model in {"unet": unet, **encoders}.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.comfy_format import applied
+from trainer_core.adapters.applied import applied
 from trainer_core.adapters.layers import SeededDropout
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
@@ -44,8 +44,8 @@ def small() -> Small:
 
 def randomized(adapter: Adapter) -> dict[str, Tensor]:
     source = torch.Generator().manual_seed(9)
-    state = {name: torch.randn(value.shape, generator=source) for name, value in adapter.state().items()}
-    adapter.load(state)
+    state = {name: torch.randn(value.shape, generator=source) for name, value in adapter.state_dict().items()}
+    adapter.load_state_dict(state)
     return state
 
 
@@ -86,7 +86,7 @@ def test_forward_is_pefts_and_so_is_applied(small: Small) -> None:
         if "lora_" in name:
             parameter.data = state[name.replace(".default", "")]
     assert torch.equal(small(X), other(X)), "bit by bit: what was trained through peft is trained the same now"
-    with applied(plain, adapter.changes(), 1.0):
+    with applied(plain, adapter.deltas(), 1.0):
         torch.testing.assert_close(plain(X), other(X), rtol=1e-6, atol=1e-6)
 
 
@@ -105,7 +105,7 @@ def test_a_starts_uniform_and_b_at_zero(small: Small) -> None:
     """nn.Linear's own start, U(±1/√in): the range, and the variance 1 / (3 · in)."""
     wide = nn.ModuleDict({"a": nn.Linear(64, 4)})
     adapter = Adapter(wide, AdapterConfig(rank=512), ["a"], seed=1)
-    down, up = adapter.state().values()
+    down, up = adapter.state_dict().values()
     assert down.abs().max() <= 1 / 8
     assert down.square().mean().item() == pytest.approx(1 / (3 * 64), rel=4 * math.sqrt(0.8 / down.numel()))
     assert up.count_nonzero() == 0
@@ -114,7 +114,7 @@ def test_a_starts_uniform_and_b_at_zero(small: Small) -> None:
 
 def test_the_start_follows_from_seed_and_layer(small: Small) -> None:
     def start(seed: int) -> dict[str, Tensor]:
-        return Adapter(copy.deepcopy(small), AdapterConfig(rank=6), TARGETS, seed).state()
+        return Adapter(copy.deepcopy(small), AdapterConfig(rank=6), TARGETS, seed).state_dict()
 
     one, again, other = start(1), start(1), start(2)
     assert all(torch.equal(one[name], again[name]) for name in one)
@@ -144,12 +144,12 @@ def test_targets_match_whole_paths(small: Small) -> None:
 def test_state_is_a_copy_and_load_puts_it_back(small: Small) -> None:
     adapter = Adapter(small, AdapterConfig(rank=3), TARGETS, seed=1)
     state = randomized(adapter)
-    kept = adapter.state()
+    kept = adapter.state_dict()
     for parameter in adapter.parameters():
         parameter.data.zero_()
     assert all(torch.equal(kept[name], state[name]) for name in state)
-    adapter.load(kept)
-    assert all(torch.equal(value, state[name]) for name, value in adapter.state().items())
+    adapter.load_state_dict(kept)
+    assert all(torch.equal(value, state[name]) for name, value in adapter.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_state_is_a_copy_and_load_puts_it_back(small: Small) -> None:
 )
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change: Callable[[dict], Any], small: Small) -> None:
     adapter = Adapter(small, AdapterConfig(rank=3), TARGETS, seed=1)
-    before, state = adapter.state(), {name: value + 1 for name, value in adapter.state().items()}
+    before, state = adapter.state_dict(), {name: value + 1 for name, value in adapter.state_dict().items()}
     change(state)
     with pytest.raises(AdapterError, match=r"blocks\.0"):
-        adapter.load(state)
-    assert all(torch.equal(value, before[name]) for name, value in adapter.state().items())
+        adapter.load_state_dict(state)
+    assert all(torch.equal(value, before[name]) for name, value in adapter.state_dict().items())
 
 
 def test_disabled_is_the_base(small: Small) -> None:

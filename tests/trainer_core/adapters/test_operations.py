@@ -83,11 +83,13 @@ def test_convolutions_over_other_dimensions(layer: Any, kind: str) -> None:
     """Against the operation with W + ΔW, or what DoRA's paper makes of that."""
     model = nn.ModuleDict({"layer": copy.deepcopy(layer)})
     adapter = Adapter(model, AdapterConfig(type=kind, rank=2, alpha=1.0), ["layer"], 1)  # type: ignore[arg-type]
-    adapter.load({name: value + torch.randn(value.shape) * 0.3 for name, value in adapter.state().items()})
-    weight = layer.weight + dense(adapter.changes()["layer"]).view(layer.weight.shape)
+    adapter.load_state_dict(
+        {name: value + torch.randn(value.shape) * 0.3 for name, value in adapter.state_dict().items()}
+    )
+    weight = layer.weight + dense(adapter.deltas()["layer"]).view(layer.weight.shape)
     if kind == "dora":
         norms = weight.flatten(1).norm(dim=1)
-        weight = weight * (adapter.state()["layer.magnitude"] / norms).view(-1, 1, *(1 for _ in layer.kernel_size))
+        weight = weight * (adapter.state_dict()["layer.magnitude"] / norms).view(-1, 1, *(1 for _ in layer.kernel_size))
     x = torch.randn(2, 4, *(7 for _ in layer.kernel_size))
     expected = torch.func.functional_call(layer, {"weight": weight}, x)
     torch.testing.assert_close(model["layer"](x), expected, rtol=1e-5, atol=1e-5)
@@ -247,9 +249,9 @@ def test_quantized_layers_train_as_the_weights_that_they_stand_for(library: str,
     models = [nn.Sequential(copy.deepcopy(first), nn.Tanh(), last) for last in (layer, plain)]
     config = AdapterConfig(type=kind, rank=2)  # type: ignore[arg-type]
     theirs, ours = (Adapter(model, config, ["[02]"], 1) for model in models)
-    state = {name: value + torch.randn(value.shape) / 10 for name, value in ours.state().items()}
+    state = {name: value + torch.randn(value.shape) / 10 for name, value in ours.state_dict().items()}
     for adapter in (theirs, ours):
-        adapter.load(state)
+        adapter.load_state_dict(state)
     x = torch.randn(5, 64)
     outputs = [model(x) for model in models]
     for output in outputs:

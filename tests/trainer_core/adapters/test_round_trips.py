@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.comfy_format import applied_text, for_modules, for_roots, parse, to_comfy
+from trainer_core.adapters.applied import applied_text
+from trainer_core.adapters.comfy_format import to_comfy
 from trainer_core.adapters.deltas import Delta
 from trainer_core.adapters.export_as import to_kohya
 from trainer_core.adapters.key_names import split_text
+from trainer_core.adapters.parsing import for_modules, for_roots, parse
 from trainer_core.adapters.peft_format import to_peft
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
@@ -42,16 +44,16 @@ def test_there_and_back(
         encoders = {name: packed(encoder) for name, encoder in encoders.items()}
     plain = copy.deepcopy(unet)
     adapter = adapted(sdxl, unet, encoders, config)
-    file = to_comfy(adapter.changes(), sdxl, torch.float32)
+    file = to_comfy(adapter.deltas(), sdxl, torch.float32)
     back = for_roots(parse(file), {"": plain, **encoders}, sdxl)
     assert back.keys() == adapter.layers.keys()
-    for name, change in adapter.changes().items():
+    for name, change in adapter.deltas().items():
         torch.testing.assert_close(dense(back[name]), dense(change), rtol=1e-5, atol=1e-6)
     fresh = adapted(sdxl, plain, encoders, config)
     fresh.start_from(back)
-    for name, value in adapter.state().items():
+    for name, value in adapter.state_dict().items():
         if "lokr" not in name:  # its scale may have moved into a factor
-            torch.testing.assert_close(fresh.state()[name], value, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(fresh.state_dict()[name], value, rtol=1e-5, atol=1e-6)
     for mine, its in zip(outputs(plain), outputs(unet), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)
 
@@ -61,11 +63,11 @@ def test_other_forms_of_a_packed_models_adapter_are_those_of_its_weights(
     config: AdapterConfig, sdxl: Base, unet: nn.Module
 ) -> None:
     plain = packed(unet)
-    changes = adapted(sdxl, packed(unet), {}, config.but(text_encoders=False)).changes()
+    deltas = adapted(sdxl, packed(unet), {}, config.but(text_encoders=False)).deltas()
     forms = []
     for model in (plain, dequantized(plain)):
-        peft = to_peft(changes, model)
-        forms.append((peft.settings, peft.tensors, to_kohya(changes, {"": model}, sdxl)))
+        peft = to_peft(deltas, model)
+        forms.append((peft.settings, peft.tensors, to_kohya(deltas, {"": model}, sdxl)))
     assert forms[0][0] == forms[1][0]
     for mine, its in zip(forms[0][1:], forms[1][1:], strict=True):
         assert mine.keys() == its.keys()
@@ -75,7 +77,7 @@ def test_other_forms_of_a_packed_models_adapter_are_those_of_its_weights(
 def test_the_files_precision_is_not_doras(sdxl: Base, unet: nn.Module) -> None:
     """A bfloat16 factor would round the whole weight."""
     adapter = adapted(sdxl, unet, {}, KINDS["dora"].but(text_encoders=False))
-    file = to_comfy(adapter.changes(), sdxl, torch.bfloat16)
+    file = to_comfy(adapter.deltas(), sdxl, torch.bfloat16)
     for name, value in file.items():
         exact = name.endswith((".alpha", ".dora_scale"))
         assert value.dtype == (torch.float32 if exact else torch.bfloat16), name
@@ -90,7 +92,7 @@ def test_a_lora_on_text_encoders_is_applied_to_them(
     adapter = adapted(sdxl, copy.deepcopy(unet), encoders, KINDS["lora"])
     ids = torch.tensor([[1, 5, 7, 2]])
     expected = {name: model(ids).last_hidden_state for name, model in adapter.roots.items() if name}
-    _, text = split_text(parse(to_comfy(adapter.changes(), sdxl, torch.float32)))
+    _, text = split_text(parse(to_comfy(adapter.deltas(), sdxl, torch.float32)))
     assert len(text) == 2 * 2 * 6
 
     class Loaded(StableDiffusionXL):
@@ -107,9 +109,9 @@ def test_a_lora_on_text_encoders_is_applied_to_them(
 # --- to go on training from ------------------------------------------------------------------------------------------
 
 
-def started(sdxl: Base, unet: nn.Module, config: AdapterConfig, changes: Mapping[str, Delta]) -> Adapter:
+def started(sdxl: Base, unet: nn.Module, config: AdapterConfig, deltas: Mapping[str, Delta]) -> Adapter:
     adapter = Adapter(unet, config, sdxl.spec.targets["all"], seed=2, conv_targets=sdxl.spec.conv_targets)
-    adapter.start_from(changes)
+    adapter.start_from(deltas)
     return adapter
 
 
@@ -128,7 +130,7 @@ def test_what_a_file_does_is_kept(of: str, config: AdapterConfig, sdxl: Base, un
     """In another scale or a larger rank, and a LoRA as a DoRA."""
     plain = copy.deepcopy(unet)
     adapter = adapted(sdxl, unet, {}, KINDS[of].but(text_encoders=False))
-    file = parse(to_comfy(adapter.changes(), sdxl, torch.float32))
+    file = parse(to_comfy(adapter.deltas(), sdxl, torch.float32))
     other = started(sdxl, plain, config, for_modules(file, copy.deepcopy(plain), sdxl))
     for mine, its in zip(outputs(plain), outputs(unet), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
@@ -153,6 +155,6 @@ def test_what_cannot_be_represented_is_told(
 ) -> None:
     plain = copy.deepcopy(unet)
     adapter = adapted(sdxl, unet, {}, KINDS[of].but(text_encoders=False))
-    file = parse(to_comfy(adapter.changes(), sdxl, torch.float32))
+    file = parse(to_comfy(adapter.deltas(), sdxl, torch.float32))
     with pytest.raises(AdapterError, match=message):
         started(sdxl, plain, config, for_modules(file, copy.deepcopy(plain), sdxl))

@@ -73,5 +73,5 @@ def test_trains_resumes_and_starts_again(
     again = trainer_of(job.but(adapter=job.adapter.but(warm_start=str(files[0]))), tmp_path / "again")
     again.restore()
     trained = read_tensors(straight.latest().state)  # type: ignore[union-attr]
-    for name, value in again.experts.active.adapter.state().items():
+    for name, value in again.experts.active.adapter.state_dict().items():
         torch.testing.assert_close(value, trained[f"adapter.{name}"], rtol=1e-5, atol=1e-6)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer_core.adapters.comfy_format import applied, for_modules, parse
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import JobConfig, ModelConfig, SampleConfig
 from trainer_core.errors import ConfigError
 from trainer_core.families.base import stack_text
@@ -71,7 +72,7 @@ def lora(run: RunFolder) -> Path:
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([value.flatten() for value in trainer.experts.active.adapter.state().values()])
+    return torch.cat([value.flatten() for value in trainer.experts.active.adapter.state_dict().values()])
 
 
 @every_family
@@ -189,7 +190,7 @@ def test_text_encoders_are_trained_where_the_family_allows_it(
         return
     trainer = trainer_of(job)
     adapter, prompt = trainer.experts.active.adapter, [Conditioning("a red fox")]
-    before = adapter.state()
+    before = adapter.state_dict()
     plain = trainer.base.collate(prompt).text
     trainer.update()
     with torch.no_grad():
@@ -199,7 +200,7 @@ def test_text_encoders_are_trained_where_the_family_allows_it(
     for root in spec.lora.text_encoders:
         names = [key for key in before if key.startswith(f"{root}.")]
         assert names
-        assert any(not torch.equal(before[key], adapter.state()[key]) for key in names)
+        assert any(not torch.equal(before[key], adapter.state_dict()[key]) for key in names)
     for key, values in plain.items():
         assert not torch.equal(values, trained[key])
         assert torch.equal(values, disabled[key])

@@ -136,7 +136,7 @@ def test_a_whole_training_step(base: Base, monkeypatch: pytest.MonkeyPatch) -> N
     objective = Objective(job, base, denoiser, adapter)
     data = OnePicture(base)
     source = BatchSource(job, base, cast(PreparedData, data), objective.timesteps, stages_of(job, base.spec))
-    batch = source.draw(data.samples[0] * 2, 0, {})
+    batch = source.micro_batch(data.samples[0] * 2, 0, {})
     own = base.sampling
 
     predicted: list[Streams] = []

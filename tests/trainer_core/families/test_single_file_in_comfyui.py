@@ -113,7 +113,7 @@ def inputs_of(layout: Layout) -> dict[str, Tensor]:
 
 def ours(layout: Layout, file: Path, given: dict[str, Tensor]) -> Tensor:
     part = next(name for name in layout.parts if name in ("unet", "transformer"))
-    found = find_part(layout, part, layout.parts[part], TensorFile(file))
+    found = find_part(layout, part, TensorFile(file))
     assert isinstance(found, FilePart)
     x, t, text = given["x"], given["t"], given["context"]
     if layout is FLUX1:

@@ -21,7 +21,7 @@ from trainer_core.families.flux1.model import Flux
 from trainer_core.job import TrainingJob
 from trainer_core.runs import requests as control
 from trainer_core.runs.events import CheckpointSaved, Event, SampleReady, StateChanged, StepDone
-from trainer_core.runs.requests import Control, ask
+from trainer_core.runs.requests import Requests, ask
 from trainer_core.runs.run_folder import RunFolder
 
 Jobs = Callable[..., JobConfig]
@@ -58,7 +58,7 @@ def stepped(event: Event) -> bool:
 
 
 def test_a_request_stays_until_it_is_taken(tmp_path: Path) -> None:
-    requests = Control(tmp_path)
+    requests = Requests(tmp_path)
     assert not requests.asked("save")
     requests.ask("save")
     assert requests.asked("save")
@@ -74,7 +74,7 @@ def test_a_file_of_another_process_is_a_request_once(word: str, tmp_path: Path) 
         cwd=tmp_path,
         check=True,
     )
-    requests = Control(tmp_path)
+    requests = Requests(tmp_path)
     assert requests.take(word)
     assert list((tmp_path / "requests").iterdir()) == []
     assert not requests.take(word)
@@ -84,7 +84,7 @@ def test_ask_leaves_such_a_file(tmp_path: Path) -> None:
     ask(tmp_path, "pause")
     ask(tmp_path, "pause")
     assert [path.name for path in (tmp_path / "requests").iterdir()] == ["pause"]
-    assert Control(tmp_path).interrupts
+    assert Requests(tmp_path).interrupts
 
 
 @pytest.mark.parametrize("word", ["", "kill", "../run.json", "stop\n", "STOP"])
@@ -99,7 +99,7 @@ def test_the_later_of_pause_and_continue_counts(first: str, last: str, tmp_path:
     for number, word in enumerate((first, last)):
         ask(tmp_path, word)
         os.utime(tmp_path / "requests" / word, (1000 + number, 1000 + number))
-    requests = Control(tmp_path)
+    requests = Requests(tmp_path)
     assert (requests.asked(first), requests.asked(last)) == (False, True)
 
 
@@ -112,7 +112,7 @@ def test_what_was_asked_of_an_earlier_process_is_forgotten(job_of: Jobs, tmp_pat
 def test_unknown_files_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "requests").mkdir()
     (tmp_path / "requests" / "notes.txt").touch()
-    assert not Control(tmp_path).interrupts
+    assert not Requests(tmp_path).interrupts
     assert (tmp_path / "requests" / "notes.txt").exists()
 
 

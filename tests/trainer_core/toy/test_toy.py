@@ -93,11 +93,11 @@ def test_trains_both_experts_in_turn(job: JobConfig, tmp_path: Path) -> None:
 
 def test_an_update_changes_one_expert_alone(job: JobConfig, trainer_of: Callable[..., Any]) -> None:
     trainer = trainer_of(job)
-    states = [[one.adapter.state() for one in trainer.experts]]
+    states = [[one.adapter.state_dict() for one in trainer.experts]]
     for _ in range(4):
         trainer.update()
         trainer.progress.step += 1
-        states.append([one.adapter.state() for one in trainer.experts])
+        states.append([one.adapter.state_dict() for one in trainer.experts])
     for number, (old, new) in enumerate(pairwise(states)):
         for place in (0, 1):
             same = all(torch.equal(value, new[place][name]) for name, value in old[place].items())

@@ -96,12 +96,12 @@ def made(
 
 def stir(trainer: Trainer) -> None:
     """B becomes small noise."""
-    state = trainer.experts.active.adapter.state()
+    state = trainer.experts.active.adapter.state_dict()
     source = torch.Generator().manual_seed(1)
     for name in sorted(state):
         if "lora_B" in name:
             state[name] = 0.1 * torch.randn(state[name].shape, generator=source)
-    trainer.experts.active.adapter.load(state)
+    trainer.experts.active.adapter.load_state_dict(state)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer_core.adapters.comfy_format import parse
+from trainer_core.adapters.parsing import parse
 from trainer_core.config import JobConfig, load_job
 from trainer_core.data.cache import TensorCache
 from trainer_core.errors import AdapterError, ConfigError

@@ -152,7 +152,7 @@ def test_sdxl_is_told_the_sizes_of_what_was_drawn(made: Made, monkeypatch: pytes
 
     trainer = made("sdxl", validation={"share": 0.5, "every": 1, "draws": 1})
     calls = predicted(trainer, monkeypatch)
-    validation_loss(trainer.experts, trainer.data, 1, 1, lambda: False)
+    validation_loss(trainer.experts, trainer.data, 1, 1, lambda: None)
     (sample,) = trainer.data.validation
     # 90x64 and 70x100 in 64x64: (90 - 64) / 2 across, (100 - 70) / 2 · 64 / 70 down
     expected = {(64, 90): [64, 90, 0, 13, 64, 64], (100, 70): [100, 70, 14, 0, 64, 64]}

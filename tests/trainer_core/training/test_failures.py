@@ -33,7 +33,7 @@ def new(job: JobConfig, root: Path) -> TrainingJob:
 
 
 def same(one: Trainer, other: Trainer, tolerance: float = 0.0) -> bool:
-    ours, theirs = one.experts.active.adapter.state(), other.experts.active.adapter.state()
+    ours, theirs = one.experts.active.adapter.state_dict(), other.experts.active.adapter.state_dict()
     return all((ours[name] - theirs[name]).norm() <= tolerance * (theirs[name].norm() + 1e-6) for name in theirs)
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
 
-from trainer_core.adapters.comfy_format import applied, for_modules, parse
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import JobConfig
 from trainer_core.data.variants import Variant
 from trainer_core.errors import TrainingError
@@ -38,7 +39,7 @@ Trainers = Callable[..., Trainer]
 
 def whole(trainer: Trainer) -> Tensor:
     """All weights as one vector."""
-    return torch.cat([value.flatten().double() for value in trainer.experts.active.adapter.state().values()])
+    return torch.cat([value.flatten().double() for value in trainer.experts.active.adapter.state_dict().values()])
 
 
 def difference(one: Trainer, other: Trainer) -> float:
@@ -71,7 +72,9 @@ def in_double(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Trainer:
 def moved(trainer: Trainer) -> float:
     """How far B is from its start at zero."""
     return sum(
-        value.abs().sum().item() for name, value in trainer.experts.active.adapter.state().items() if "lora_B" in name
+        value.abs().sum().item()
+        for name, value in trainer.experts.active.adapter.state_dict().items()
+        if "lora_B" in name
     )
 
 
@@ -230,7 +233,9 @@ def test_every_layer_learns(job_of: Jobs, trainer_of: Trainers) -> None:
     trainer = trainer_of(job_of(adapter={"targets": "all"}))
     update_with(trainer, four(trainer))
     still = [
-        name for name, value in trainer.experts.active.adapter.state().items() if "lora_B" in name and not value.any()
+        name
+        for name, value in trainer.experts.active.adapter.state_dict().items()
+        if "lora_B" in name and not value.any()
     ]
     assert still == []
 
@@ -362,12 +367,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change(
     value: float, job_of: Jobs, trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_of(job_of())
-    before = trainer.experts.active.adapter.state()
+    before = trainer.experts.active.adapter.state_dict()
     spoil(trainer, lambda loss: loss * value, monkeypatch)
     with pytest.raises(TrainingError, match=r"step 1: .*not finite.*learning_rate") as caught:
         update_with(trainer, four(trainer)[:1])
     assert four(trainer)[0].item.key in str(caught.value)
-    assert all(torch.equal(value, before[name]) for name, value in trainer.experts.active.adapter.state().items())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.experts.active.adapter.state_dict().items())
 
 
 def test_gradients_that_are_not_finite_do_not_reach_the_weights(
@@ -375,9 +380,9 @@ def test_gradients_that_are_not_finite_do_not_reach_the_weights(
 ) -> None:
     """A finite loss may have a gradient that is none; then the weights would be lost, and saved so."""
     trainer = trainer_of(job_of())
-    before = trainer.experts.active.adapter.state()
+    before = trainer.experts.active.adapter.state_dict()
     # sqrt(x - x) is 0, and its derivative is infinite
     spoil(trainer, lambda x: x + (x - x.detach()).abs().sqrt() if x.requires_grad else x, monkeypatch)
     with pytest.raises(TrainingError, match="not finite"):
         update_with(trainer, four(trainer))
-    assert all(torch.equal(value, before[name]) for name, value in trainer.experts.active.adapter.state().items())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.experts.active.adapter.state_dict().items())

@@ -31,15 +31,15 @@ def test_files_and_previews_hold_the_weights_asked_for(made: Callable[..., Train
             trainer.update()
             trainer.progress.step += 1
     assert trainers["ema"].experts.active.updater.ema is not None
-    names = list(trainers["ema"].experts.active.adapter.state())
+    names = list(trainers["ema"].experts.active.adapter.state_dict())
     expected["ema"] = made(stirred=False, **plain)
-    expected["ema"].experts.active.adapter.load(
+    expected["ema"].experts.active.adapter.load_state_dict(
         dict(zip(names, trainers["ema"].experts.active.updater.ema.averages, strict=True))
     )
     expected["ema"].progress.step = 2
     expected["auto"] = expected["ema"]
     for which, trainer in trainers.items():
-        before, stored = trainer.experts.active.adapter.state(), saved(trainer).state.read_bytes()
+        before, stored = trainer.experts.active.adapter.state_dict(), saved(trainer).state.read_bytes()
         trainer.draw_samples()
         expected[which].draw_samples()
         ours, theirs = (Image.open(one.run.sample_folder(2) / "00.png") for one in (trainer, expected[which]))
@@ -50,7 +50,9 @@ def test_files_and_previews_hold_the_weights_asked_for(made: Callable[..., Train
         assert all(torch.equal(value, other[name]) for name, value in one.items()), which
         header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
         assert header["__metadata__"]["lora_foundry.weights"] == trainer.experts.which(which)
-        assert all(torch.equal(value, before[name]) for name, value in trainer.experts.active.adapter.state().items())
+        assert all(
+            torch.equal(value, before[name]) for name, value in trainer.experts.active.adapter.state_dict().items()
+        )
         assert stored == saved(trainer).state.read_bytes()
         kept, same = load(stored), load(saved(trainers["raw"]).state.read_bytes())
         assert kept.keys() == same.keys()
@@ -65,11 +67,11 @@ def test_the_moving_average_of_a_run(made: Callable[..., Trainer]) -> None:
     ema = trainer.experts.active.updater.ema
     assert ema is not None
     ema.restart()  # from the stirred weights
-    steps = [trainer.experts.active.adapter.state()]
+    steps = [trainer.experts.active.adapter.state_dict()]
     for _ in range(2):
         trainer.update()
         trainer.progress.step += 1
-        steps.append(trainer.experts.active.adapter.state())
+        steps.append(trainer.experts.active.adapter.state_dict())
     for average, *weights in zip(
         trainer.experts.active.updater.ema.averages, *(step.values() for step in steps), strict=True
     ):

@@ -219,7 +219,7 @@ def test_accumulation_equals_a_batch_with_all_of_the_objective_on(made: Made, ha
         for trainer in (at_once, one_by_one):
             trainer.progress.step += 1
         assert parts[:2] == pytest.approx(whole[:2], rel=1e-4)
-        one, other = at_once.experts.active.adapter.state(), one_by_one.experts.active.adapter.state()
+        one, other = at_once.experts.active.adapter.state_dict(), one_by_one.experts.active.adapter.state_dict()
         for name, value in one.items():
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
         assert parts[2] == pytest.approx(whole[2], rel=1e-4), "the parts that are told depend on how they are batched"
@@ -238,7 +238,7 @@ def test_recomputing_activations_changes_nothing_with_all_of_the_objective_on(ma
         for _ in range(2):
             told = trainer.update()
             trainer.progress.step += 1
-        results.append((told, trainer.experts.active.adapter.state()))
+        results.append((told, trainer.experts.active.adapter.state_dict()))
     (told, state), (told_again, state_again) = results
     assert told_again[:2] == pytest.approx(told[:2], rel=1e-5)
     assert told_again[2] == pytest.approx(told[2], rel=1e-5)

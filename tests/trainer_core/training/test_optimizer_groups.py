@@ -8,7 +8,8 @@ from torch import nn
 
 from trainer_core.config import TrainConfig
 from trainer_core.errors import ConfigError
-from trainer_core.training.optimizers import load_optimizer, make_optimizer, optimizer_tensors, text_ratio
+from trainer_core.training.optimizer_state import load_optimizer, optimizer_tensors
+from trainer_core.training.optimizers import make_optimizer, text_ratio
 
 
 def parameters() -> tuple[list[nn.Parameter], list[nn.Parameter]]:

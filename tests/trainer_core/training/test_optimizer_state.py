@@ -17,7 +17,8 @@ from trainer_core.config import TrainConfig
 from trainer_core.errors import RunError
 from trainer_core.safetensors_file import read_header, read_tensors, serialize
 from trainer_core.training.lr_schedules import learning_rate
-from trainer_core.training.optimizers import load_optimizer, make_optimizer, optimizer_tensors
+from trainer_core.training.optimizer_state import load_optimizer, optimizer_tensors
+from trainer_core.training.optimizers import make_optimizer
 
 SHAPES = ((3, 4), (64, 80), (5, 3))
 OURS = ["adamw", "adamw8bit", "adafactor", "prodigy", "lion"]

@@ -145,10 +145,10 @@ def test_the_loss_weight_of_a_set(made: Made, pictures: Path, others: Path) -> N
     assert (silent.shown > 0).all(), "what is shown does not depend on weights"
     assert not silent.minimised.any()
     assert not gradient(trainer, silent.minimised).any()
-    before = trainer.experts.active.adapter.state()
+    before = trainer.experts.active.adapter.state_dict()
     _, norm, _ = update_with(trainer, none)
     assert norm == 0
-    assert all(torch.equal(value, before[name]) for name, value in trainer.experts.active.adapter.state().items())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.experts.active.adapter.state_dict().items())
     # the same picture in the first and in the third set has another key, so other noise: compare within one set
     loud = main_term(trainer, triple)
     torch.testing.assert_close(loud.minimised, 3 * loud.shown)
@@ -163,8 +163,10 @@ def test_half_the_strength_is_half_of_b(made: Made, record: Record, others: Path
     """The adapter's output is halved in every layer, while its set trains and no longer."""
     trainer = made(datasets=[{"adapter_strength": 0.5}, {"folder": str(others)}, {"adapter_strength": 0.0}])
     full = made(datasets=[{}, {"folder": str(others)}, {}])
-    halved = full.experts.active.adapter.state()
-    full.experts.active.adapter.load({name: value / 2 if "lora_B" in name else value for name, value in halved.items()})
+    halved = full.experts.active.adapter.state_dict()
+    full.experts.active.adapter.load_state_dict(
+        {name: value / 2 if "lora_B" in name else value for name, value in halved.items()}
+    )
     calls, expected = record(trainer), record(full)
     for number in (0, 1, 0, 2):
         main_term(trainer, sets(trainer)[number])

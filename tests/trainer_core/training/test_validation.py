@@ -37,7 +37,7 @@ def held(others: Path, **settings: Any) -> list[dict[str, Any]]:
 
 def measured(trainer: Trainer, batch_size: int = 2) -> float:
     with trainer.experts.evaluating("raw"):
-        return validation_loss(trainer.experts, trainer.data, 3, batch_size, lambda: False)
+        return validation_loss(trainer.experts, trainer.data, 3, batch_size, lambda: None)
 
 
 def test_times_are_spread_evenly() -> None:
@@ -69,7 +69,7 @@ def test_by_hand(made: Made, others: Path) -> None:
 def test_it_depends_on_the_weights_alone(made: Made, others: Path) -> None:
     """Not on the seed, nor on how training draws, weighs, guides, drops, batches or how strong its sets are."""
     expected = measured(made(validation=CHECKED, datasets=held(others)))
-    weights = made(validation=CHECKED, datasets=held(others)).experts.active.adapter.state()
+    weights = made(validation=CHECKED, datasets=held(others)).experts.active.adapter.state_dict()
     odd = made(
         {"differential_guidance": True, "blank_preservation": True, "contrastive_guidance": True},
         CHECKED,
@@ -85,7 +85,7 @@ def test_it_depends_on_the_weights_alone(made: Made, others: Path) -> None:
             "min_snr_gamma": 1.0,
         },
     )
-    odd.experts.active.adapter.load(weights)
+    odd.experts.active.adapter.load_state_dict(weights)
     list(terms_of(odd, odd.data.samples[0], 3))  # leaves a strength and a place of dropout behind
     for batch_size in (1, 4, 64):
         assert measured(odd, batch_size) == pytest.approx(expected, rel=1e-5)
@@ -128,14 +128,17 @@ def test_it_leaves_no_trace(made: Made, others: Path) -> None:
     assert trainer.experts.active.denoiser.training
     assert all(parameter.grad is None for parameter in trainer.experts.active.adapter.parameters())
     assert trainer.update() == undisturbed.update()
-    one, other = trainer.experts.active.adapter.state(), undisturbed.experts.active.adapter.state()
+    one, other = trainer.experts.active.adapter.state_dict(), undisturbed.experts.active.adapter.state_dict()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_it_can_be_interrupted_and_leaves_the_denoiser_in_training(made: Made, others: Path) -> None:
+    def stop() -> None:
+        raise Interrupted
+
     trainer = made(validation=CHECKED, datasets=held(others))
     with pytest.raises(Interrupted), trainer.experts.evaluating("raw"):
-        validation_loss(trainer.experts, trainer.data, 3, 1, lambda: True)
+        validation_loss(trainer.experts, trainer.data, 3, 1, stop)
     assert trainer.experts.active.denoiser.training
 
 
@@ -146,15 +149,15 @@ def test_it_measures_the_weights_that_the_file_holds(made: Made, others: Path) -
     expected = {}
     for which in ("raw", "ema"):
         trainer = made(**job, save={"weights": which})
-        raw = trainer.experts.active.adapter.state()
+        raw = trainer.experts.active.adapter.state_dict()
         assert trainer.experts.active.updater.ema is not None
         averaged = {name: value / 3 for name, value in raw.items()}
         for average, value in zip(trainer.experts.active.updater.ema.averages, averaged.values(), strict=True):
             average.copy_(value)
         trainer.emit = events.append  # type: ignore[assignment]
         trainer.validate()
-        assert all(torch.equal(value, raw[name]) for name, value in trainer.experts.active.adapter.state().items())
-        trainer.experts.active.adapter.load(raw if which == "raw" else averaged)
+        assert all(torch.equal(value, raw[name]) for name, value in trainer.experts.active.adapter.state_dict().items())
+        trainer.experts.active.adapter.load_state_dict(raw if which == "raw" else averaged)
         expected[which] = measured(trainer)
     assert [event.loss for event in events] == pytest.approx([expected["raw"], expected["ema"]], rel=1e-5)
     assert expected["raw"] != pytest.approx(expected["ema"], rel=1e-3)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer_core.adapters.comfy_format import applied, for_modules, parse
+from trainer_core.adapters.applied import applied
+from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import JobConfig
 from trainer_core.errors import AdapterError, FoundryError
 from trainer_core.families.base import Base, stack_text
@@ -72,7 +73,7 @@ def test_a_file_of_fewer_layers(trained: Path, job_of: Jobs, trainer_of: Callabl
     trainer = trainer_of(job_of(adapter={"warm_start": str(trained)}))
     trainer.restore()
     changed = {
-        name for name, value in trainer.experts.active.adapter.state().items() if "lora_B" in name and value.any()
+        name for name, value in trainer.experts.active.adapter.state_dict().items() if "lora_B" in name and value.any()
     }
     assert changed == {"transformer_blocks.0.attn.to_out.0.lora_B.weight"}
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def drawn(trainer: Trainer, samples: list[Sample], step: int = 0, seen: dict[str, int] | None = None) -> TrainBatch:
     """A micro-batch of the update `step`."""
-    return trainer.batches.draw(samples, step, {} if seen is None else seen)
+    return trainer.batches.micro_batch(samples, step, {} if seen is None else seen)
 
 
 def terms_of(

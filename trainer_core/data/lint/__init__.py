@@ -16,13 +16,14 @@ from ...errors import BaseModelError
 from ...families.registry import family_spec, spec_of
 from ..buckets import DEFAULT_DIVISOR
 from ..clips.timing import timing_of
+from ..progress import Progress, silent
 from .clips import ClipLook
 from .duplicates import Alike
 from .folders import check_folder
 from .moving import check_clips
 from .report import Finding, LintReport, Severity, ordered
 from .sizes import check_buckets, check_sizes
-from .survey import Circumstances, Progress, Survey, look_over
+from .survey import Circumstances, Survey, look_over
 from .texts import check_captions
 from .tokens import BaseTokenizer, TextTokenizer, find_tokenizers, tokenizers_or_reason
 from .trigger import check_trigger
@@ -52,7 +53,7 @@ def lint(
     style: Sequence[str] = (),
     share: float = 0.0,
     tokenizers: Sequence[TextTokenizer] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LintReport:
     """Everything that is wrong with one data set.
 
@@ -91,7 +92,7 @@ def lint_job(
     *,
     style: Sequence[str] = (),
     tokenizers: Sequence[TextTokenizer] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> LintReport:
     """Everything that is wrong with the data sets of a job, each alone and all together.
 
@@ -139,13 +140,13 @@ def _report(
     model: ModelConfig,
     circumstances: Circumstances,
     tokenizers: Sequence[TextTokenizer] | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> LintReport:
     """Surveys data sets and runs all checks; of `others`, only what they share with the data sets is told."""
     findings: list[Finding] = []
 
     def looked(dataset: DatasetConfig) -> Survey:
-        return look_over(dataset, progress or _silent, timing_of(dataset, circumstances.spec))
+        return look_over(dataset, progress, timing_of(dataset, circumstances.spec))
 
     surveys = [looked(dataset) for dataset in datasets]
     if tokenizers is None and any(one.pictures for one in surveys):
@@ -168,7 +169,3 @@ def _report(
         folders=tuple(one.folder for one in surveys),
         clips=sum(isinstance(picture.look, ClipLook) for one in surveys for picture in one.pictures),
     )
-
-
-def _silent(_what: str, _done: int, _total: int) -> None:
-    """Nobody wants to hear of progress."""

@@ -23,18 +23,17 @@ from ..clips.header import clip_header, may_move
 from ..clips.timing import Timing
 from ..header import IMAGE_SUFFIXES, UNREADABLE
 from ..index import Index, index
+from ..progress import Progress
 from .clips import look_at_clip
 from .looks import Look, look_at
 from .report import Finding
 from .tokens import TextTokenizer
 
-_READING = re.compile(r"cannot be read as an? (?:image|clip) \((.*)\)")
-"""The reason inside what `load_image` and `pictures` say."""
 if TYPE_CHECKING:
     from ...families.spec import FamilySpec
 
-Progress = Callable[[str, int, int], None]
-"""Hears what is being done, how much of it is, and how much there is; raises to stop the work."""
+_READING = re.compile(r"cannot be read as an? (?:image|clip) \((.*)\)")
+"""The reason inside what `load_image` and `pictures` say."""
 
 
 @dataclass(frozen=True)

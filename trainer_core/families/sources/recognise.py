@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from pathlib import Path
 
 from ...errors import BaseModelError
 from ..names import Shapes
 
 _PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
 
 
 def refuse_foreign(path: Path) -> None:
@@ -38,93 +37,61 @@ def refuse_foreign(path: Path) -> None:
         raise BaseModelError(f"{path}: is a web page: the download was refused or asked for a login. Download it again")
 
 
+_KINDS = {
+    "a LoRA": r"\.(lora_(down|up|A)\.weight|lora\.up\.weight|hada_w1_a|lokr_w1(_a)?)$",
+    "a ControlNet": r"^(control_model\.|controlnet_|input_hint_block\.)",
+    "a T2I-Adapter": r"^(adapter\.body|body\.0\.resnets)\.",
+    "an IP-Adapter": r"^(image_proj|ip_adapter)\.",
+    "a textual inversion": r"^(emb_params|clip_[lg])$",
+    "an upscaler": r"^(conv_first\.weight$|(model\.1\.sub|params_ema|layers\.0\.residual_group)\.)",
+    "a small preview VAE (TAESD)": r"^(taesd_|decoder\.1\.weight)",
+    "a VAE": r"^decoder\.conv(_in|1)\.weight$",
+    "a CLIP vision model": r"^(vision_model|visual\.transformer)\.",
+}
+"""Kinds of files by the name of a tensor that no other kind has; the first that is found counts."""
+_PREFIX = r"^((model\.)?diffusion_model\.|model\.)?"
+_DENOISERS = {
+    "Chroma": r"distilled_guidance_layer\.",
+    "FLUX.2": r"double_stream_modulation_img\.",
+    "HunyuanVideo": r"txt_in\.individual_token_refiner\.",
+    "SD 3": r"joint_blocks\.0\.",
+    "Qwen-Image": r"transformer_blocks\.0\.img_mod\.",
+    "FLUX.1": r"(double_blocks\.0\.img_attn\.|transformer_blocks\.0\.attn\.norm_added_k)",
+    "Wan": r"blocks\.0\.self_attn\.norm_k",
+    "LTX Video": r"patchify_proj\.",
+    "Lumina 2 or Z-Image": r"cap_embedder\.",
+    "HiDream": r"caption_projection\.0\.",
+    "PixArt": r"csize_embedder\.",
+    "AuraFlow": r"double_layers\.0\.",
+    "Stable Cascade": r"clip_txt_mapper\.",
+}
+_VAE = ("first_stage_model.", "vae.")
+
+
 def seems_to_be(shapes: Shapes) -> str:
     """What a safetensors file holds, in words."""
-    for what, test in _KINDS:
-        if test(shapes):
-            return what
-    for prefix in _PREFIXES:
-        part = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-        if title := _denoiser(part):
-            whole = any(name.startswith(("first_stage_model.", "vae.")) for name in shapes)
-            return f"{title} checkpoint" if whole else f"{title} diffusion model"
+    kind = next((kind for kind, mark in _KINDS.items() if _finds(mark, shapes)), None)
+    if kind or all(name.startswith(_VAE) for name in shapes):
+        return kind or "a VAE"
+    if title := _unet(shapes) or next(
+        (f"a {one}" for one, mark in _DENOISERS.items() if _finds(_PREFIX + mark, shapes)), None
+    ):
+        return f"{title} checkpoint" if any(name.startswith(_VAE) for name in shapes) else f"{title} diffusion model"
     return _text_encoder(shapes) or "something that LoRA Foundry does not know"
 
 
-def _ends(*endings: str) -> Callable[[Shapes], bool]:
-    return lambda shapes: any(name.endswith(endings) for name in shapes)
+def _finds(pattern: str, shapes: Shapes) -> str | None:
+    """The first name that a pattern finds."""
+    return next(filter(re.compile(pattern).search, shapes), None)
 
 
-def _starts(*beginnings: str) -> Callable[[Shapes], bool]:
-    return lambda shapes: any(name.startswith(beginnings) for name in shapes)
-
-
-_KINDS: tuple[tuple[str, Callable[[Shapes], bool]], ...] = (
-    (
-        "a LoRA",
-        _ends(
-            ".lora_down.weight",
-            ".lora_up.weight",
-            ".lora_A.weight",
-            ".lora.up.weight",
-            ".hada_w1_a",
-            ".lokr_w1",
-            ".lokr_w1_a",
-        ),
-    ),
-    ("a ControlNet", _starts("control_model.", "controlnet_", "input_hint_block.", "controlnet_cond_embedding.")),
-    ("a T2I-Adapter", _starts("adapter.body.", "body.0.resnets.")),
-    ("an IP-Adapter", _starts("image_proj.", "ip_adapter.")),
-    ("a textual inversion", lambda shapes: "emb_params" in shapes or set(shapes) in ({"clip_l", "clip_g"}, {"clip_g"})),
-    (
-        "an upscaler",
-        lambda shapes: (
-            "conv_first.weight" in shapes
-            or ("model.0.weight" in shapes and _starts("model.1.sub.")(shapes))
-            or _starts("params_ema.", "layers.0.residual_group.")(shapes)
-        ),
-    ),
-    ("a small preview VAE (TAESD)", _starts("taesd_", "decoder.1.weight")),
-    (
-        "a VAE",
-        lambda shapes: (
-            "decoder.conv_in.weight" in shapes
-            or "decoder.conv1.weight" in shapes
-            or all(name.startswith(("first_stage_model.", "vae.")) for name in shapes)
-        ),
-    ),
-    ("a CLIP vision model", _starts("vision_model.", "visual.transformer.")),
-)
-_DENOISERS = (
-    ("Chroma", "distilled_guidance_layer."),
-    ("FLUX.2", "double_stream_modulation_img."),
-    ("HunyuanVideo", "txt_in.individual_token_refiner."),
-    ("FLUX.1", "double_blocks.0.img_attn."),
-    ("SD 3", "joint_blocks.0."),
-    ("Qwen-Image", "transformer_blocks.0.img_mod."),
-    ("FLUX.1", "transformer_blocks.0.attn.norm_added_k"),
-    ("Wan", "blocks.0.self_attn.norm_k"),
-    ("LTX Video", "patchify_proj."),
-    ("Lumina 2 or Z-Image", "cap_embedder."),
-    ("HiDream", "caption_projection.0."),
-    ("PixArt", "csize_embedder."),
-    ("AuraFlow", "double_layers.0."),
-    ("Stable Cascade", "clip_txt_mapper."),
-)
-
-
-def _denoiser(shapes: Shapes) -> str | None:
-    """The family of a diffusion model's weights, or None."""
-    first = shapes.get("input_blocks.0.0.weight") or shapes.get("conv_in.weight")
-    if first is not None and _starts("input_blocks.1.", "down_blocks.0.")(shapes):
-        return _unet(shapes, first)
-    return next((f"a {title}" for title, mark in _DENOISERS if _starts(mark)(shapes)), None)
-
-
-def _unet(shapes: Shapes, first: tuple[int, ...]) -> str:
-    added = shapes.get("label_emb.0.0.weight") or shapes.get("add_embedding.linear_1.weight")
-    if added is not None:
-        return "an SDXL refiner" if first[0] == 384 else "an SDXL"
+def _unet(shapes: Shapes) -> str | None:
+    """Which Stable Diffusion's denoiser it is, in the original or diffusers' names; None if it is none."""
+    first = _finds(_PREFIX + r"(input_blocks\.0\.0|conv_in)\.weight$", shapes)
+    if first is None or not _finds(_PREFIX + r"(input_blocks\.1|down_blocks\.0)\.", shapes):
+        return None
+    if _finds(_PREFIX + r"(label_emb\.0\.0|add_embedding\.linear_1)\.weight$", shapes):
+        return "an SDXL refiner" if shapes[first][0] == 384 else "an SDXL"
     linear = any(name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
     return "an SD 2.x" if linear else "an SD 1.5"
 
