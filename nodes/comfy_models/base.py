@@ -161,7 +161,7 @@ class ComfyBase(Base):
     def free_vae(self) -> None:
         """See `free_text_encoders`."""
 
-    def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
+    def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:  # noqa: ARG002
         with computing():
             found = [encoded(self._linked.vae, self._model, one) for one in pixels]
         return {MAIN: torch.stack([mean for mean, _ in found])}, {MAIN: torch.stack([std for _, std in found])}
@@ -225,7 +225,7 @@ class ComfyBase(Base):
         if sample.time_ids is not None:
             names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
             options |= dict(zip(names, sample.time_ids, strict=True))
-        if sample.frame_rate is not None:
+        if sample.frame_rate is not None and traits.reads(self._model, "frame_rate"):
             options["frame_rate"] = sample.frame_rate
         options |= controls.options(self._model, sample.controls)
         return _moved(options, self.device)
@@ -249,7 +249,7 @@ class ComfyBase(Base):
     ) -> Streams:
         """Draws as KSampler does."""
         sampler, scheduler = self.sampler_names(settings)
-        shape = self.latent_shapes(settings.width, settings.height)[MAIN]
+        shape = self.latent_shapes(settings.width, settings.height, settings.frames)[MAIN]
         boundaries = [one.low for one in self.spec.experts[:-1]]
         parts = [
             (stretch, partial(lambda t: self._of(denoiser_at(t)), stretch.t))
@@ -314,6 +314,7 @@ def spec_of(model: Any, schedule: ComfySchedule, experts: int = 1) -> FamilySpec
         max_controls=controls.most(model),
         text_sees_controls=controls.text_sees(model),
         own_controls=controls.have_own_size(model),
+        frame_rate=traits.frame_rate(model),
         experts=_experts(model) if experts > 1 else (Expert(),),
     )
 
