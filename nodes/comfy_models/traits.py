@@ -141,11 +141,6 @@ def reads(model: Any, key: str, hooks: Sequence[str] = ("extra_conds", "concat_c
     return False
 
 
-def takes_first_frame(model: Any) -> bool:
-    """Whether it makes a video of a first frame that it is given."""
-    return is_video(model) and bool(getattr(model, "image_to_video", False)) and reads(model, "concat_latent_image")
-
-
 def sampling_defaults(model: Any) -> SamplingDefaults:
     """How previews are drawn if the job does not say: what ComfyUI's templates do for most models."""
     if is_video(model):

@@ -230,7 +230,7 @@ class Base(ABC):
     def encode_first_frame(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, T, H, W) in [-1, 1] → normalised latents (N, C, T', h, w), the first frame known.
 
-        Called after `encode_pixels` where `spec.first_frame` is set; on the CPU, fp32.
+        Called after `encode_pixels` where a first frame is given (`spec.first_frame`); on the CPU, fp32. T' may be 1.
         """
         raise NotImplementedError(f"{self.spec.name} knows no first frames")
 

@@ -1,6 +1,6 @@
 """Control images of previews: which ones each prompt gets, and what the denoiser is given of them.
 
-Where a family goes on from a first frame (`spec.first_frame`), the first of a prompt's images is that.
+Where a family goes on from a first frame (`spec.takes_first_frame`), the first of a prompt's images is that.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def pixels_of(base: Base, pictures: Sequence[Sequence[Image.Image]], settings: S
 
 def of_text(pixels: Sequence[Sequence[Tensor]], spec: FamilySpec) -> list[Sequence[Tensor]]:
     """Those that text encoders may look at: control images, and no first frames."""
-    return [group[1:] if spec.first_frame else group for group in pixels]
+    return [group[1:] if spec.takes_first_frame else group for group in pixels]
 
 
 def encoded(base: Base, pixels: Sequence[Sequence[Tensor]], settings: SamplerSettings) -> list[Conditioning]:
@@ -158,7 +158,7 @@ def encoded(base: Base, pixels: Sequence[Sequence[Tensor]], settings: SamplerSet
                 "",
                 controls=base.encode_controls(controls, size),
                 frame_rate=spec.frame_rate,
-                first_frame=_first_frame(base, group[0], settings.frames) if spec.first_frame else None,
+                first_frame=_first_frame(base, group[0], settings.frames) if spec.takes_first_frame and group else None,
             )
             for group, controls in zip(pixels, of_text(pixels, spec), strict=True)
         ]
