@@ -33,7 +33,7 @@ def sample(args: argparse.Namespace) -> int:
         raise ConfigError("nothing to draw: give at least one --prompt")
     settings = lora.sample.but(
         negative_prompt=api.prompt_with_trigger(lora.sample.negative_prompt, lora.trigger),
-        **given(args, "seed", "width", "height", "steps", "guidance"),
+        **given(args, "seed", "width", "height", "steps", "guidance", "frames"),
     )
     try:
         controls = lora.controls(len(prompts), args.control or (), own_prompts=not args.prompt)
@@ -63,7 +63,8 @@ def sample(args: argparse.Namespace) -> int:
         )
     else:
         for prompt, path in zip(prompts, drawn, strict=True):
-            say(f"{path}  {prompt}")
+            clip = path.with_suffix(".webp")
+            say(f"{clip if found.rate and clip.exists() else path}  {prompt}")
     return OK
 
 

@@ -1,4 +1,4 @@
-"""Videos that go on from an image: what the denoiser is given is what it gets in ComfyUI, while drawing and training."""
+"""Videos that go on from an image: the denoiser is given what it gets in ComfyUI, while drawing and training."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def stock(name: str) -> Any:
     from .stock_edit import text
     from .stock_video import begun
 
-    model, clip_model, vae = parts_of(name)
+    _, clip_model, vae = parts_of(name)
     positive, latent = begun(name, text(clip_model, "a cat"), vae, images([bytes_of(*SIZE, 0)])[0], SIZE, FRAMES)
     if base_of(name).guidance_distilled:
         positive = [[positive[0][0], positive[0][1] | {"guidance": 6.0}]]

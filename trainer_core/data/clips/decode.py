@@ -12,7 +12,7 @@ from PIL import Image
 from ...errors import DatasetError
 from ..header import UNREADABLE
 from ..images import decode_alpha, decode_image, load_image, read_image
-from .header import MOVING_PICTURES, ClipHeader, as_seen, clip_header, frame_files, opened_clip
+from .header import MOVING_FORMATS, MOVING_PICTURES, ClipHeader, as_seen, clip_header, frame_files, opened_clip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,7 +124,7 @@ def _from(container: Any, stream: Any, first: int, seek: bool) -> Iterator[Any]:
 
 
 def _of_pictures(path: Path, numbers: list[int], background: str | None) -> Iterator[tuple[int, Image.Image]]:
-    with path.open("rb") as file, Image.open(file, formats=[MOVING_PICTURES[path.suffix.lower()]]) as image:
+    with path.open("rb") as file, Image.open(file, formats=MOVING_FORMATS) as image:
         for number in numbers:
             image.seek(number)
             layered = image.convert("RGBA")

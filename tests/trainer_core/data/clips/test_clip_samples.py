@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 
 from trainer_core.config import DatasetConfig
+from trainer_core.data import views
 from trainer_core.data.batches import BatchOrder
+from trainer_core.data.clips.excerpt import Excerpt
 from trainer_core.data.clips.header import clip_header
 from trainer_core.data.clips.timing import lengths, resampled, starts
 from trainer_core.data.images import to_image
@@ -23,6 +26,7 @@ from trainer_core.errors import DatasetError
 from trainer_core.families.conditioning import AUDIO, MAIN
 
 from ...clips import decoded, frame, write_clip, write_frames, write_gif
+from ...toy.video import ToyVideo
 
 Prepared = Callable[..., Any]
 
@@ -200,7 +204,35 @@ def test_sound_goes_with_the_frames(prepared: Prepared, tmp_path: Path) -> None:
         assert data.latents(sample, Variant()).mean[AUDIO].shape == expected
 
 
+def test_a_family_may_learn_silence(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyVideo, "spec", replace(ToyVideo.spec, learns_silence=True))
+    folder = folder_of(tmp_path)
+    write_clip(folder / "mute.mp4", range(9), 16)
+    data, _ = prepared({"folder": str(folder), "frames": 9})
+    latents = data.latents(data.samples[0][0], Variant())
+    assert not latents.silent
+    assert not latents.mean[AUDIO].any()
+
+
 # batches
+
+
+def test_large_clips_are_decoded_one_batch_ahead(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: of small ones four batches wait for the encoder."""
+    begun = []
+    monkeypatch.setattr(views.View, "pixels", lambda self: begun.append(self) or torch.zeros(3, 9, 64, 64))
+    excerpt = Excerpt(None, tuple(range(9)))
+    view = views.View(tmp_path, "", (64, 64), (0, 0, 64, 64), (64, 64), Variant(), (0, 0, 0), excerpt)
+    for most, ahead in ((1 << 26, 4), (9 * 64 * 64, 1)):
+        monkeypatch.setattr(views, "PIXELS_AHEAD", most)
+        begun.clear()
+        batches = views.loaded({str(k): view} for k in range(20))
+        for taken in range(3):
+            next(batches)
+            assert len(begun) <= taken + ahead
+        batches.close()
 
 
 def test_a_batch_holds_clips_of_one_length(prepared: Prepared, tmp_path: Path) -> None:
