@@ -1,6 +1,6 @@
 """Control images of previews: which ones each prompt gets, and what the denoiser is given of them.
 
-Where a family goes on from a first frame (`spec.first_frame`), the first of a prompt's images is that.
+Where a family goes on from a first frame (`spec.takes_first_frame`), the first of a prompt's images is that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..config import DatasetConfig, JobConfig, SampleConfig
 from ..errors import ConfigError
-from ..families.conditioning import MAIN, Conditioning
+from ..families.conditioning import Conditioning
 from ..reading import is_file
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def pixels_of(base: Base, pictures: Sequence[Sequence[Image.Image]], settings: S
 
 def of_text(pixels: Sequence[Sequence[Tensor]], spec: FamilySpec) -> list[Sequence[Tensor]]:
     """Those that text encoders may look at: control images, and no first frames."""
-    return [group[1:] if spec.first_frame else group for group in pixels]
+    return [group[1:] if spec.takes_first_frame else group for group in pixels]
 
 
 def encoded(base: Base, pixels: Sequence[Sequence[Tensor]], settings: SamplerSettings) -> list[Conditioning]:
@@ -152,33 +152,18 @@ def encoded(base: Base, pixels: Sequence[Sequence[Tensor]], settings: SamplerSet
         return [Conditioning("", frame_rate=spec.frame_rate) for _ in pixels]
     base.load_vae()
     try:
+        size = settings.width, settings.height
         return [
             Conditioning(
                 "",
-                controls=_controls(base, controls, settings),
+                controls=base.encode_controls(controls, size),
                 frame_rate=spec.frame_rate,
-                first_frame=_first_frame(base, group[0], settings.frames) if spec.first_frame else None,
+                first_frame=_first_frame(base, group[0], settings.frames) if spec.takes_first_frame and group else None,
             )
             for group, controls in zip(pixels, of_text(pixels, spec), strict=True)
         ]
     finally:
         base.free_vae()
-
-
-def _controls(base: Base, pictures: Sequence[Tensor], settings: SamplerSettings) -> tuple[Tensor, ...]:
-    """What the denoiser is given of control images."""
-    if base.spec.frame_rate is None:
-        return tuple(base.encode_controls(pictures, (settings.width, settings.height)))
-    return tuple(_latents(base, one) for one in pictures)
-
-
-def _latents(base: Base, picture: Tensor) -> Tensor:
-    """Normalised latents (C, 1, h, w) of a video model's picture (3, H, W), on the CPU."""
-    import torch
-
-    rate, samples = base.spec.frame_rate, base.spec.sample_rate
-    sound = torch.zeros(1, 2, round(samples / rate)) if samples and rate else None
-    return base.encode_pixels(picture[None, :, None], sound)[0][MAIN][0]
 
 
 def _first_frame(base: Base, picture: Tensor, frames: int) -> Tensor:

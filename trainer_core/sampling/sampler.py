@@ -27,9 +27,9 @@ class SamplerSettings:
     height: int
     steps: int
     guidance: float
+    frames: int = 1
     sampler: str | None = None
     scheduler: str | None = None
-    frames: int = 1
 
     @classmethod
     def of(cls, sample: SampleConfig, base: Base) -> SamplerSettings:
@@ -44,9 +44,9 @@ class SamplerSettings:
             height=sample.height or own.height,
             steps=sample.steps or own.steps,
             guidance=own.guidance if sample.guidance is None else sample.guidance,
+            frames=1 if base.spec.frame_rate is None else sample.frames or own.frames,
             sampler=sample.sampler,
             scheduler=sample.scheduler,
-            frames=1 if base.spec.frame_rate is None else sample.frames or own.frames,
         )
         for name in ("width", "height"):
             if getattr(settings, name) % divisor:
