@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...trainer_core.config import LINKS, ModelConfig
-from ...trainer_core.errors import AdapterError, BaseModelError
+from ...trainer_core.errors import AdapterError, BaseModelError, first_line
 from ...trainer_core.families.base import Base
 from ...trainer_core.families.conditioning import MAIN, Conditioning, Streams, TextEmbedding
 from ...trainer_core.families.names import Place
@@ -57,6 +57,9 @@ SPEC = FamilySpec(
     targets={"attention": (), "attention_mlp": (), "all": ()},
 )
 """What is known before a model is there."""
+
+
+_FOREIGN = "it belongs to another model. Link the one that the model is sampled with"
 
 
 class ComfyBase(Base):
@@ -164,6 +167,9 @@ class ComfyBase(Base):
     def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:  # noqa: ARG002
         with computing():
             found = [encoded(self._linked.vae, self._model, one) for one in pixels]
+        given, read = len(found[0][0]), self.spec.main.channels
+        if given != read:
+            raise BaseModelError(f"the VAE gives {given} channels, and {self.spec.title} reads {read}: {_FOREIGN}")
         return {MAIN: torch.stack([mean for mean, _ in found])}, {MAIN: torch.stack([std for _, std in found])}
 
     def encode_first_frame(self, pixels: Tensor) -> Tensor:
@@ -238,7 +244,14 @@ class ComfyBase(Base):
         trained = self._of(denoiser)
         with computing(training=True), torch.autocast(self.device.type, enabled=False):
             trained.load()
-            return predicted(trained, self._schedule, noisy, t, conditioning)
+            try:
+                return predicted(trained, self._schedule, noisy, t, conditioning)
+            except RuntimeError as error:
+                if "cannot be multiplied" not in str(error):
+                    raise
+                raise BaseModelError(
+                    f"{self.spec.title} cannot read what the CLIP gives ({first_line(error)}): {_FOREIGN}"
+                ) from None
 
     # previews
 

@@ -159,7 +159,7 @@ def test_cancelled_it_goes_on_and_nothing_is_left_behind(server: ComfyServer, re
 def test_a_failure_leaves_nothing_behind(server: ComfyServer) -> None:
     before = state(server)
     failing = training("fails")
-    failing["other"] = node("TestModel", architecture="sdxl", seed=0)
+    failing["other"] = node("TestModel", architecture="ltx2", seed=0)
     failing["base"]["inputs"]["clip"] = ["other", 1]
     error = server.run(failing).error
     assert status(server.base / "output" / "lora_foundry" / "fails")["state"] == "failed"
