@@ -60,7 +60,8 @@ def file_of(model: Any) -> Path:
     """
     if getattr(model, "patches", None) or getattr(model, "injections", None):
         raise ConfigError(
-            "model: a LoRA or other patch is on this MODEL, and training reads the file alone. Link the loader itself"
+            "model: a LoRA or other patch is on this MODEL, and training reads the file alone. Link the loader "
+            "itself, or set family to auto and link clip and vae_model too: then the MODEL is trained as it is"
         )
     try:
         path = model.cached_patcher_init[1][0]
@@ -69,6 +70,7 @@ def file_of(model: Any) -> Path:
     if not isinstance(path, str) or not path:
         raise ConfigError(
             "model: this MODEL does not tell which file it was loaded from: only Load Checkpoint and Load Diffusion "
-            "Model do, and loaders of GGUF and other quantized files do not. Choose the file in source instead"
+            "Model do, and loaders of GGUF and other quantized files do not. Choose the file in source, or "
+            "set family to auto and link clip and vae_model too: then the MODEL is trained as it is"
         )
     return Path(path)

@@ -134,6 +134,23 @@ def test_pictures_that_do_not_move_are_no_clips(tmp_path: Path) -> None:
     assert len(header(tmp_path / "a.gif").pts) == 1
 
 
+def test_the_content_counts_and_not_the_name(tmp_path: Path) -> None:
+    """As with pictures. Chat programs call WebPs GIFs, and JPEGs WebPs."""
+    frame(1).save(tmp_path / "a.webp", format="JPEG")
+    assert clip_header(tmp_path / "a.webp") is None
+    write_gif(tmp_path / "b.webp", range(5), 80).rename(tmp_path / "b.gif")
+    write_gif(tmp_path / "c.gif", range(5), 80).rename(tmp_path / "c.webp")
+    for name in ("b.gif", "c.webp"):
+        assert shown(tmp_path / name, [0, 4]) == [0, 4]
+
+
+def test_a_slow_clip_is_not_cut_off(tmp_path: Path) -> None:
+    """Matroska does not say how long the last frame is shown."""
+    pts = [0, 2000, 4000, 6000]
+    path = write_clip(tmp_path / "a.mkv", range(4), Fraction(1, 2), pts=pts, tick=Fraction(1, 1000))
+    assert [float(one * (header(path).tick or 0)) for one in header(path).pts] == [0, 2, 4, 6]
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".mkv", ".mov"])
 def test_what_is_cut_off_is_told(suffix: str, tmp_path: Path) -> None:
     codec, options = ("libvpx-vp9", {}) if suffix == ".webm" else ("libx264", {"movflags": "faststart", "g": "12"})
