@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...trainer_core.config import LINKS, ModelConfig
+from ...trainer_core.content import sha256_once
 from ...trainer_core.errors import AdapterError, BaseModelError, first_line
 from ...trainer_core.families.base import Base
 from ...trainer_core.families.conditioning import MAIN, Conditioning, Streams, TextEmbedding
@@ -31,6 +32,7 @@ from .media import decoded, encoded
 from .prediction import computing, predicted
 from .quantized import as_loaded
 from .schedule import ComfySchedule
+from .training_adapter import TrainingAdapter
 
 if TYPE_CHECKING:
     from ...trainer_core.sampling.sampler import SamplerSettings
@@ -53,6 +55,7 @@ SPEC = FamilySpec(
         Part(files.LOW_NOISE, "denoiser", "", optional=True),
         *(Part(name, "text_encoder", "", optional=True) for name in files.TEXT_ENCODERS),
         Part("vae", "vae", "", optional=True),
+        Part(files.TRAINING_ADAPTER, "adapter", "", optional=True),
     ),
     targets={"attention": (), "attention_mlp": (), "all": ()},
 )
@@ -77,6 +80,7 @@ class ComfyBase(Base):
         self.dtype = model.get_dtype_inference()
         self.text_encoder_dtype = self.vae_dtype = torch.float32
         self._trained: dict[str, TrainedModel] = {}
+        self._turbo: list[TrainingAdapter] = []
 
     @classmethod
     def spec_of(cls, model: ModelConfig) -> FamilySpec:
@@ -101,7 +105,8 @@ class ComfyBase(Base):
         return traits.guidance_distilled(self._model)
 
     def denoiser_fingerprint(self) -> str:
-        return self._linked.models_digest
+        adapter = self.config.files.get(files.TRAINING_ADAPTER)
+        return f"{self._linked.models_digest} {sha256_once(Path(adapter))}" if adapter else self._linked.models_digest
 
     def check_parts(self) -> None:
         if self._linked.clip is None:
@@ -195,6 +200,8 @@ class ComfyBase(Base):
         place = [one.name for one in self.spec.experts].index(expert)
         with computing():
             trained = TrainedModel(self._linked.models[place])
+            if file := self.config.files.get(files.TRAINING_ADAPTER):
+                self._turbo.append(TrainingAdapter(Path(file), trained.model))
             trained.load()
         self._trained[expert] = trained
         return trained.denoiser
@@ -213,6 +220,7 @@ class ComfyBase(Base):
         for trained in self._trained.values():
             trained.unload()
         self._trained.clear()
+        self._turbo.clear()
 
     def recompute_blocks(self, denoiser: nn.Module) -> None:
         recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser).values())
@@ -273,7 +281,9 @@ class ComfyBase(Base):
             for stretch in sampling.stretches(self._schedule, scheduler, settings.steps, boundaries)
         ]
         found = []
-        with computing():
+        with computing(), ExitStack() as stack:
+            for adapter in self._turbo:
+                stack.enter_context(adapter.off())
             for prompt, seed in zip(prompts, seeds, strict=True):
                 positive, other = self.collate([prompt, negative or prompt], settings.guidance)
                 latents = sampling.drawn(
