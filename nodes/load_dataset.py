@@ -1,4 +1,4 @@
-"""Load Dataset: a folder of images with captions, or images from the graph."""
+"""Load Dataset: a folder of images or clips with captions, or images from the graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..trainer_core.api import dataset_digest, inspect_dataset, keep_images, lint_dataset
+from ..trainer_core.api import dataset_digest, first_picture, inspect_dataset, keep_images, lint_dataset
 from ..trainer_core.config import DatasetConfig, validated
 from ..trainer_core.errors import ConfigError, DatasetError, FoundryError
 from . import host, pictures, sockets
@@ -26,8 +26,8 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         folder = (
-            "Folder of images; each caption lies beside its image as a text file of the same name. A relative folder "
-            "is looked for in ComfyUI's input folder; one outside of ComfyUI's folders has to be allowed first (see "
+            "Folder of images or clips; captions lie beside them as text files of the same name. A relative folder is "
+            "looked for in ComfyUI's input folder; one outside of ComfyUI's folders has to be allowed first (see "
             "the help). `demo` is the small data set that ships with LoRA Foundry."
         )
         captions = "Captions of the linked images: one for each, or one for all."
@@ -37,7 +37,7 @@ class LoadDataset(io.ComfyNode):
             node_id="FoundryLoadDataset",
             display_name="Load Dataset (Foundry)",
             category=sockets.CATEGORY,
-            description="Loads a folder of images with captions for training, and shows what is in it.",
+            description="Loads a folder of images or clips with captions for training, and shows what is in it.",
             search_aliases=[
                 "training data",
                 "dataset",
@@ -45,6 +45,7 @@ class LoadDataset(io.ComfyNode):
                 "image folder",
                 "lint",
                 "regularization images",
+                "video dataset",
             ],
             is_input_list=True,  # LoadImageTextDataSetFromFolder and others give lists, which belong together
             is_output_node=True,  # so that it can be run alone, to look at the data
@@ -96,7 +97,7 @@ class LoadDataset(io.ComfyNode):
         host.roots().check_links(dataset)
         findings = _checked(dataset) if check[0] else ""
         summary = inspect_dataset(dataset)
-        thumbnails = [pictures.to_tensor(pictures.thumbnail(path)) for path in summary.thumbnails]
+        thumbnails = [pictures.to_tensor(pictures.shrunk(first_picture(path))) for path in summary.thumbnails]
         text = "\n".join(part for part in (summary_text(summary), findings) if part)
         return io.NodeOutput(dataset, ui={**ui.PreviewImage(thumbnails).as_dict(), **host.shown_text(text)})
 

@@ -43,7 +43,12 @@ def opened(path: Path) -> Image.Image:
 
 def thumbnail(path: Path, edge: int = 256) -> Image.Image:
     """A file's picture in at most `edge` pixels."""
-    small = opened(path)
+    return shrunk(opened(path), edge)
+
+
+def shrunk(picture: Image.Image, edge: int = 256) -> Image.Image:
+    """A picture in at most `edge` pixels."""
+    small = picture.copy()
     small.thumbnail((edge, edge))
     return small
 

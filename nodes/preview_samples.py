@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..trainer_core.api import FoundLora, find_lora, prompt_with_trigger, spec_of
-from ..trainer_core.api import sample as draw
+from ..trainer_core.api import sample_frames as draw
 from ..trainer_core.config import ModelConfig, SampleConfig, validated
 from ..trainer_core.errors import ConfigError, FoundryError
 from . import host, pictures, sockets
@@ -64,7 +64,12 @@ class PreviewSamples(io.ComfyNode):
                     "linked: with a run, its own or those of its first training images.",
                 ),
             ],
-            outputs=[io.Image.Output("images", tooltip="One picture for each prompt: left the base, right the LoRA.")],
+            outputs=[
+                io.Image.Output(
+                    "images",
+                    tooltip="One picture for each prompt, of a video model all frames: left the base, right the LoRA.",
+                )
+            ],
         )
 
     @classmethod
@@ -112,7 +117,7 @@ class PreviewSamples(io.ComfyNode):
         bar = host.ProgressBar()
         rounds = 1 if lora is None else 2
 
-        def drawn(adapter: Path | dict[str, Any] | None, earlier: int) -> list[Image.Image]:
+        def drawn(adapter: Path | dict[str, Any] | None, earlier: int) -> list[list[Image.Image]]:
             def progress(done: int, total: int) -> None:
                 bar.update(earlier * total + done, rounds * total)
 
@@ -124,12 +129,13 @@ class PreviewSamples(io.ComfyNode):
                 settings=sample,
                 controls=controls,
                 progress=progress,
-            )
+            ).frames
 
         shown = drawn(None, 0)
         if lora is not None:
-            shown = [pictures.side_by_side(*pair) for pair in zip(shown, drawn(lora, 1), strict=True)]
-        images = pictures.to_batch(shown)
+            pairs = zip(shown, drawn(lora, 1), strict=True)
+            shown = [list(map(pictures.side_by_side, plain, adapted)) for plain, adapted in pairs]
+        images = pictures.to_batch([frame for frames in shown for frame in frames])
         return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
 
 
@@ -156,7 +162,7 @@ def _of_run(lora: FoundLora | None, base: ModelConfig, count: int, own_prompts: 
     Raises:
         ConfigError: if they cannot be used any more.
     """
-    if lora is None or lora.job is None or not spec_of(base).max_controls:
+    if lora is None or lora.job is None or not spec_of(base).max_given:
         return [()] * count
     try:
         host.checked_job(lora.job)

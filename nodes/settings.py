@@ -151,6 +151,9 @@ LOAD_DATASET = (
     Setting(DatasetConfig, "invert_mask", advanced=True),
     Setting(DatasetConfig, "mask_minimum", advanced=True),
     Setting(DatasetConfig, "control_folders", text=LINES, advanced=True),
+    Setting(DatasetConfig, "frames", text=WHOLE_NUMBERS, advanced=True),
+    Setting(DatasetConfig, "fps", empty=0.0, options={"step": 0.001}, advanced=True),
+    Setting(DatasetConfig, "clip_part", advanced=True),
 )
 CAPTION_WITH_TRIGGER = (
     Setting(DatasetConfig, "trigger"),
@@ -251,6 +254,7 @@ SAMPLE_SETTINGS = (
     Setting(SampleConfig, "before_training"),
     Setting(SampleConfig, "weights"),
     Setting(SampleConfig, "controls", text=FILES, advanced=True),
+    Setting(SampleConfig, "frames", empty=0, advanced=True),
 )
 
 BY_NODE: dict[str, tuple[Setting, ...]] = {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from fractions import Fraction
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import InputImpl, Types, io
 
 from ..trainer_core.api import (
     ASK,
@@ -20,6 +21,7 @@ from ..trainer_core.api import (
     new_run,
     read_lora_tensors,
     resume_run,
+    video_frames,
 )
 from ..trainer_core.config import (
     AdapterConfig,
@@ -106,8 +108,15 @@ class TrainLoRA(io.ComfyNode):
                 sockets.Run.Output("run", tooltip="The run, for Save Checkpoint and Preview Samples."),
                 io.LoraModel.Output("lora_model", tooltip="The LoRA itself, for the stock node Load LoRA Model."),
                 io.AnyType.Output("lora_name", tooltip="Its name, for `lora_name` of the stock LoRA loaders."),
-                io.Image.Output("samples", tooltip="The last previews; nodes behind it do not run if there are none."),
+                io.Image.Output(
+                    "samples",
+                    tooltip="The last previews, or of a video model the frames of the last one; nodes behind it do not "
+                    "run if there are none.",
+                ),
                 io.LossMap.Output("loss_map", tooltip="The losses, for the stock node Plot Loss Graph."),
+                io.Video.Output(
+                    "video", tooltip="The last preview of a video model; nodes behind it do not run if there is none."
+                ),
             ],
         )
 
@@ -253,15 +262,24 @@ def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
     if checkpoint is None:
         raise TrainingError(f"the run {run.name!r} holds no intact checkpoint; {run.path / 'log.txt'} says more")
     lora_name, lora_path = host.export_to_output(checkpoint.lora, f"{run.name[:80]}_{checkpoint.step}_steps")
-    samples = run.sample_paths()
+    samples, clips = run.sample_paths(), run.sample_clips()
+    clip = video_frames(samples[-1]) if clips else None
+    shown = clip[0] if clip else [pictures.opened(path) for path in samples]
+    images = pictures.to_batch(shown) if shown else host.no_output()
+    video = host.no_output()
+    if clip:
+        rate = Fraction(str(clip[1]))
+        video = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=rate))
     return io.NodeOutput(
         str(run.path),
         read_lora_tensors(lora_path),
         lora_name,
-        pictures.to_batch([pictures.opened(path) for path in samples]) if samples else host.no_output(),
+        images,
         {"loss": run.losses()},
+        video,
         ui={
-            "images": [host.in_output(path) for path in samples],
+            "images": [host.in_output(path) for path in clips or samples],
+            **({"animated": (True,)} if clips else {}),
             "losses": view.curve(),
             **host.shown_text(view.text(saved_as=lora_name)),
         },

@@ -18,13 +18,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .adapters.export import describe_lora, export_lora, read_lora_tensors
 from .checks import check_job
 from .config import JobConfig, ModelConfig, SampleConfig
 from .data.cache import CACHE_FOLDER, CacheUsage, TensorCache
 from .data.captions import PLACEHOLDER, prompt_with_trigger
+from .data.clips.decode import first_picture
 from .data.given import keep_images
 from .data.lint import LintReport, find_tokenizers, lint_job, usual_model
 from .data.lint import lint as lint_dataset
@@ -71,12 +72,15 @@ from .runs.requests import CONTINUE, PAUSE, REQUESTS, SAMPLE, SAVE, STOP
 from .runs.requests import ask as ask_run
 from .runs.run_folder import RunFolder
 from .runs.status import RunState, run_state
+from .sampling.animation import video_frames, webp_bytes
 from .secrets import redacted
 from .units import GB, duration, size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+    from .sampling.preview import Drawn
 
 
 def cache_of(runs: Path) -> TensorCache:
@@ -132,7 +136,12 @@ def queue_run(runs: Path, job: JobConfig) -> tuple[RunFolder, DeviceQueue, int]:
     return run, queue, [one.run for one in queue.tickets()].index(run.path.resolve()) + 1
 
 
-def sample(
+def sample(model: ModelConfig, prompts: Sequence[str], **options: Any) -> list[Image]:
+    """`sample_frames` as one picture for each prompt: of videos their first frames."""
+    return sample_frames(model, prompts, **options).pictures
+
+
+def sample_frames(
     model: ModelConfig,
     prompts: Sequence[str],
     *,
@@ -141,8 +150,8 @@ def sample(
     settings: SampleConfig | None = None,
     controls: Sequence[Sequence[Image]] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Image]:
-    """Draws one picture for each prompt with a base and, if given, a LoRA.
+) -> Drawn:
+    """Draws one picture or video for each prompt with a base and, if given, a LoRA.
 
     Args:
         lora: a file (a run's is `find_lora(…).path`), or tensors in ComfyUI's names.
@@ -152,9 +161,9 @@ def sample(
     Raises:
         FoundryError: if base or LoRA cannot be loaded or do not fit each other, or control images do not fit the base.
     """
-    from .sampling.preview import preview
+    from .sampling.preview import preview_frames
 
-    return preview(
+    return preview_frames(
         model,
         prompts,
         lora=lora,

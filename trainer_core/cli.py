@@ -194,6 +194,7 @@ def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser], par
     sample.add_argument("--height", metavar="PX", type=int)
     sample.add_argument("--steps", metavar="N", type=int, help="sampling steps")
     sample.add_argument("--guidance", metavar="X", type=values.number)
+    sample.add_argument("--frames", metavar="N", type=int, help="of a video model")
     _base_options(sample, parts)
     sample.add_argument("--device", help="auto, cpu, cuda …")
     _runs_option(sample)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ...trainer_core.config import LINKS, ModelConfig
-from ...trainer_core.errors import AdapterError, BaseModelError
+from ...trainer_core.content import sha256_once
+from ...trainer_core.errors import AdapterError, BaseModelError, first_line
 from ...trainer_core.families.base import Base
 from ...trainer_core.families.conditioning import MAIN, Conditioning, Streams, TextEmbedding
 from ...trainer_core.families.names import Place
 from ...trainer_core.families.sources.source import Source
 from ...trainer_core.families.spec import Expert, FamilySpec, Part, SamplingDefaults
-from . import controls, files, layers, recompute, sampling, traits
+from . import controls, files, layers, recompute, sampling, traits, video
 from .conditioning import Options, to_embedding, to_options
 from .loading import (
     Linked,
@@ -31,6 +32,7 @@ from .media import decoded, encoded
 from .prediction import computing, predicted
 from .quantized import as_loaded
 from .schedule import ComfySchedule
+from .training_adapter import TrainingAdapter
 
 if TYPE_CHECKING:
     from ...trainer_core.sampling.sampler import SamplerSettings
@@ -53,10 +55,14 @@ SPEC = FamilySpec(
         Part(files.LOW_NOISE, "denoiser", "", optional=True),
         *(Part(name, "text_encoder", "", optional=True) for name in files.TEXT_ENCODERS),
         Part("vae", "vae", "", optional=True),
+        Part(files.TRAINING_ADAPTER, "adapter", "", optional=True),
     ),
     targets={"attention": (), "attention_mlp": (), "all": ()},
 )
 """What is known before a model is there."""
+
+
+_FOREIGN = "it belongs to another model. Link the one that the model is sampled with"
 
 
 class ComfyBase(Base):
@@ -74,6 +80,7 @@ class ComfyBase(Base):
         self.dtype = model.get_dtype_inference()
         self.text_encoder_dtype = self.vae_dtype = torch.float32
         self._trained: dict[str, TrainedModel] = {}
+        self._turbo: list[TrainingAdapter] = []
 
     @classmethod
     def spec_of(cls, model: ModelConfig) -> FamilySpec:
@@ -98,7 +105,8 @@ class ComfyBase(Base):
         return traits.guidance_distilled(self._model)
 
     def denoiser_fingerprint(self) -> str:
-        return self._linked.models_digest
+        adapter = self.config.files.get(files.TRAINING_ADAPTER)
+        return f"{self._linked.models_digest} {sha256_once(Path(adapter))}" if adapter else self._linked.models_digest
 
     def check_parts(self) -> None:
         if self._linked.clip is None:
@@ -143,11 +151,11 @@ class ComfyBase(Base):
 
     def encode_prompts(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]] = ()) -> list[TextEmbedding]:
         seen = pictures or [()] * len(prompts)
+        found: list[Any] = []
         with computing(), as_loaded(self._linked.clip.cond_stage_model):
-            found = [
-                controls.conditioning(self._linked.clip, self._model, prompt, some)
-                for prompt, some in zip(prompts, seen, strict=True)
-            ]
+            for k, (prompt, some) in enumerate(zip(prompts, seen, strict=True)):
+                same = k and prompt == prompts[k - 1] and some is seen[k - 1]  # batches are filled up with their last
+                found += found[-1:] if same else [controls.conditioning(self._linked.clip, self._model, prompt, some)]
         return [to_embedding(one, self.dtype) for one in found]
 
     def text_fingerprint(self) -> str:
@@ -161,10 +169,17 @@ class ComfyBase(Base):
     def free_vae(self) -> None:
         """See `free_text_encoders`."""
 
-    def encode_pixels(self, pixels: Tensor) -> tuple[Streams, Streams]:
+    def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:  # noqa: ARG002
         with computing():
             found = [encoded(self._linked.vae, self._model, one) for one in pixels]
+        given, read = len(found[0][0]), self.spec.main.channels
+        if given != read:
+            raise BaseModelError(f"the VAE gives {given} channels, and {self.spec.title} reads {read}: {_FOREIGN}")
         return {MAIN: torch.stack([mean for mean, _ in found])}, {MAIN: torch.stack([std for _, std in found])}
+
+    def encode_first_frame(self, pixels: Tensor) -> Tensor:
+        with computing():
+            return torch.stack([video.first_frame(self._linked.vae, self._model, one) for one in pixels])
 
     def encode_controls(self, pictures: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
         with computing():
@@ -185,6 +200,8 @@ class ComfyBase(Base):
         place = [one.name for one in self.spec.experts].index(expert)
         with computing():
             trained = TrainedModel(self._linked.models[place])
+            if file := self.config.files.get(files.TRAINING_ADAPTER):
+                self._turbo.append(TrainingAdapter(Path(file), trained.model))
             trained.load()
         self._trained[expert] = trained
         return trained.denoiser
@@ -203,6 +220,7 @@ class ComfyBase(Base):
         for trained in self._trained.values():
             trained.unload()
         self._trained.clear()
+        self._turbo.clear()
 
     def recompute_blocks(self, denoiser: nn.Module) -> None:
         recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser).values())
@@ -225,16 +243,23 @@ class ComfyBase(Base):
         if sample.time_ids is not None:
             names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
             options |= dict(zip(names, sample.time_ids, strict=True))
-        if sample.frame_rate is not None:
+        if sample.frame_rate is not None and traits.reads(self._model, "frame_rate"):
             options["frame_rate"] = sample.frame_rate
-        options |= controls.options(self._model, sample.controls)
+        options |= controls.options(self._model, sample.controls) | video.options(self._model, sample.first_frame)
         return _moved(options, self.device)
 
     def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: list[Options]) -> Streams:
         trained = self._of(denoiser)
         with computing(training=True), torch.autocast(self.device.type, enabled=False):
             trained.load()
-            return predicted(trained, self._schedule, noisy, t, conditioning)
+            try:
+                return predicted(trained, self._schedule, noisy, t, conditioning)
+            except RuntimeError as error:
+                if "cannot be multiplied" not in str(error):
+                    raise
+                raise BaseModelError(
+                    f"{self.spec.title} cannot read what the CLIP gives ({first_line(error)}): {_FOREIGN}"
+                ) from None
 
     # previews
 
@@ -249,19 +274,21 @@ class ComfyBase(Base):
     ) -> Streams:
         """Draws as KSampler does."""
         sampler, scheduler = self.sampler_names(settings)
-        shape = self.latent_shapes(settings.width, settings.height)[MAIN]
+        shapes = self.latent_shapes(settings.width, settings.height, settings.frames)
         boundaries = [one.low for one in self.spec.experts[:-1]]
         parts = [
             (stretch, partial(lambda t: self._of(denoiser_at(t)), stretch.t))
             for stretch in sampling.stretches(self._schedule, scheduler, settings.steps, boundaries)
         ]
         found = []
-        with computing():
+        with computing(), ExitStack() as stack:
+            for adapter in self._turbo:
+                stack.enter_context(adapter.off())
             for prompt, seed in zip(prompts, seeds, strict=True):
                 positive, other = self.collate([prompt, negative or prompt], settings.guidance)
                 latents = sampling.drawn(
                     parts,
-                    shape,
+                    list(shapes.values()),
                     seed,
                     positive,
                     other,
@@ -271,8 +298,9 @@ class ComfyBase(Base):
                     scheduler=scheduler,
                     on_step=on_step,
                 )
-                found.append(self._model.latent_format.process_in(latents))
-        return {MAIN: torch.cat(found)}
+                latents[0] = self._model.latent_format.process_in(latents[0])
+                found.append(latents)
+        return {name: torch.cat(group) for name, group in zip(shapes, zip(*found, strict=True), strict=True)}
 
     def sampler_names(self, settings: SamplerSettings) -> tuple[str, str]:
         """The sampler and the scheduler of the job, or what suits the model.
@@ -299,12 +327,12 @@ def spec_of(model: Any, schedule: ComfySchedule, experts: int = 1) -> FamilySpec
     if reason := traits.refusal(model):
         raise BaseModelError(f"{name}: no LoRA of this model can be trained here: {reason}")
     flow = schedule.prediction == "flow"
-    video = traits.is_video(model)
+    moves = traits.is_video(model)
     return replace(
         SPEC,
         name=f"{FAMILY}_{name}",
         title=f"{name} in ComfyUI",
-        category="video" if video else "edit" if controls.most(model) else "image",
+        category="video" if moves else "edit" if controls.most(model) else "image",
         streams=traits.streams(model),
         bucket_divisor=traits.divisor(model),
         default_timestep_type="sigmoid" if flow else "linear",
@@ -314,6 +342,10 @@ def spec_of(model: Any, schedule: ComfySchedule, experts: int = 1) -> FamilySpec
         max_controls=controls.most(model),
         text_sees_controls=controls.text_sees(model),
         own_controls=controls.have_own_size(model),
+        frame_rate=traits.frame_rate(model),
+        first_frame=video.always_goes_on(model),
+        first_frame_chosen=video.can_go_on(model),
+        first_frame_kept=video.keeps_first_frame(model),
         experts=_experts(model) if experts > 1 else (Expert(),),
     )
 

@@ -20,6 +20,8 @@ Options = dict[str, Any]
 
 Each tensor has a batch dimension of 1."""
 
+KNOWN = "known_first_frame"
+"""Our own entry: normalised latents (1, C, 1, h, w) of a first frame that stands in the place of noise (`video.py`)."""
 _TREE = "json"
 _TENSOR = "tensor"
 
@@ -75,7 +77,7 @@ def to_options(embedding: TextEmbedding) -> Options:
 
 def to_comfy(options: Options) -> list[list[Any]]:
     """As ComfyUI's samplers take it."""
-    rest = {key: value for key, value in options.items() if key != "cross_attn"}
+    rest = {key: value for key, value in options.items() if key not in ("cross_attn", KNOWN)}
     return [[options.get("cross_attn"), rest]]
 
 
@@ -88,6 +90,7 @@ def model_conds(model: Any, options: Options, x: Tensor, **given: Any) -> dict[s
         given: what else the sampler tells the model: `latent_image`, `denoise_mask`, `latent_shapes`.
     """
     entry = {**options, "model_conds": {}}
+    entry.pop(KNOWN, None)
     usual = {"latent_image": torch.zeros_like(x), "denoise_mask": None, "seed": 0, "latent_shapes": [x.shape]}
     encode = comfy.samplers.encode_model_conds
     found = encode(model.extra_conds, [entry], x, x.device, "positive", **{**usual, **given})[0]["model_conds"]

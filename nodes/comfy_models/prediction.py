@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ...trainer_core.errors import Interrupted
 from ...trainer_core.families.conditioning import Streams
-from .conditioning import Options, joined, model_conds, same_shape
+from .conditioning import KNOWN, Options, joined, model_conds, same_shape
 from .kernels import differentiable
 from .traits import mixes_samples
+from .video import known
 
 if TYPE_CHECKING:
     from .loading import TrainedModel
@@ -57,10 +58,14 @@ def predicted(
     packed = comfy.utils.pack_latents([noisy[name] for name in names])[0] if len(names) > 1 else noisy[names[0]]
     model = trained.model
     model.latent_shapes = [(1, *shape) for shape in shapes]
-    conds = [
-        model_conds(model, options, packed[k : k + 1], latent_shapes=model.latent_shapes)
-        for k, options in enumerate(given)
-    ]
+    conds = []
+    for k, options in enumerate(given):
+        x = packed[k : k + 1]
+        begins: dict[str, Any] = {}
+        if KNOWN in options:
+            x, begins = known(model, x, schedule.sigma(t[k : k + 1]), options[KNOWN], model.latent_shapes)
+            packed = torch.cat([packed[:k], x, packed[k + 1 :]])
+        conds.append(model_conds(model, options, x, latent_shapes=model.latent_shapes, **begins))
     found: list[Streams] = [{} for _ in range(count)]
     for group in [[k] for k in range(count)] if mixes_samples(model) else _groups(conds):
         raw = _applied(trained, schedule, packed[group], t[group], joined([conds[k] for k in group]))

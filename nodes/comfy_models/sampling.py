@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import comfy.sample
 import comfy.samplers
 import torch
+from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
 from ...trainer_core.errors import ConfigError
-from .conditioning import Options, to_comfy
+from .conditioning import KNOWN, Options, to_comfy
+from .video import begun
 
 if TYPE_CHECKING:
     from .loading import TrainedModel
@@ -57,7 +59,7 @@ def stretches(schedule: ComfySchedule, scheduler: str, steps: int, boundaries: S
 
 def drawn(
     parts: Sequence[tuple[Stretch, Callable[[], TrainedModel]]],
-    shape: Sequence[int],
+    shapes: Sequence[Sequence[int]],
     seed: int,
     positive: Options,
     negative: Options,
@@ -67,14 +69,14 @@ def drawn(
     sampler: str,
     scheduler: str,
     on_step: Callable[[], None] | None = None,
-) -> Tensor:
-    """One picture's or video's latents (1, …) as KSampler gives them, on the CPU.
+) -> list[Tensor]:
+    """One picture's or video's latents (1, …) of each stream as KSampler gives them, on the CPU.
 
     With several experts as KSamplerAdvanced does: each goes on from the noisy latents of the one before.
 
     Args:
         parts: the steps of each expert, and what brings it to the device.
-        shape: of the latents (C, …).
+        shapes: of each stream's latents (C, …).
         on_step: called after each step; ends the drawing by raising.
     """
 
@@ -82,14 +84,16 @@ def drawn(
         if on_step:
             on_step()
 
-    latent = noise = torch.empty(0)
+    latent: Any = None
+    noise: Any = None
+    mask: Any = None
     for number, (stretch, model_of) in enumerate(parts):
         trained = model_of()
         device = trained.patcher.load_device
         # samplers seed the process's generator; whatever else runs in ComfyUI must not notice
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             if number == 0:
-                latent = comfy.sample.fix_empty_latent_channels(trained.patcher, torch.zeros(1, *shape))
+                latent, mask = _start(trained, [(1, *shape) for shape in shapes], positive.get(KNOWN))
                 noise = comfy.sample.prepare_noise(latent, seed)
             else:
                 noise = comfy.sample.prepare_empty_noise(latent)
@@ -107,8 +111,21 @@ def drawn(
                 start_step=stretch.start,
                 last_step=stretch.end,
                 force_full_denoise=number == len(parts) - 1,
+                noise_mask=mask,
                 callback=callback,
                 disable_pbar=True,
                 seed=seed,
             )
-    return latent.detach().to("cpu", torch.float32)
+    return [one.detach().to("cpu", torch.float32) for one in (latent.unbind() if latent.is_nested else [latent])]
+
+
+def _start(trained: TrainedModel, shapes: Sequence[Sequence[int]], first: Tensor | None) -> tuple[Any, Any]:
+    """The empty latents, or those that begin with a first frame and the mask of what is to be made."""
+    if first is None:
+        latents, masks = [torch.zeros(tuple(shape)) for shape in shapes], None
+    else:
+        latents, masks = begun(first.cpu(), shapes)
+        latents[0] = trained.model.latent_format.process_out(latents[0])
+    if len(shapes) > 1:
+        return NestedTensor(latents), masks and NestedTensor(masks)
+    return comfy.sample.fix_empty_latent_channels(trained.patcher, latents[0]), masks and masks[0]

@@ -45,6 +45,17 @@ _SOUND = "it makes sound, and neither pictures nor videos"
 _OTHER = "it makes neither pictures nor videos"
 _NO_PICTURES = {"LatentFormat", "TripoSplat", "Trellis2"}
 """Latent formats of models that draw nothing."""
+_FRAME_RATES = {
+    "WAN22_T2V": 24.0,
+    "WAN": 16.0,
+    "LTX": 25.0,
+    "CosmosI2VPredict2": 16.0,
+    "GenmoMochi": 30.0,
+    "CogVideoX": 8.0,
+}
+"""What a class's name begins with → frames per second, as ComfyUI's templates and the models' authors have it."""
+_PREVIEW_FRAMES = 32
+"""About how many frames previews have after the first."""
 _DEFAULT_PIXELS = {"SD15": 512, "SD20": 768}
 
 
@@ -71,6 +82,16 @@ def mixes_samples(model: Any) -> bool:
 def is_video(model: Any) -> bool:
     """Whether the model makes videos; pictures are then videos of one frame."""
     return model.latent_format.latent_dimensions == 3 and name_of(model) not in _PICTURES
+
+
+def frame_rate(model: Any) -> float | None:
+    """Frames per second that a model was made for; None for models of pictures."""
+    if not is_video(model):
+        return None
+    name = name_of(model)
+    if name.startswith("CogVideoX") and model.model_config.unet_config.get("patch_size_t"):
+        return 16.0  # CogVideoX 1.5
+    return next((rate for start, rate in _FRAME_RATES.items() if name.startswith(start)), 24.0)
 
 
 def has_time(model: Any) -> bool:
@@ -120,14 +141,11 @@ def reads(model: Any, key: str, hooks: Sequence[str] = ("extra_conds", "concat_c
     return False
 
 
-def takes_first_frame(model: Any) -> bool:
-    """Whether it makes a video of a first frame that it is given."""
-    return is_video(model) and bool(getattr(model, "image_to_video", False)) and reads(model, "concat_latent_image")
-
-
 def sampling_defaults(model: Any) -> SamplingDefaults:
     """How previews are drawn if the job does not say: what ComfyUI's templates do for most models."""
     if is_video(model):
-        return SamplingDefaults(width=832, height=480, steps=20, guidance=5.0)
+        step = model.latent_format.temporal_downscale_ratio
+        frames = _PREVIEW_FRAMES // step * step + 1
+        return SamplingDefaults(width=832, height=480, steps=20, guidance=5.0, frames=frames)
     pixels = _DEFAULT_PIXELS.get(name_of(model), 1024)
     return SamplingDefaults(width=pixels, height=pixels, steps=20, guidance=3.5 if guidance_distilled(model) else 4.0)

@@ -222,6 +222,8 @@ def _another(setting: Any) -> tuple[Any, Any] | None:
         return (choices[0], choices[0]) if choices else None
     if isinstance(default, bool):
         return not default, not default
+    if isinstance(default, tuple) and int in parts:
+        return "17, 49", (17, 49)
     if int in parts and not isinstance(default, float):
         value = 64 if default is None else default + 1
         return value, value

@@ -20,6 +20,7 @@ from trainer_core.commands.terminal import printable
 from trainer_core.config import SampleConfig, load_job
 from trainer_core.runs.queue import DeviceQueue
 from trainer_core.runs.run_folder import RunFolder
+from trainer_core.sampling.preview import Drawn
 
 from .complaints import complaint
 
@@ -59,12 +60,12 @@ def drawing(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     def preview(
         model: object, prompts: list[str], *, sample: SampleConfig, progress: Callable[[int, int], None], **_: object
-    ) -> list[Any]:
+    ) -> Drawn:
         asked.append([*prompts, sample.negative_prompt])
         progress(0, len(prompts))
-        return [Image.new("RGB", (8, 8)) for _ in prompts]
+        return Drawn([[Image.new("RGB", (8, 8))] for _ in prompts], None)
 
-    monkeypatch.setattr("trainer_core.sampling.preview.preview", preview)
+    monkeypatch.setattr("trainer_core.sampling.preview.preview_frames", preview)
     return asked
 
 
@@ -87,6 +88,22 @@ def test_sample_prints_nothing_but_json(
     captured = capsys.readouterr()
     assert [one["prompt"] for one in strict(captured.out)] == ["a cat"]
     assert "drawing" in captured.err
+
+
+def test_sample_of_a_video_writes_its_first_frame_and_what_moves(
+    make_job: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def preview(model: object, prompts: list[str], *, sample: SampleConfig, **_: object) -> Drawn:
+        return Drawn([[Image.new("RGB", (8, 8), (k, 0, 99)) for k in range(0, 250, 250 // (sample.frames or 1))]], 12.0)
+
+    monkeypatch.setattr("trainer_core.sampling.preview.preview_frames", preview)
+    run_of(make_job, "tiny")
+    assert main(["sample", "tiny", "--prompt", "a cat", "--frames", "5"]) == 0
+    (still,), (clip,) = Path().rglob("tiny_0001.png"), Path().rglob("tiny_0001.webp")
+    with Image.open(still) as first, Image.open(clip) as moving:
+        assert first.getpixel((4, 4)) == (0, 0, 99)
+        assert moving.n_frames == 5
+    assert str(clip) in capsys.readouterr().out.replace("\n", "")
 
 
 def test_what_is_no_number_in_json_becomes_null(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from . import OK, base_options, given
 from .terminal import Progress, print_json, quiet_libraries, say
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from ..api import Drawn
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -33,7 +33,7 @@ def sample(args: argparse.Namespace) -> int:
         raise ConfigError("nothing to draw: give at least one --prompt")
     settings = lora.sample.but(
         negative_prompt=api.prompt_with_trigger(lora.sample.negative_prompt, lora.trigger),
-        **given(args, "seed", "width", "height", "steps", "guidance"),
+        **given(args, "seed", "width", "height", "steps", "guidance", "frames"),
     )
     try:
         controls = lora.controls(len(prompts), args.control or (), own_prompts=not args.prompt)
@@ -42,7 +42,7 @@ def sample(args: argparse.Namespace) -> int:
         controls = []
     quiet_libraries()
     progress = Progress(sys.stderr if args.json else None)  # stdout is nothing but the JSON
-    pictures = api.sample(
+    found = api.sample_frames(
         lora.model,
         prompts,
         lora=lora.path,
@@ -52,7 +52,7 @@ def sample(args: argparse.Namespace) -> int:
         progress=lambda done, total: progress(api.Phase("drawing", done, total)),
     )
     progress.clear()
-    drawn = list(_save(pictures, args.out, lora.name))
+    drawn = list(_save(found, args.out, lora.name))
     if args.json:
         files = [[str(file) for file in one.files] for one in controls] or [[] for _ in prompts]
         print_json(
@@ -63,12 +63,13 @@ def sample(args: argparse.Namespace) -> int:
         )
     else:
         for prompt, path in zip(prompts, drawn, strict=True):
-            say(f"{path}  {prompt}")
+            clip = path.with_suffix(".webp")
+            say(f"{clip if found.rate and clip.exists() else path}  {prompt}")
     return OK
 
 
-def _save(pictures: list[Image], folder: Path, stem: str) -> Iterator[Path]:
-    """Writes pictures under the next free numbers.
+def _save(drawn: Drawn, folder: Path, stem: str) -> Iterator[Path]:
+    """Writes pictures under the next free numbers; of a video its first frame, and beside it what moves.
 
     Raises:
         SaveError: if the folder or a file cannot be written.
@@ -76,9 +77,11 @@ def _save(pictures: list[Image], folder: Path, stem: str) -> Iterator[Path]:
     numbers = count(1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for picture in pictures:
+        for frames in drawn.frames:
             path = next(path for n in numbers if not (path := folder / f"{stem}_{n:04}.png").exists())
-            picture.save(path)
+            frames[0].save(path)
+            if drawn.rate is not None and len(frames) > 1:
+                path.with_suffix(".webp").write_bytes(api.webp_bytes(frames, drawn.rate))
             yield path
     except OSError as error:
         raise SaveError(f"{folder}: pictures cannot be written: {error.strerror or error}") from None

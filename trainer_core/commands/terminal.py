@@ -122,7 +122,7 @@ class Progress:
         elif isinstance(event, api.CheckpointSaved):
             self.say(f"saved {event.path}")
         elif isinstance(event, api.SampleReady):
-            self.say(f"drew {event.path}")
+            self.say(f"drew {event.clip or event.path}")
         elif isinstance(event, api.Warning):
             self.say(f"warning: {event.message}")
         elif isinstance(event, api.Skipped):

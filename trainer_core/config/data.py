@@ -121,6 +121,12 @@ class DatasetConfig(Section):
         "side by side, spread evenly (uniform), or one of several random parts in each draw.",
     )
 
+    first_frame: bool = Field(
+        False,
+        description="Clips go on from their first frame, as with image-to-video: video models that can be given one "
+        "learn the rest of the clip. Models that always need one get it anyway, and stills have nothing to go on with.",
+    )
+
     @field_validator("folder")
     @classmethod
     def _is_named(cls, value: str) -> str:

@@ -50,7 +50,14 @@ class SampleConfig(Section):
         (),
         description="Control images of the previews, for edit models: an image file for all prompts, or one for each; "
         "for several images at once, a list of files in its place. They are cropped to the preview's size. Empty: "
-        "those of the first training images.",
+        "those of the first training images. For models that go on from an image, the first file is that image; empty: "
+        "the first frames of the first training clips.",
+    )
+    frames: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Frames of each preview of a video model, such as 4n + 1 or 8n + 1. Empty: the family's own.",
     )
 
     @field_validator("controls", mode="before")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,16 +14,14 @@ from ..config import DatasetConfig
 from ..errors import BaseModelError, DatasetError
 from ..families.conditioning import MAIN
 from .cache import RecentEntries, key_of
-from .clips.decode import unreadable
-from .clips.header import ClipHeader, clip_header
-from .clips.timing import random_start, resampled, timing_of
-from .header import UNREADABLE
-from .masks import loss_weights
+from .clips.excerpt import excerpt_of
+from .clips.timing import timing_of
+from .masks import loss_weights, without_first
 from .progress import Progress
 from .scan import Sample
 from .text import composed
 from .variants import Variant, box_of
-from .views import Excerpt, View, batches_of, loaded
+from .views import View, batches_of, loaded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,9 +97,9 @@ class EncodedTexts:
         for start in range(0, len(missing), _TEXTS_AT_ONCE):
             progress("encoding captions", start, len(missing))
             some = missing[start : start + _TEXTS_AT_ONCE]
-            filled = [*some, *some[-1:] * (_TEXTS_AT_ONCE - len(some))]
-            texts, pictures = [composed(one.text) for one in filled], [_pixels_of(one) for one in filled]
-            embeddings = self._base.encode_prompts(texts, pictures)
+            texts, pictures = [composed(one.text) for one in some], [_pixels_of(one) for one in some]
+            fill = _TEXTS_AT_ONCE - len(some)
+            embeddings = self._base.encode_prompts(texts + texts[-1:] * fill, pictures + pictures[-1:] * fill)
             for prompt, embedding in zip(some, embeddings, strict=False):  # what fills up is left out
                 self._entries.put(self._key(prompt), embedding, self._made_by)
         self._base.free_text_encoders()
@@ -143,7 +140,6 @@ class EncodedPictures:
         self.keys: set[str] = set()
         """The cache's keys for all that was encoded, masks among them."""
         self._timings = [timing_of(dataset, base.spec) for dataset in datasets]
-        self._clips: dict[Path, ClipHeader | None] = {}
         self._backgrounds = [ImageColor.getrgb(dataset.background)[:3] for dataset in datasets]
 
     def encode(self, drawn: list[tuple[Sample, Variant]], progress: Progress) -> None:
@@ -157,10 +153,14 @@ class EncodedPictures:
         """
         self._mark = self._base.pixel_fingerprint() + self._only_by
         missing: dict[str, View] = {}
+        going_on: set[str] = set()
         controls: dict[str, tuple[View, ...]] = {}
         for sample, variant in _told(drawn, progress):
             self._encode_mask(sample, variant)
-            found = {self._key(view): view for view in self._pictures(sample, variant)}
+            target, *others = self._pictures(sample, variant)
+            found = {self._target_key(sample, target): target} | {self._key(view): view for view in others}
+            if self._goes_on(sample):
+                going_on.add(self._target_key(sample, target))
             together = self._together(sample, variant)
             missing |= {key: view for key, view in found.items() if self._entries.get(key) is None}
             controls |= {key: views for key, views in together.items() if self._entries.get(key) is None}
@@ -175,9 +175,9 @@ class EncodedPictures:
             for keys, pixels, sound in batches:
                 progress("encoding images", done, count)
                 mean, std = self._base.encode_pixels(pixels, *([] if sound is None else [sound]))
-                first = self._base.encode_first_frame(pixels) if self._base.spec.first_frame else None
+                first = self._base.encode_first_frame(pixels) if going_on.intersection(keys) else None
                 for k, key in enumerate(keys):
-                    also = {} if first is None else {_FIRST_FRAME: first[k]}
+                    also = {_FIRST_FRAME: first[k]} if first is not None and key in going_on else {}
                     own, spread = ({name: one[name][k] for name in one} for one in (mean, std))
                     self._keep(missing[key], key, own, spread, also)
                 done += len(keys)
@@ -195,7 +195,9 @@ class EncodedPictures:
         Raises:
             CacheMiss: if a cache entry is gone or damaged.
         """
-        target, *others = (self._entries.entry(self._key(view)) for view in self._pictures(sample, variant))
+        view, *views = self._pictures(sample, variant)
+        target = self._entries.entry(self._target_key(sample, view))
+        others = [self._entries.entry(self._key(view)) for view in views]
         names = [stream.name for stream in self._base.spec.streams]
         mean, std = ({name: target[_stored(name, what)] for name in names} for what in ("mean", "spread"))
         controls = [one["mean"] for one in others]
@@ -209,7 +211,7 @@ class EncodedPictures:
             self._mask(sample, variant),
             tuple(controls),
             float(timing.rate) if timing and timing.rate else None,
-            target[_FIRST_FRAME] if spec.first_frame else None,
+            target.get(_FIRST_FRAME),
             bool(spec.sample_rate) and not spec.learns_silence and not (sample.item.clip and sample.item.clip.sound),
         )
 
@@ -249,19 +251,36 @@ class EncodedPictures:
 
     def _mask(self, sample: Sample, variant: Variant) -> Tensor | None:
         view, dataset = self._mask_view(sample, variant), self._datasets[sample.dataset]
+        kept = self._base.spec.first_frame_kept and self._goes_on(sample)
         if view is None:
-            return None
+            return without_first(self._even(sample)) if kept else None
         entry = self._entries.entry(self._mask_key(sample, view))
         try:
             weights = loss_weights(entry["mask"], dataset.invert_mask, dataset.mask_minimum)
+            if view.excerpt is not None and weights.shape[1] == 1:
+                weights = weights.expand(-1, self._latent_frames(sample), -1, -1)
+            return without_first(weights) if kept else weights
         except ValueError as error:
             raise DatasetError(
                 f"{view.path}: {error} in the part of {sample.item.key} that is shown. Correct the mask, remove the "
                 "image, or set mask_minimum above 0"
             ) from None
-        if view.excerpt is None or weights.shape[1] > 1:
-            return weights
-        return weights.expand(-1, (sample.frames - 1) // self._base.spec.main.time_factor + 1, -1, -1)
+
+    def _even(self, sample: Sample) -> Tensor:
+        """Weights (1, T, h, w) that leave all as it is."""
+        import torch
+
+        _, *shape = self._base.latent_shapes(*sample.size, sample.frames)[MAIN]
+        return torch.ones(1, *shape)
+
+    def _latent_frames(self, sample: Sample) -> int:
+        return (sample.frames - 1) // self._base.spec.main.time_factor + 1
+
+    def _goes_on(self, sample: Sample) -> bool:
+        """Whether the first frame is given."""
+        spec = self._base.spec
+        chosen = spec.first_frame_chosen and self._datasets[sample.dataset].first_frame and sample.frames > 1
+        return spec.first_frame or chosen
 
     def _pictures(self, sample: Sample, variant: Variant) -> list[View]:
         """The target, and those control images that are encoded as it is."""
@@ -281,51 +300,26 @@ class EncodedPictures:
 
     def _view(self, sample: Sample, variant: Variant, path: Path) -> View:
         item = sample.item
-        box = box_of(item.width, item.height, sample.size, variant, self._digests[item.path])
+        content = self._digests[item.path]
+        box = box_of(item.width, item.height, sample.size, variant, content)
         target, background = (item.width, item.height), self._backgrounds[sample.dataset]
-        excerpt = self._excerpt(sample, variant, path) if self._timings[sample.dataset] else None
+        timing, excerpt = self._timings[sample.dataset], None
+        if timing and timing.rate:
+            excerpt = excerpt_of(sample, variant.part, path, timing.rate, self._base.spec.sample_rate, content)
         return View(path, self._digests[path], target, box, sample.size, variant, background, excerpt=excerpt)
 
-    def _excerpt(self, sample: Sample, variant: Variant, path: Path) -> Excerpt:
-        """The frames of a file that a sample shows: of a mask or control clip those at the same times as its own."""
-        item, spec, timing = sample.item, self._base.spec, self._timings[sample.dataset]
-        assert timing is not None
-        assert timing.rate is not None
-        start = sample.start
-        if start is None and item.clip:
-            count = len(resampled(item.clip, timing.rate))
-            content = self._digests[item.path]
-            middle = (count - sample.frames) // 2
-            start = random_start(count, sample.frames, variant.part, content) if variant.part else middle
-        start = start or 0
-        clip = item.clip if path == item.path else self._clip(path)
-        samples = round(sample.frames / timing.rate * spec.sample_rate) if spec.sample_rate else 0
-        if clip is None:
-            return Excerpt(None, (0,), samples=round(1 / timing.rate * spec.sample_rate) if spec.sample_rate else 0)
-        frames = resampled(clip, timing.rate)
-        if len(frames) < start + sample.frames - 1:
-            raise DatasetError(
-                f"{path}: has {len(frames)} frames at {float(timing.rate):g} a second, and {item.key} is trained on up "
-                f"to frame {start + sample.frames}. Make it as long as its clip"
-            )
-        shown = tuple(frames[min(k, len(frames) - 1)] for k in range(start, start + sample.frames))
-        return Excerpt(clip, shown, Fraction(start) / timing.rate, samples)
+    def _key(self, view: View, *also: str) -> str:
+        name = self._base.spec.name
+        return key_of("pixels", _TRANSFORM_VERSION, name, self._mark, *view.parts, *view.background, *also)
 
-    def _clip(self, path: Path) -> ClipHeader | None:
-        if path not in self._clips:
-            try:
-                self._clips[path] = clip_header(path)
-            except UNREADABLE as error:
-                raise unreadable(path, error) from None
-        return self._clips[path]
-
-    def _key(self, view: View) -> str:
-        return key_of("pixels", _TRANSFORM_VERSION, self._base.spec.name, self._mark, *view.parts, *view.background)
+    def _target_key(self, sample: Sample, view: View) -> str:
+        return self._key(view, *([_FIRST_FRAME] if self._goes_on(sample) else []))
 
     def _mask_key(self, sample: Sample, view: View) -> str:
         kind = "alpha" if self._datasets[sample.dataset].alpha_mask else "mask"
-        whose = [self._only_by] if self._only_by else []
-        return key_of(kind, _TRANSFORM_VERSION, self._base.spec.main.factor, *view.parts, *whose)
+        main, whose = self._base.spec.main, [self._only_by] if self._only_by else []
+        moving = [f"{main.time_factor} frames"] if view.excerpt else []
+        return key_of(kind, _TRANSFORM_VERSION, main.factor, *view.parts, *moving, *whose)
 
 
 def _stored(stream: str, what: str) -> str:

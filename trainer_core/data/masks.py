@@ -55,6 +55,17 @@ def loss_weights(mask: Tensor, invert: bool, minimum: float) -> Tensor:
     return weights / mean
 
 
+def without_first(weights: Tensor) -> Tensor:
+    """Weights (1, T, h, w) of which the first frame's are 0, again with mean 1.
+
+    Raises:
+        ValueError: if nothing is left to train on.
+    """
+    rest = weights.clone()
+    rest[:, :1] = 0
+    return loss_weights(rest, invert=False, minimum=0.0)
+
+
 def _shares(start: float, stop: float, cells: int, pixels: int) -> np.ndarray:
     """Which share of each cell each pixel covers: (cells, pixels), rows of sum 1."""
     import numpy as np

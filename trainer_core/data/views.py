@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from PIL import Image
 from ..errors import DatasetError
 from .buckets import Size, cover_box
 from .clips.decode import pictures, sound
-from .clips.header import ClipHeader
+from .clips.excerpt import Excerpt
 from .clips.media import content_of
 from .images import at_own_size, decode_alpha, decode_image, flipped, read_image, to_bucket
 from .masks import area_average, time_average
@@ -42,26 +41,6 @@ BATCHES_AHEAD = 4
 """Batches that are decoded or being decoded, the one that is encoded included."""
 PIXELS_AHEAD = 1 << 26
 """Pixels of all of them together, where there is more than one: 800 MB."""
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """What is seen and heard of a file by a family whose pixels have a time axis."""
-
-    clip: ClipHeader | None
-    """None: a picture."""
-    frames: tuple[int, ...]
-    """Numbers of the clip's frames, in the order of time; (0,) of a picture."""
-    begin: Fraction = Fraction(0)
-    """Where the sound begins, in seconds after the clip's first frame."""
-    samples: int = 0
-    """Of sound; 0 where the family has none."""
-
-    @property
-    def parts(self) -> tuple[object, ...]:
-        """What a cache key depends on."""
-        heard = ("sound", self.samples, self.begin if self.clip and self.clip.sound else "none") if self.samples else ()
-        return (*(("frames", *self.frames) if self.clip else ()), *heard)
 
 
 @dataclass(frozen=True)
@@ -156,10 +135,9 @@ class View:
         """What is seen of the picture, or of each of the frames, stacked in their order along the second axis."""
         import torch
 
-        if self.excerpt is None:
-            return seen(still(self._read()))
-        if self.excerpt.clip is None:
-            return seen(still(self._read()))[:, None]
+        if self.excerpt is None or self.excerpt.clip is None:
+            whole = seen(still(self._read()))
+            return whole[:, None] if self.excerpt else whole
         self._check()
         found = {
             number: seen(image) for number, image in pictures(self.path, self.excerpt.clip, self.excerpt.frames, colour)

@@ -20,6 +20,8 @@ OTHER_PICTURES = (
 ) - IMAGE_SUFFIXES
 """Suffixes of pictures that are not read, in lower case. Pillow reads some of them, but by libraries (libtiff) that
 are the usual way into a program with a picture; GIFs are read as clips, for video models."""
+OTHER_CLIPS = frozenset({".avi", ".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".wmv"})
+"""Suffixes of clips that are not read, in lower case."""
 _DEEPEST = 100
 """Levels of folders in a data set."""
 
@@ -36,6 +38,8 @@ class Found:
     """Metadata files."""
     pictures: list[str] = field(default_factory=list)
     """Keys of pictures of kinds that are not read."""
+    other_clips: list[str] = field(default_factory=list)
+    """Keys of clips of kinds that are not read."""
     runs: list[str] = field(default_factory=list)
     """Keys of folders of training runs, whose previews are no training data."""
     links: list[str] = field(default_factory=list)
@@ -47,6 +51,8 @@ class Found:
             yield "other-pictures", self.pictures, "pictures of a kind that is not read. Convert them to PNG or JPEG"
         if self.clips:
             yield "clips", [*self.clips], "clips, which only video models train on: left out"
+        if self.other_clips:
+            yield "other-clips", self.other_clips, "clips of a kind that is not read. Convert them to MP4"
         if self.runs:
             yield "run-folder", self.runs, "folders of training runs, whose previews are not trained on: left out"
         if self.links:
@@ -64,7 +70,7 @@ def walk(folder: Path, without: Collection[Path] = ()) -> Found:
     found = Found()
     _collect(found, folder, "", {real(path) for path in without if is_folder(path)})
     found.images, found.clips = (dict(sorted(files.items())) for files in (found.images, found.clips))
-    for keys in (found.pictures, found.runs, found.links):
+    for keys in (found.pictures, found.other_clips, found.runs, found.links):
         keys.sort()
     return found
 
@@ -106,6 +112,8 @@ def _collect_file(found: Found, entry: os.DirEntry[str], key: str, path: Path) -
         (found.images if path.suffix.lower() in IMAGE_SUFFIXES else found.clips)[key] = path
     elif path.suffix.lower() in OTHER_PICTURES:
         found.pictures.append(key)
+    elif path.suffix.lower() in OTHER_CLIPS:
+        found.other_clips.append(key)
     elif path.name in METADATA_FILES:
         found.tables.append(path)
 

@@ -142,7 +142,10 @@ class Base(ABC):
         """Number of tokens of a main stream (C, …, H, W); it is what shifts of the schedule depend on."""
 
     def latent_shapes(self, width: int, height: int, frames: int = 1) -> dict[str, tuple[int, ...]]:
-        """Shapes of all streams of a picture, or of a video of so many frames, by its size in pixels."""
+        """Shapes of all streams of a picture, or of a video of so many frames, by its size in pixels.
+
+        Families with sound say themselves how long its stream is.
+        """
         moves = self.spec.frame_rate is not None
         return {
             one.name: (
@@ -230,7 +233,7 @@ class Base(ABC):
     def encode_first_frame(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, T, H, W) in [-1, 1] → normalised latents (N, C, T', h, w), the first frame known.
 
-        Called after `encode_pixels` where `spec.first_frame` is set; on the CPU, fp32.
+        Called after `encode_pixels` where a first frame is given (`spec.first_frame`); on the CPU, fp32. T' may be 1.
         """
         raise NotImplementedError(f"{self.spec.name} knows no first frames")
 
@@ -245,7 +248,13 @@ class Base(ABC):
             pictures: (3, H, W) in [-1, 1], each of a size of its own where `spec.own_controls`, else of the target's.
             size: the target's width and height in pixels.
         """
-        return tuple(self.encode_pixels(one[None])[0][MAIN][0] for one in pictures)
+        import torch
+
+        rate, samples = self.spec.frame_rate, self.spec.sample_rate
+        if rate is None:
+            return tuple(self.encode_pixels(one[None])[0][MAIN][0] for one in pictures)
+        silence = [torch.zeros(1, 2, round(samples / rate))] if samples else []
+        return tuple(self.encode_pixels(one[None, :, None], *silence)[0][MAIN][0] for one in pictures)
 
     @abstractmethod
     def decode_latents(self, latents: Streams) -> Tensor:

@@ -57,7 +57,7 @@ class Conditioning:
     frame_rate: float | None = None
     """Frames per second, of video models."""
     first_frame: Tensor | None = None
-    """Latents (C, T, h, w) of the clip's first frame, where `spec.first_frame` is set."""
+    """Latents (C, T, h, w) as `Base.encode_first_frame` gives them, where the video goes on from an image."""
 
 
 @dataclass(frozen=True)

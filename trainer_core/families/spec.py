@@ -49,7 +49,7 @@ class LoraNames:
         return prefix + (path.replace(".", "_") if self.kohya else path)
 
 
-Role = Literal["denoiser", "text_encoder", "vae"]
+Role = Literal["denoiser", "text_encoder", "vae", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,11 @@ class FamilySpec:
     learns_silence: bool = False
     """What a clip without sound, or a still, teaches the stream `audio`: silence, or nothing (it has no loss)."""
     first_frame: bool = False
-    """Whether a clip's first frame is given to the denoiser (`Base.encode_first_frame`)."""
+    """Whether a clip's first frame is always given to the denoiser (`Base.encode_first_frame`)."""
+    first_frame_chosen: bool = False
+    """Whether it is given where the user says so: with `DatasetConfig.first_frame`, and with a preview's image."""
+    first_frame_kept: bool = False
+    """Whether the denoiser hands on a first frame that it is given as it is, so that its latents have no loss."""
 
     def of_role(self, role: Role) -> tuple[Part, ...]:
         """The parts of a role."""
@@ -153,6 +157,16 @@ class FamilySpec:
     def tokenizers(self) -> dict[str, str]:
         """Name of a tokenizer's folder → its kind (`tokenizer_kinds`)."""
         return {part.tokenizer: part.tokenizer_kind for part in self.parts if part.tokenizer}
+
+    @property
+    def takes_first_frame(self) -> bool:
+        """Whether a video can go on from an image."""
+        return self.first_frame or self.first_frame_chosen
+
+    @property
+    def max_given(self) -> int:
+        """How many images a preview may be drawn with: its first frame, where there is one, and control images."""
+        return self.max_controls + self.takes_first_frame
 
     @property
     def main(self) -> Stream:

@@ -71,8 +71,11 @@ class SampleReady(Event):
 
     step: int
     path: Path
+    """Of the picture; of a video its first frame."""
     prompt: str
     index: int
+    clip: Path | None = None
+    """The video, as an animated WebP."""
 
 
 @dataclass(frozen=True)

@@ -201,9 +201,13 @@ class RunFolder:
         return self.path / "samples" / f"step_{step:08d}"
 
     def sample_paths(self, step: int | None = None) -> list[Path]:
-        """Previews of a step, or of the last step that has some."""
+        """Previews of a step, or of the last step that has some; of videos their first frames."""
         folders = sorted((self.path / "samples").glob("step_*")) if step is None else [self.sample_folder(step)]
         return sorted(folders[-1].glob("*.png")) if folders else []
+
+    def sample_clips(self, step: int | None = None) -> list[Path]:
+        """The videos among the previews of a step, or of the last step that has previews: animated WebPs."""
+        return [clip for path in self.sample_paths(step) if (clip := path.with_suffix(".webp")).is_file()]
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

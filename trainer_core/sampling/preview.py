@@ -1,15 +1,15 @@
-"""Pictures of a base, with or without a LoRA, from files to images."""
+"""Pictures and videos of a base, with or without a LoRA, from files to images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig, SampleConfig
-from ..families.conditioning import Conditioning
 from .sampler import SamplerSettings, draw, embedded
 
 if TYPE_CHECKING:
@@ -18,10 +18,30 @@ if TYPE_CHECKING:
 
     from ..adapters.deltas import Deltas
     from ..families.base import Base
-    from ..families.conditioning import Streams
+    from ..families.conditioning import Conditioning, Streams
 
 
-def preview(
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn for some prompts."""
+
+    frames: list[list[Image.Image]]
+    """Of each prompt; one where it is a picture."""
+    rate: float | None
+    """Frames per second; None of pictures."""
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """One for each prompt: of videos their first frames."""
+        return [frames[0] for frames in self.frames]
+
+
+def preview(model: ModelConfig, prompts: Sequence[str], **options: Any) -> list[Image.Image]:
+    """`preview_frames` as one picture per prompt."""
+    return preview_frames(model, prompts, **options).pictures
+
+
+def preview_frames(
     model: ModelConfig,
     prompts: Sequence[str],
     *,
@@ -30,8 +50,8 @@ def preview(
     sample: SampleConfig | None = None,
     controls: Sequence[Sequence[Image.Image]] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Image.Image]:
-    """Draws one picture per prompt with a base and, if given, a LoRA (a file, or tensors in ComfyUI's names).
+) -> Drawn:
+    """Draws one picture or video per prompt with a base and, if given, a LoRA (a file, or tensors in ComfyUI's names).
 
     Args:
         controls: control images of each prompt; if not told, those that `sample` names.
@@ -45,10 +65,10 @@ def preview(
     from ..adapters.applied import applied_text
     from ..adapters.key_names import split_text
     from ..adapters.parsing import parse
-    from ..data.images import to_image
     from ..families.registry import open_base
     from ..safetensors_file import read_tensors
-    from .controls import check_count, encoded, of_settings, pixels_of
+    from .animation import frames_of
+    from .controls import check_count, encoded, of_settings, of_text, pixels_of
 
     sample = sample or SampleConfig()
     with torch.inference_mode(False), closing(open_base(model)) as base:
@@ -57,24 +77,24 @@ def preview(
             controls = [one.pictures() for one in of_settings(sample, len(prompts))]
         check_count(controls, base.spec, "control images")
         tensors = read_tensors(lora) if isinstance(lora, Path) else lora
-        own, of_text = split_text(parse(tensors)) if tensors is not None else ({}, {})
+        own, texts_own = split_text(parse(tensors)) if tensors is not None else ({}, {})
         pixels = pixels_of(base, controls, settings)
         base.load_text_encoders()
-        with applied_text(base, of_text, strength):
-            texts = embedded(base, prompts, sample.negative_prompt, pixels)
+        with applied_text(base, texts_own, strength):
+            texts = embedded(base, prompts, sample.negative_prompt, of_text(pixels, base.spec))
         base.free_text_encoders()
         seen = encoded(base, pixels, settings)
         prompted = [
-            (Conditioning(prompt, text, images), Conditioning(sample.negative_prompt, negative, images))
-            for prompt, (text, negative), images in zip(prompts, texts, seen, strict=True)
+            (replace(one, prompt=prompt, text=text), replace(one, prompt=sample.negative_prompt, text=negative))
+            for prompt, (text, negative), one in zip(prompts, texts, seen, strict=True)
         ]
         latents = _latents(base, own, strength, prompted, sample, settings, progress)
         base.load_vae()
-        images = [to_image(base.decode_latents(x)[0]) for x in latents]
+        frames = [frames_of(base.decode_latents(x)[0]) for x in latents]
         base.free_vae()
     if progress:
         progress(len(prompts), len(prompts))
-    return images
+    return Drawn(frames, base.spec.frame_rate)
 
 
 def _latents(

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How a picture is drawn; sizes in pixels."""
+    """How a picture or a video is drawn; sizes in pixels."""
 
     width: int
     height: int
     steps: int
     guidance: float
+    frames: int = 1
     sampler: str | None = None
     scheduler: str | None = None
 
@@ -35,7 +36,7 @@ class SamplerSettings:
         """A job's settings, with the family's own where it says nothing.
 
         Raises:
-            ConfigError: if a size is no multiple of the family's divisor.
+            ConfigError: if a size is no multiple of the family's divisor, or it cannot make so many frames.
         """
         own, divisor = base.sampling, base.spec.bucket_divisor
         settings = cls(
@@ -43,12 +44,15 @@ class SamplerSettings:
             height=sample.height or own.height,
             steps=sample.steps or own.steps,
             guidance=own.guidance if sample.guidance is None else sample.guidance,
+            frames=1 if base.spec.frame_rate is None else sample.frames or own.frames,
             sampler=sample.sampler,
             scheduler=sample.scheduler,
         )
         for name in ("width", "height"):
             if getattr(settings, name) % divisor:
                 raise ConfigError(f"sample.{name}: must be a multiple of {divisor} for {base.spec.title}")
+        if (settings.frames - 1) % (step := base.spec.main.time_factor):
+            raise ConfigError(f"sample.frames: must be a multiple of {step}, and 1 more, for {base.spec.title}")
         return settings
 
     def needs_negative(self, base: Base) -> bool:
@@ -93,7 +97,8 @@ def draw(
         return base.own_sampler(denoiser_at, prompts, seeds, settings, negative, on_step)
     import torch
 
-    shapes = base.latent_shapes(settings.width, settings.height)
+    moves = [] if base.spec.frame_rate is None else [settings.frames]
+    shapes = base.latent_shapes(settings.width, settings.height, *moves)
     sources = [torch.Generator().manual_seed(seed) for seed in seeds]
     x = {
         name: torch.cat([torch.randn((1, *shape), generator=source) for source in sources]).to(base.device)

@@ -146,7 +146,8 @@ class BatchSource:
         return noise + offset * normal_like(channels, *named("noise_offset", stream), *place)
 
     def _mask(self, samples: list[Sample], drawn: list[Latents]) -> Streams:
-        if not any(self.job.datasets[sample.dataset].masked for sample in samples):
+        masked = any(self.job.datasets[sample.dataset].masked for sample in samples)
+        if not masked and all(one.mask is None for one in drawn):
             return heard(drawn)
         ones = [torch.ones_like(one.mean[MAIN][:1]) if one.mask is None else one.mask for one in drawn]
         return {MAIN: torch.stack(ones), **heard(drawn)}

@@ -1,16 +1,25 @@
-"""Preview pictures of a run, with the weights as they are; training goes on undisturbed."""
+"""Preview pictures and videos of a run, with the weights as they are; training goes on undisturbed."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..data.captions import prompt_with_trigger
-from ..data.images import png_bytes, to_image
-from ..families.conditioning import Conditioning
+from ..data.images import png_bytes
 from ..files import write_atomically
 from ..runs.events import SampleReady
-from ..sampling.controls import check_controls_of, controlled_set, encoded, of_items, of_settings, pixels_of
+from ..sampling.animation import RATE, frames_of, webp_bytes
+from ..sampling.controls import (
+    check_controls_of,
+    controlled_set,
+    encoded,
+    of_items,
+    of_settings,
+    of_text,
+    pixels_of,
+)
 from ..sampling.sampler import SamplerSettings, draw, embedded
 
 if TYPE_CHECKING:
@@ -54,12 +63,13 @@ class Previews:
         self._settings = SamplerSettings.of(job.sample, base)
         self._shown = self._controls()
         pixels = pixels_of(base, [one.pictures() for one in self._shown], self._settings)
-        self._latents = encoded(base, pixels, self._settings)
+        self._given = encoded(base, pixels, self._settings)
+        """What each prompt is drawn with beside its text."""
         self._texts: list[tuple[TextEmbedding, TextEmbedding]] | None = None
         """Of each prompt and the negative one, if text encoders look at its control images: others are in the cache."""
         if base.spec.text_sees_controls and any(pixels):
             base.load_text_encoders()
-            self._texts = embedded(base, preview_texts(job), negative_text(job), pixels)
+            self._texts = embedded(base, preview_texts(job), negative_text(job), of_text(pixels, base.spec))
             base.free_text_encoders()
 
     def draw(self, step: int, experts: Experts, on_step: Callable[[], None]) -> None:
@@ -79,7 +89,7 @@ class Previews:
                 for index, prompt in enumerate(preview_texts(self._job)):
                     seed = config.seed + index * config.walk_seed
                     shown, without = (
-                        Conditioning(text, embedding, self._latents[index])
+                        replace(self._given[index], prompt=text, text=embedding)
                         for text, embedding in zip(
                             (prompt, negative_text(self._job)), self._embeddings(index, prompt), strict=True
                         )
@@ -91,9 +101,13 @@ class Previews:
                     if names := self._shown[index].names:
                         facts["controls"] = names
                     path = self._run.sample_folder(step) / f"{index:02d}.png"
-                    picture = png_bytes(to_image(base.decode_latents(latents)[0]), facts)
-                    write_atomically(path, picture, inside=self._run.path)
-                    self._emit(SampleReady(step, path, config.prompts[index], index))
+                    frames = frames_of(base.decode_latents(latents)[0])
+                    clip = path.with_suffix(".webp") if base.spec.frame_rate and len(frames) > 1 else None
+                    if clip and base.spec.frame_rate:
+                        facts[RATE] = f"{base.spec.frame_rate:g}"
+                        write_atomically(clip, webp_bytes(frames, base.spec.frame_rate), inside=self._run.path)
+                    write_atomically(path, png_bytes(frames[0], facts), inside=self._run.path)
+                    self._emit(SampleReady(step, path, config.prompts[index], index, clip))
         finally:
             base.free_vae()
 
@@ -116,7 +130,8 @@ class Previews:
         return self._data.text(prompt), self._data.text(negative_text(self._job))
 
     def _controls(self) -> list[PromptControls]:
-        job, count, number = self._job, len(self._job.sample.prompts), controlled_set(self._job)
-        if job.sample.controls or number is None or not self._base.spec.max_controls:
+        job, count, spec = self._job, len(self._job.sample.prompts), self._base.spec
+        number = controlled_set(job, spec)
+        if job.sample.controls or number is None:
             return of_settings(job.sample, count)
-        return of_items((sample.item for sample in self._data.samples[number]), job.datasets[number], count)
+        return of_items((sample.item for sample in self._data.samples[number]), job.datasets[number], count, spec)

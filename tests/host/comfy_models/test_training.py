@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ...trainer_core.clips import frame, write_clip
 from ..pack import module
 from .zoo import MODELS
 from .zoo.record import Model
@@ -16,6 +17,7 @@ from .zoo.record import Model
 pytestmark = pytest.mark.host
 
 TRAINED = {name: model for name, model in MODELS.items() if not model.refused and model.category != "video"}
+VIDEO = {name: model for name, model in MODELS.items() if not model.refused and model.category == "video"}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clips, one of them with sound, and a picture."""
+    folder = tmp_path_factory.mktemp("clips")
+    write_clip(folder / "0.mp4", range(11), size=(128, 128), sound=0.5)
+    write_clip(folder / "1.mp4", range(50, 59), size=(128, 128))
+    frame(3, 128, 128).save(folder / "2.png")
+    for number, caption in enumerate(["a red [trigger]", "a", "a b c d"]):
+        (folder / f"{number}.txt").write_text(caption)
+    return folder
+
+
 def linked(model: Model) -> Any:
     from .zoo.encoders import clip, vae
 
@@ -38,7 +52,14 @@ def linked(model: Model) -> Any:
     return links.linked_model((model.make(),), clip(model), vae(model), {"device": "cpu"})[0]
 
 
-def job_of(base: Any, folder: Path, **train: Any) -> Any:
+def job_of(
+    base: Any,
+    folder: Path,
+    *,
+    dataset: dict[str, Any] | None = None,
+    sample: dict[str, Any] | None = None,
+    **train: Any,
+) -> Any:
     config = module("trainer_core.config")
     return config.validated(
         config.JobConfig,
@@ -46,7 +67,15 @@ def job_of(base: Any, folder: Path, **train: Any) -> Any:
             "name": "tiny",
             "model": base,
             "adapter": {"rank": 2, "dropout": 0.1},
-            "datasets": [{"folder": str(folder), "resolutions": [128], "trigger": "zorble", "flip_x": True}],
+            "datasets": [
+                {
+                    "folder": str(folder),
+                    "resolutions": [128],
+                    "trigger": "zorble",
+                    "flip_x": True,
+                    **(dataset or {}),
+                }
+            ],
             "train": {
                 "steps": 3,
                 "batch_size": 2,
@@ -64,6 +93,7 @@ def job_of(base: Any, folder: Path, **train: Any) -> Any:
                 "steps": 2,
                 "width": 128,
                 "height": 128,
+                **(sample or {}),
             },
         },
     )
@@ -77,9 +107,20 @@ def _provided(_comfy: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_trains_is_stopped_and_resumes_bit_for_bit(name: str, data: Path, tmp_path: Path) -> None:
+    trains_and_resumes(job_of(linked(TRAINED[name]), data), tmp_path)
+
+
+@pytest.mark.parametrize("name", VIDEO)
+def test_a_video_model_trains_is_stopped_and_resumes_bit_for_bit(name: str, clips: Path, tmp_path: Path) -> None:
+    base = linked(VIDEO[name])
+    step = VIDEO[name].found().latent_format.temporal_downscale_ratio
+    job = job_of(base, clips, dataset={"frames": [9], "fps": 16}, sample={"frames": step + 1})
+    whole = trains_and_resumes(job, tmp_path)
+    assert [one.suffix for one in whole.run.sample_folder(3).iterdir()].count(".webp") == 1
+
+
+def trains_and_resumes(job: Any, tmp_path: Path) -> Any:
     api = module("trainer_core.api")
-    base = linked(TRAINED[name])
-    job = job_of(base, data)
     whole = api.new_run(tmp_path / "whole", job)
     assert whole.run_here(lambda _: None) == "finished"
     losses = [line["loss"] for line in whole.run.metrics() if "loss" in line]
@@ -98,3 +139,4 @@ def test_trains_is_stopped_and_resumes_bit_for_bit(name: str, data: Path, tmp_pa
     for kind in ("lora", "state"):
         ours, theirs = (one.run.latest().path / f"{kind}.safetensors" for one in (whole, broken))
         assert ours.read_bytes() == theirs.read_bytes()
+    return whole

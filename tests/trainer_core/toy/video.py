@@ -83,6 +83,9 @@ class ToyVideo(Toy):
         frames = torch.cat([main[:, :, :1], main[:, :, 1:].repeat_interleave(STEP, dim=2)], dim=2)
         return functional.interpolate(frames, scale_factor=(1, 8, 8)).clamp(-1, 1)
 
+    def load_denoiser(self, expert: str = "low_noise") -> nn.Module:
+        return super().load_denoiser(expert)
+
     def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: family.Batch) -> Streams:
         assert isinstance(conditioning, Batch)
         first = () if conditioning.first is None else (conditioning.first,)

@@ -12,7 +12,7 @@ from PIL import Image
 from ...errors import DatasetError
 from ..header import UNREADABLE
 from ..images import decode_alpha, decode_image, load_image, read_image
-from .header import MOVING_PICTURES, ClipHeader, as_seen, clip_header, frame_files, opened_clip
+from .header import MOVING_FORMATS, MOVING_PICTURES, ClipHeader, as_seen, clip_header, frame_files, opened_clip
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ def pictures(
         raise unreadable(path, error) from None
 
 
-def first_picture(path: Path) -> Image.Image:
+def first_picture(path: Path, background: str = "white") -> Image.Image:
     """A picture, or the first frame of a clip, as it is seen, in RGB.
 
     Raises:
@@ -61,7 +61,7 @@ def first_picture(path: Path) -> Image.Image:
         clip = clip_header(path)
     except UNREADABLE as error:
         raise unreadable(path, error) from None
-    return load_image(path) if clip is None else next(pictures(path, clip, [0]))[1]
+    return load_image(path, background) if clip is None else next(pictures(path, clip, [0], background))[1]
 
 
 def unreadable(path: Path, error: Exception) -> DatasetError:
@@ -124,7 +124,7 @@ def _from(container: Any, stream: Any, first: int, seek: bool) -> Iterator[Any]:
 
 
 def _of_pictures(path: Path, numbers: list[int], background: str | None) -> Iterator[tuple[int, Image.Image]]:
-    with path.open("rb") as file, Image.open(file, formats=[MOVING_PICTURES[path.suffix.lower()]]) as image:
+    with path.open("rb") as file, Image.open(file, formats=MOVING_FORMATS) as image:
         for number in numbers:
             image.seek(number)
             layered = image.convert("RGBA")

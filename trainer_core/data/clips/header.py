@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 
 CLIP_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv"})
 """Of files that are clips whatever they hold, in lower case."""
-MOVING_PICTURES = {".gif": "GIF", ".webp": "WEBP"}
-"""Suffix → format of files that Pillow reads and that may move."""
-MEDIA_SUFFIXES = IMAGE_SUFFIXES | CLIP_SUFFIXES | MOVING_PICTURES.keys()
+MOVING_PICTURES = frozenset({".gif", ".webp"})
+"""Of files that Pillow reads and that may move."""
+MOVING_FORMATS = ("GIF", "WEBP")
+"""What their content may be, whatever the suffix says."""
+MEDIA_SUFFIXES = IMAGE_SUFFIXES | CLIP_SUFFIXES | MOVING_PICTURES
 """Of all files that may be trained on."""
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 """What a clip's content may be, whatever its suffix says. FFmpeg knows hundreds of formats more; some of them open
@@ -31,7 +34,9 @@ other files, or addresses in the net."""
 _SHORTEST_MS = 10
 """Pictures of a GIF that are to be shown no longer than this are shown for 100 ms by every browser."""
 _CUT_OFF = 0.5
-"""Seconds that may lack at a file's end before it counts as cut off."""
+"""Seconds that may lack at a file's end before it counts as cut off; in some formats the last frame has no length."""
+_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+"""By quarter turns to the left."""
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
@@ -78,7 +83,7 @@ def clip_header(path: Path) -> ClipHeader | None:
 
 def may_move(path: Path) -> bool:
     """Whether a file (or a frame folder) is a clip, or could be one, by its name."""
-    return path.suffix.lower() not in IMAGE_SUFFIXES - MOVING_PICTURES.keys()
+    return path.suffix.lower() not in IMAGE_SUFFIXES - MOVING_PICTURES
 
 
 def frame_files(folder: Path) -> list[Path]:
@@ -124,10 +129,6 @@ def as_seen(frame: Any, stream: Any) -> Image.Image:
     return image.transpose(_TURNS[turns]) if turns else image
 
 
-_TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
-"""By quarter turns to the left."""
-
-
 @read_once
 def _read_container(path: Path) -> ClipHeader:
     with opened_clip(path) as (container, stream):
@@ -135,7 +136,7 @@ def _read_container(path: Path) -> ClipHeader:
         if frame is None:
             raise BrokenClipError("none of its frames can be decoded")
         first = as_seen(frame, stream)
-        container.seek(0)
+    with opened_clip(path) as (container, stream):
         pts: set[int] = set()
         end, last = 0, Fraction(0)
         for packet in container.demux():
@@ -153,14 +154,15 @@ def _read_container(path: Path) -> ClipHeader:
                 end = max(end, begins + lasts)
         if not pts:
             raise BrokenClipError("it holds no pictures")
-        promised = Fraction((container.duration or 0) + (container.start_time or 0), 1_000_000)
-        if promised - last > _CUT_OFF:
-            told = f"it should last {float(promised):.1f} s, and ends at {float(last):.1f}"
-            raise BrokenClipError(f"it is cut off: {told}")
         ordered = tuple(sorted(pts))
         if end <= ordered[-1]:  # the last packet does not say how long it is shown
             gap = (ordered[-1] - ordered[0]) / (len(ordered) - 1) if len(ordered) > 1 else 1
             end = ordered[-1] + max(1, round(gap))
+        longest = max((later - earlier for earlier, later in pairwise(ordered)), default=0) * stream.time_base
+        promised = Fraction((container.duration or 0) + (container.start_time or 0), 1_000_000)
+        if promised - last > max(_CUT_OFF, 2 * longest):
+            told = f"it should last {float(promised):.1f} s, and ends at {float(last):.1f}"
+            raise BrokenClipError(f"it is cut off: {told}")
         sound = bool(container.streams.audio)
         return ClipHeader(first.width, first.height, False, ordered, end, stream.time_base, sound)
 
@@ -174,11 +176,18 @@ def _is_shown(packet: Any) -> bool:
 def _read_pictures(path: Path) -> ClipHeader | None:
     """A GIF or WebP; one that is a single picture is a clip only if nothing else reads it."""
     check_regular(path)
-    with path.open("rb") as file, Image.open(file, formats=[MOVING_PICTURES[path.suffix.lower()]]) as image:
+    single = path.suffix.lower() in IMAGE_SUFFIXES
+    with path.open("rb") as file:
+        try:
+            image = Image.open(file, formats=MOVING_FORMATS)
+        except Image.UnidentifiedImageError:
+            if single:  # of another kind than its name says
+                return None
+            raise
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"it has {image.width}x{image.height} pixels, too many")
         count = getattr(image, "n_frames", 1)
-        if count == 1 and path.suffix.lower() in IMAGE_SUFFIXES:
+        if count == 1 and single:
             return None
         pts, now, transparent = [], 0, image.has_transparency_data
         for number in range(count):

@@ -5,7 +5,7 @@ All of it is exact arithmetic on whole numbers, so that a rate of 30000/1001 pic
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,9 +46,10 @@ def timing_of(dataset: DatasetConfig, spec: FamilySpec | None) -> Timing | None:
 
 @lru_cache(maxsize=4096)
 def resampled(clip: ClipHeader, rate: Fraction | None) -> Sequence[int]:
-    """The number of the frame that is nearest to k / rate, for every k of a clip; the earlier one of two.
+    """The number of the frame that is seen at k / rate, for every k of a clip.
 
-    A frame folder has one picture for each frame, whatever the rate.
+    It is the one that is shown then, or the next one if that is nearer, and less than half a frame away: what stands
+    still for long is not cut short. A frame folder has one picture for each frame, whatever the rate.
     """
     if rate is None or clip.tick is None:
         return range(len(clip.pts))
@@ -58,9 +59,9 @@ def resampled(clip: ClipHeader, rate: Fraction | None) -> Sequence[int]:
     count = max(1, (2 * length + ticks.numerator) // (2 * ticks.numerator))  # to the nearest
     found = []
     for wanted in range(0, count * ticks.numerator, ticks.numerator):
-        after = min(bisect_left(times, wanted), len(times) - 1)
-        earlier = after > 0 and wanted - times[after - 1] <= times[after] - wanted
-        found.append(after - earlier)
+        shown = bisect_right(times, wanted) - 1
+        left = times[shown + 1] - wanted if shown + 1 < len(times) else ticks.numerator
+        found.append(shown + (left < wanted - times[shown] and 2 * left < ticks.numerator))
     return found
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from ..clips.timing import resampled, timing_of
+from ...config import DatasetConfig
+from ..clips.timing import lengths, resampled, timing_of
 from .clips import ClipLook
+from .looks import Look
 from .report import Finding
 from .survey import Circumstances, Survey
+
+if TYPE_CHECKING:
+    from ...families.spec import FamilySpec
 
 STILL = 0.5
 """Motion (`ClipLook.motion`) under which nothing moves: less than what compression adds."""
@@ -15,6 +21,14 @@ BLACK = 8.0
 """Brightness under which nothing is seen; black is 16 in many files."""
 SLOW = 0.75
 """Share of the rate that is trained at under which many frames come twice."""
+
+
+def lengths_of(look: Look | None, dataset: DatasetConfig, spec: FamilySpec | None) -> list[int]:
+    """In how many frames something is trained on; one if it is a picture."""
+    timing = timing_of(dataset, spec)
+    if timing is None or not isinstance(look, ClipLook):
+        return [1]
+    return lengths(len(resampled(look.clip, timing.rate)), dataset.frames, timing.step)
 
 
 def check_clips(survey: Survey, where: Circumstances) -> Iterator[Finding]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 from ..buckets import Size, bucket_sizes, cropped_share
+from .moving import lengths_of
 from .report import Finding, Severity
 from .survey import Circumstances, Picture, Survey
 
-Kind = tuple[float, str, str]
-"""What images must share beside their size to share a batch: strength of the adapter, role, target."""
+Kind = tuple[float, str, str, int]
+"""What images must share beside their size to share a batch: strength of the adapter, role, target, frames."""
 TINY = 0.5
 """An image whose edges (their mean, in the geometric sense) are under this share of the smallest resolution."""
 SMALL = 0.9
@@ -94,8 +96,9 @@ def check_buckets(surveys: Sequence[Survey], where: Circumstances) -> Iterator[F
         for picture in survey.readable:
             width, height = _size(picture)
             if min(width, height) >= where.divisor:
-                for size in bucket_sizes(width, height, dataset.resolutions, where.divisor):
-                    buckets[(size, kind)][str(picture.path)] = dataset.weight * picture.repeats
+                sizes = bucket_sizes(width, height, dataset.resolutions, where.divisor)
+                for size, frames in product(sizes, lengths_of(picture.look, dataset, where.spec)):
+                    buckets[(size, (*kind, frames))][str(picture.path)] = dataset.weight * picture.repeats
     if where.batch_size is None and len({path for images in buckets.values() for path in images}) < 2:
         return
     lonely: dict[Size, dict[str, float]] = {}

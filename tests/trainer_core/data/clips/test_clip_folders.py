@@ -229,3 +229,20 @@ def test_clips_that_look_alike_are_told(checked: Callable[..., LintReport], tmp_
         picture.save(tmp_path / "a" / f"{k}.png")
         picture.save(tmp_path / "b" / f"{k}.bmp")
     assert checked().of("near-duplicates")[0].files == ("a/", "b/")
+
+
+def test_clips_of_other_kinds_are_told(tmp_path: Path) -> None:
+    frame(3).save(tmp_path / "a.png")
+    (tmp_path / "old.avi").write_bytes(b"x")
+    one = config(tmp_path, default_caption="x")
+    for model in (VIDEO, PICTURES, None):
+        assert any("old.avi: clips of a kind that is not read" in warning for warning in summarize(one, model).warnings)
+
+
+def test_clips_of_another_length_share_no_batch(tmp_path: Path) -> None:
+    for k in range(2):
+        write_clip(tmp_path / f"long{k}.mp4", range(40), 16)
+    write_clip(tmp_path / "short.mp4", range(10), 16)
+    write_clip(tmp_path / "shorter.mp4", range(6), 16)
+    alone = lint(config(tmp_path, default_caption="x"), family="toy_video", tokenizers=()).of("small-bucket")
+    assert [finding.files for finding in alone] == [("short.mp4", "shorter.mp4")]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 from trainer_core.config import DatasetConfig
+from trainer_core.data import views
 from trainer_core.data.batches import BatchOrder
+from trainer_core.data.clips.excerpt import Excerpt
 from trainer_core.data.clips.header import clip_header
 from trainer_core.data.clips.timing import lengths, resampled, starts
 from trainer_core.data.images import to_image
@@ -24,6 +26,7 @@ from trainer_core.errors import DatasetError
 from trainer_core.families.conditioning import AUDIO, MAIN
 
 from ...clips import decoded, frame, write_clip, write_frames, write_gif
+from ...toy.video import ToyVideo
 
 Prepared = Callable[..., Any]
 
@@ -34,9 +37,13 @@ def folder_of(tmp_path: Path) -> Path:
     return folder
 
 
-def nearest(times: list[float], rate: float, count: int) -> list[int]:
-    """The frames nearest to k / rate by brute force, the earlier of two."""
-    return [min(range(len(times)), key=lambda i: (round(abs(times[i] - k / rate), 9), i)) for k in range(count)]
+def seen_at(times: list[float], rate: float, count: int) -> list[int]:
+    """The frames nearest to k / rate by brute force, the earlier of two; none that comes half a frame later."""
+    found = []
+    for k in range(count):
+        away = {number: time - k / rate for number, time in enumerate(times) if time - k / rate < 0.5 / rate - 1e-9}
+        found.append(min(away, key=lambda number: (round(abs(away[number]), 9), number)))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -51,7 +58,7 @@ def test_frames_are_resampled_by_their_times(own: Any, wanted: float, suffix: st
     tick = float(clip.tick or 0)
     found = list(resampled(clip, Fraction(str(wanted))))
     assert len(found) == pytest.approx(48 / float(own) * wanted, abs=0.51)
-    assert found == nearest([pts * tick for pts in clip.pts], wanted, len(found))
+    assert found == seen_at([pts * tick for pts in clip.pts], wanted, len(found))
 
 
 @pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(16), Fraction(25)])
@@ -197,7 +204,35 @@ def test_sound_goes_with_the_frames(prepared: Prepared, tmp_path: Path) -> None:
         assert data.latents(sample, Variant()).mean[AUDIO].shape == expected
 
 
+def test_a_family_may_learn_silence(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToyVideo, "spec", replace(ToyVideo.spec, learns_silence=True))
+    folder = folder_of(tmp_path)
+    write_clip(folder / "mute.mp4", range(9), 16)
+    data, _ = prepared({"folder": str(folder), "frames": 9})
+    latents = data.latents(data.samples[0][0], Variant())
+    assert not latents.silent
+    assert not latents.mean[AUDIO].any()
+
+
 # batches
+
+
+def test_large_clips_are_decoded_one_batch_ahead(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: of small ones four batches wait for the encoder."""
+    begun = []
+    monkeypatch.setattr(views.View, "pixels", lambda self: begun.append(self) or torch.zeros(3, 9, 64, 64))
+    excerpt = Excerpt(None, tuple(range(9)))
+    view = views.View(tmp_path, "", (64, 64), (0, 0, 64, 64), (64, 64), Variant(), (0, 0, 0), excerpt)
+    for most, ahead in ((1 << 26, 4), (9 * 64 * 64, 1)):
+        monkeypatch.setattr(views, "PIXELS_AHEAD", most)
+        begun.clear()
+        batches = views.loaded({str(k): view} for k in range(20))
+        for taken in range(3):
+            next(batches)
+            assert len(begun) <= taken + ahead
+        batches.close()
 
 
 def test_a_batch_holds_clips_of_one_length(prepared: Prepared, tmp_path: Path) -> None:
@@ -297,7 +332,7 @@ def test_gifs_and_animated_webps_are_clips(name: str, prepared: Prepared, tmp_pa
     write_gif(folder / name, range(12), [80, 80, 90] * 4)
     _, base = prepared({"folder": str(folder), "frames": 100})
     times = np.cumsum([0, *([0.08, 0.08, 0.09] * 4)[:-1]])
-    assert base.shown == [tuple(nearest([*times], 16, 13))]
+    assert base.shown == [tuple(seen_at([*times], 16, 13))]
 
 
 def test_held_out_clips_are_not_trained_on(prepared: Prepared, tmp_path: Path) -> None:
@@ -320,8 +355,8 @@ def test_variable_rates_are_resampled_by_time(prepared: Prepared, tmp_path: Path
     assert decoded(path) == [*range(6)]
     _, base = prepared({"folder": str(folder), "frames": 100})
     (numbers,) = base.shown
-    assert numbers == tuple(nearest([one / 1000 for one in pts], 16, len(numbers)))
-    assert math.isclose(len(numbers), 17)
+    assert numbers[:17] == (0, *[2] * 16), "the third one is shown for a second"
+    assert numbers[17:] in {(), (5,)}, "how long the last is shown, Matroska does not say"
 
 
 def test_old_settings_mean_what_they_did() -> None:
