@@ -15,7 +15,7 @@ from ..trainer_core.errors import ConfigError
 EMBEDDED = "embedded"
 SOURCES = ("checkpoints", "diffusion_models")
 """Models folders that a base's source may lie in. ComfyUI keeps `unet` as an older name of the second."""
-_FOLDERS = {"text_encoder": "text_encoders", "vae": "vae", "denoiser": "diffusion_models"}
+_FOLDERS = {"text_encoder": "text_encoders", "vae": "vae", "denoiser": "diffusion_models", "adapter": "loras"}
 """Role of a part → models folder. ComfyUI keeps `clip` as a name of the first."""
 _FIRST = ("text_encoder", "text_encoder_2", "vae")
 PARTS = {part: _FOLDERS[role] for part, role in file_parts().items()}
@@ -24,6 +24,8 @@ OPTIONAL = tuple(part for part in PARTS if part not in _FIRST)
 """Those that graphs of before November 2026 have no widget for."""
 FROM_SOURCE = "from the source"
 """What a part's list says where the part is not a file of its own."""
+NO_ADAPTER = "[none]"
+"""What the list of training adapters says where there is none."""
 
 
 def source_names(listed: Callable[[str], list[str]]) -> list[str]:
@@ -60,7 +62,8 @@ def file_of(model: Any) -> Path:
     """
     if getattr(model, "patches", None) or getattr(model, "injections", None):
         raise ConfigError(
-            "model: a LoRA or other patch is on this MODEL, and training reads the file alone. Link the loader itself"
+            "model: a LoRA or other patch is on this MODEL, and training reads the file alone. Link the loader "
+            "itself, or set family to auto and link clip and vae_model too: then the MODEL is trained as it is"
         )
     try:
         path = model.cached_patcher_init[1][0]
@@ -69,6 +72,7 @@ def file_of(model: Any) -> Path:
     if not isinstance(path, str) or not path:
         raise ConfigError(
             "model: this MODEL does not tell which file it was loaded from: only Load Checkpoint and Load Diffusion "
-            "Model do, and loaders of GGUF and other quantized files do not. Choose the file in source instead"
+            "Model do, and loaders of GGUF and other quantized files do not. Choose the file in source, or "
+            "set family to auto and link clip and vae_model too: then the MODEL is trained as it is"
         )
     return Path(path)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import comfy.model_management
 import comfy.model_sampling
+import comfy.samplers
 import comfy.sd
 import comfy.utils
 import folder_paths
@@ -264,6 +265,11 @@ async def _json_body(request: web.Request) -> Any:
 
 
 # models and memory
+
+
+def sampler_names() -> dict[str, list[str]]:
+    """ComfyUI's samplers and schedulers, as the fields of previews are called."""
+    return {"sampler": list(comfy.samplers.KSAMPLER_NAMES), "scheduler": list(comfy.samplers.SCHEDULER_NAMES)}
 
 
 def device() -> str:

@@ -147,7 +147,7 @@ def _checked(dataset: DatasetConfig) -> str:
     def progress(_what: str, done: int, total: int) -> None:
         bar.update(done, total)
 
-    report = lint_dataset(dataset, family=None, tokenizers=(), progress=progress)  # this node knows neither the base
+    report = lint_dataset(dataset, tokenizers=(), progress=progress)  # this node knows neither the base
     own = tuple(finding for finding in report.findings if finding.check != "missing-trigger")  # nor the trigger
     text = findings_text(replace(report, findings=own))
     host.progress_text(text)

@@ -11,8 +11,9 @@ from ..trainer_core.api import family_names, open_base
 from ..trainer_core.config import ModelConfig, validated
 from ..trainer_core.errors import ConfigError
 from . import host, sockets
-from .base_files import EMBEDDED, FROM_SOURCE, OPTIONAL, PARTS, file_of, named_source, source_names
+from .base_files import EMBEDDED, FROM_SOURCE, NO_ADAPTER, OPTIONAL, PARTS, file_of, named_source, source_names
 from .comfy_models.base import FAMILY
+from .comfy_models.files import TRAINING_ADAPTER
 from .comfy_models.links import linked_model
 from .settings import QUANTIZE_BASE, values
 from .widgets import widgets
@@ -32,10 +33,13 @@ _MODEL = (
     "In place of source: a MODEL of any loader, with its clip and vae. It is trained as it is: in its precision, with "
     "the shift, LoRAs and patches that other nodes gave it. With a family by name only its file is read."
 )
+_ADAPTER = (
+    "For turbo models that ComfyUI has loaded: a LoRA that is on while training and off while drawing, and never part "
+    "of the result, such as the training adapter of Z-Image Turbo. Without it such models lose their few steps."
+)
 _CLIP = "The CLIP that the model is sampled with, from its loader."
 _VAE = "The VAE that the model is sampled with, from its loader."
 _LOW_NOISE = "For models with two experts (Wan 2.2): the MODEL for low noise, where `model` is the one for high noise."
-
 _AUDIO_VAE = (
     "For models that make sound too (LTX-2): the VAE of Load LTXV Audio VAE. Without it they learn no sound of the "
     "clips."
@@ -84,18 +88,22 @@ class QuantizeBase(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         chosen = {part: settings.pop(part, FROM_SOURCE) for part in PARTS}
+        files = {
+            part: str(host.model_file(PARTS[part], name))
+            for part, name in chosen.items()
+            if name not in (FROM_SOURCE, NO_ADAPTER)
+        }
         if model is not None and family in (AUTO, FAMILY):
             models = (model,) if model_low_noise_link is None else (model, model_low_noise_link)
-            fields = {"device": host.device(), **values(QUANTIZE_BASE, settings)["model"]}
+            own = {part: file for part, file in files.items() if part == TRAINING_ADAPTER}
+            fields = {"device": host.device(), "files": own, **values(QUANTIZE_BASE, settings)["model"]}
             linked, text = linked_model(models, clip, vae_model, fields, audio_vae)
             return io.NodeOutput(linked, ui=host.shown_text(text))
         fields = {
             "family": family,
             "source": _source(source, folder_or_repo, model),
             "device": host.device(),
-            "files": {
-                part: str(host.model_file(PARTS[part], name)) for part, name in chosen.items() if name != FROM_SOURCE
-            },
+            "files": files,
             **values(QUANTIZE_BASE, settings)["model"],
         }
         base = validated(ModelConfig, fields)
@@ -105,11 +113,13 @@ class QuantizeBase(io.ComfyNode):
 
 
 def _part(name: str) -> io.Input:
-    options = [FROM_SOURCE, *host.model_names(PARTS[name])]
-    what = f"{_WHICH[name[-1]]} {name[:-2]}" if name[-1] in _WHICH else name
+    none, what = FROM_SOURCE, f"{_WHICH[name[-1]]} {name[:-2]}" if name[-1] in _WHICH else name
     tooltip = f"File of the {what.replace('_', ' ')}, where the source does not hold it or another is meant."
+    if name == TRAINING_ADAPTER:
+        none, tooltip = NO_ADAPTER, _ADAPTER
+    options = [none, *host.model_names(PARTS[name])]
     return io.Combo.Input(
-        name, options=options, default=FROM_SOURCE, tooltip=tooltip, advanced=True, optional=name in OPTIONAL
+        name, options=options, default=none, tooltip=tooltip, advanced=True, optional=name in OPTIONAL
     )
 
 

@@ -6,9 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainer_core.config import SampleConfig, description
 from . import host, sockets
 from .settings import SAMPLE_SETTINGS, checked
 from .widgets import widgets
+
+DEFAULT = "default"
 
 
 class SampleSettings(io.ComfyNode):
@@ -22,13 +25,24 @@ class SampleSettings(io.ComfyNode):
             category=sockets.CATEGORY,
             description="How the previews of a training are drawn: size, steps, guidance, seeds.",
             search_aliases=["preview size", "sample size", "negative prompt"],
-            inputs=widgets(SAMPLE_SETTINGS),
+            inputs=[
+                *widgets(SAMPLE_SETTINGS),
+                # optional, and so the last: graphs that were saved before there were these have no value for them
+                *(_names(field, names) for field, names in host.sampler_names().items()),
+            ],
             outputs=[sockets.SampleSettings.Output("sample_settings", tooltip="The settings, for Train LoRA.")],
         )
 
     @classmethod
-    def execute(cls, **settings: Any) -> io.NodeOutput:
+    def execute(cls, sampler: str = DEFAULT, scheduler: str = DEFAULT, **settings: Any) -> io.NodeOutput:
+        named = {"sampler": sampler, "scheduler": scheduler}
         found = checked(SAMPLE_SETTINGS, settings)
         sample = found["sample"]
+        sample |= {field: None if name == DEFAULT else name for field, name in named.items()}
         sample["controls"] = [[str(host.input_file(name, "controls")) for name in one] for one in sample["controls"]]
         return io.NodeOutput(found)
+
+
+def _names(field: str, names: list[str]) -> io.Input:
+    options, tooltip = [DEFAULT, *names], description(SampleConfig, field)
+    return io.Combo.Input(field, options=options, default=DEFAULT, tooltip=tooltip, optional=True, advanced=True)

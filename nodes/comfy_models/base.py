@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ...trainer_core.config import LINKS, ModelConfig
-from ...trainer_core.errors import AdapterError, BaseModelError
+from ...trainer_core.content import sha256_once
+from ...trainer_core.errors import AdapterError, BaseModelError, first_line
 from ...trainer_core.families.base import Base
 from ...trainer_core.families.conditioning import AUDIO, MAIN, Conditioning, Streams, TextEmbedding
 from ...trainer_core.families.names import Place
@@ -32,6 +33,7 @@ from .media import decoded, encoded
 from .prediction import computing, predicted
 from .quantized import as_loaded
 from .schedule import ComfySchedule
+from .training_adapter import TrainingAdapter
 
 if TYPE_CHECKING:
     from ...trainer_core.sampling.sampler import SamplerSettings
@@ -54,10 +56,14 @@ SPEC = FamilySpec(
         Part(files.LOW_NOISE, "denoiser", "", optional=True),
         *(Part(name, "text_encoder", "", optional=True) for name in files.TEXT_ENCODERS),
         Part("vae", "vae", "", optional=True),
+        Part(files.TRAINING_ADAPTER, "adapter", "", optional=True),
     ),
     targets={"attention": (), "attention_mlp": (), "all": ()},
 )
 """What is known before a model is there."""
+
+
+_FOREIGN = "it belongs to another model. Link the one that the model is sampled with"
 
 
 class ComfyBase(Base):
@@ -79,6 +85,7 @@ class ComfyBase(Base):
         self.dtype = model.get_dtype_inference()
         self.text_encoder_dtype = self.vae_dtype = torch.float32
         self._trained: dict[str, TrainedModel] = {}
+        self._turbo: list[TrainingAdapter] = []
 
     @classmethod
     def spec_of(cls, model: ModelConfig) -> FamilySpec:
@@ -103,7 +110,8 @@ class ComfyBase(Base):
         return traits.guidance_distilled(self._model)
 
     def denoiser_fingerprint(self) -> str:
-        return self._linked.models_digest
+        adapter = self.config.files.get(files.TRAINING_ADAPTER)
+        return f"{self._linked.models_digest} {sha256_once(Path(adapter))}" if adapter else self._linked.models_digest
 
     def check_parts(self) -> None:
         if self._linked.clip is None:
@@ -151,11 +159,11 @@ class ComfyBase(Base):
 
     def encode_prompts(self, prompts: Sequence[str], pictures: Sequence[Sequence[Tensor]] = ()) -> list[TextEmbedding]:
         seen = pictures or [()] * len(prompts)
+        found: list[Any] = []
         with computing(), as_loaded(self._linked.clip.cond_stage_model):
-            found = [
-                controls.conditioning(self._linked.clip, self._model, prompt, some)
-                for prompt, some in zip(prompts, seen, strict=True)
-            ]
+            for k, (prompt, some) in enumerate(zip(prompts, seen, strict=True)):
+                same = k and prompt == prompts[k - 1] and some is seen[k - 1]  # batches are filled up with their last
+                found += found[-1:] if same else [controls.conditioning(self._linked.clip, self._model, prompt, some)]
         return [to_embedding(one, self.dtype) for one in found]
 
     def text_fingerprint(self) -> str:
@@ -172,6 +180,9 @@ class ComfyBase(Base):
     def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:
         with computing():
             found = [encoded(self._linked.vae, self._model, one) for one in pixels]
+            given, read = len(found[0][0]), self.spec.main.channels
+            if given != read:
+                raise BaseModelError(f"the VAE gives {given} channels, and {self.spec.title} reads {read}: {_FOREIGN}")
             means, stds = ({MAIN: torch.stack(values)} for values in zip(*found, strict=True))
             if sound is not None:
                 heard = [sounds.encoded(self._linked.audio_vae, one, pixels.shape[2]) for one in sound]
@@ -202,6 +213,8 @@ class ComfyBase(Base):
         place = [one.name for one in self.spec.experts].index(expert)
         with computing():
             trained = TrainedModel(self._linked.models[place])
+            if file := self.config.files.get(files.TRAINING_ADAPTER):
+                self._turbo.append(TrainingAdapter(Path(file), trained.model))
             trained.load()
         self._trained[expert] = trained
         return trained.denoiser
@@ -220,6 +233,7 @@ class ComfyBase(Base):
         for trained in self._trained.values():
             trained.unload()
         self._trained.clear()
+        self._turbo.clear()
 
     def recompute_blocks(self, denoiser: nn.Module) -> None:
         recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser).values())
@@ -251,7 +265,14 @@ class ComfyBase(Base):
         trained = self._of(denoiser)
         with computing(training=True), torch.autocast(self.device.type, enabled=False):
             trained.load()
-            return predicted(trained, self._schedule, noisy, t, conditioning)
+            try:
+                return predicted(trained, self._schedule, noisy, t, conditioning)
+            except RuntimeError as error:
+                if "cannot be multiplied" not in str(error):
+                    raise
+                raise BaseModelError(
+                    f"{self.spec.title} cannot read what the CLIP gives ({first_line(error)}): {_FOREIGN}"
+                ) from None
 
     # previews
 
@@ -273,7 +294,9 @@ class ComfyBase(Base):
             for stretch in sampling.stretches(self._schedule, scheduler, settings.steps, boundaries)
         ]
         found = []
-        with computing():
+        with computing(), ExitStack() as stack:
+            for adapter in self._turbo:
+                stack.enter_context(adapter.off())
             for prompt, seed in zip(prompts, seeds, strict=True):
                 positive, other = self.collate([prompt, negative or prompt], settings.guidance)
                 latents = sampling.drawn(

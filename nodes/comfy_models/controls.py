@@ -108,8 +108,6 @@ def encoded(vae: Any, model: Any, pictures: Sequence[Tensor], size: tuple[int, i
     edit = edit_of(model)
     if edit is not None:
         references = images if edit.reference is None else [edit.reference(image) for image in images]
-        if traits.name_of(model) == "HiDreamO1":  # it takes the pictures themselves
-            return tuple(image[0] for image in references)
         return tuple(latents_of(vae, model, image) for image in references)
     if not fills(model):
         return tuple(latents_of(vae, model, image) for image in images)
@@ -133,8 +131,6 @@ def options(model: Any, controls: Sequence[Tensor]) -> Options:
     if not controls:
         return {}
     edit = edit_of(model)
-    if edit is not None and traits.name_of(model) == "HiDreamO1":
-        return {REFERENCES: [one[None] for one in controls]}
     latents = [model.latent_format.process_out(one[None]) for one in (controls[:1] if edit is None else controls)]
     if edit is not None:
         return {REFERENCES: latents, **edit.options}

@@ -164,12 +164,11 @@ EDITS = {
     "MageFlow": Edit(None, never_empty, at_most(_SEEN, "bicubic")),
     "JoyImage": Edit(joy, plain, joy),
     "ZImage": Edit(area(MEGAPIXEL, 16), around_latents),  # the node's multiples of 8 fail where they are odd ones
-    "HiDreamO1": Edit(lambda picture: picture),
+    "Omnigen2": Edit(),
 }
 """By the class in `comfy.supported_models`; `Edit()` is what the node ReferenceLatent and 1 megapixel do for others.
 
 Nodes: FluxKontextImageScale; TextEncodeQwenImageEdit for LongCat; TextEncodeQwenImageEditPlus for Qwen and Krea 2;
-TextEncodeBooguEdit; TextEncodeMageFlowEdit; TextEncodeJoyImageEdit; TextEncodeZImageOmni without an image encoder;
-HiDreamO1ReferenceImages. Qwen-Image-Edit of August 2025 has the same weights as its successors' in all that can be told
-from a file, and is asked as they are.
+TextEncodeBooguEdit; TextEncodeMageFlowEdit; TextEncodeJoyImageEdit; TextEncodeZImageOmni without an image encoder.
+Qwen-Image-Edit of August 2025 cannot be told from its successors by its weights, and is asked as they are.
 """

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LOW_NOISE = "model_low_noise"
 """Part: the second expert's file."""
+TRAINING_ADAPTER = "training_adapter"
+"""Part: a LoRA that is on while training and off while drawing."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 _CLIP_TYPES = {"GenmoMochi": "MOCHI", "LTXAV": "LTXV", "ZImage": "LUMINA2", "ZImagePixelSpace": "LUMINA2"}
 """Architectures whose text encoders ComfyUI calls otherwise than the nearest name in `comfy.sd.CLIPType`."""
@@ -32,7 +34,8 @@ def opened(config: ModelConfig) -> Linked:
     Raises:
         BaseModelError: if ComfyUI cannot load one, or a part is missing.
     """
-    key = (config.source, tuple(sorted(config.files.items())), config.dtype)
+    parts = sorted((part, file) for part, file in config.files.items() if part != TRAINING_ADAPTER)
+    key = (config.source, tuple(parts), config.dtype)
     found = _OPEN.get(key)
     if found is None:
         found = _OPEN[key] = _loaded(config)

@@ -194,7 +194,8 @@ class TrainedModel:
         self.patcher.pre_run()
 
     def unload(self) -> None:
-        """Takes it off the device."""
+        """Takes it off the device, and has nodes forget what they keep while it runs."""
+        self.patcher.cleanup()
         comfy.model_management.unload_model_and_clones(self.patcher)
 
     def options(self) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def predicted(
     model.latent_shapes = [(1, *shape) for shape in shapes]
     conds = []
     for k, options in enumerate(given):
-        x, begins = packed[k : k + 1], {}
+        x = packed[k : k + 1]
+        begins: dict[str, Any] = {}
         if KNOWN in options:
             x, begins = known(model, x, schedule.sigma(t[k : k + 1]), options[KNOWN], model.latent_shapes)
             packed = torch.cat([packed[:k], x, packed[k + 1 :]])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -103,10 +104,15 @@ class _Call:
             return _Place(places[id(tensor)])
 
         self._outputs = _replaced(given, place)
-        known = {piece for one in self.inputs for piece in memory(one)}
-        changed = [self.inputs[number].detach().clone() for number in self._changed]
-        # a result that is a view could not be changed in place by who gets it
-        return *changed, *(one.clone() if one._is_view() or known & {*memory(one)} else one for one in results)  # noqa: SLF001
+        changed = [self.inputs[number].detach() for number in self._changed]
+        if any(_overlap(one, other) for one, other in combinations(changed, 2)):
+            raise TrainingError(
+                "a block of this model changes memory that it is given twice, so that it cannot be recomputed. Switch "
+                "off train.gradient_checkpointing"
+            )
+        # a view could not be changed in place by who gets it, and a tensor that was there before has its own graph
+        given = (one.clone() if one._is_view() else one.detach() for one in results)  # noqa: SLF001
+        return *(one.clone() for one in changed), *given
 
     def again(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The same, with a graph to `inputs`, which have the values that those had before."""
@@ -134,6 +140,7 @@ class _Call:
 class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
+        ctx.set_materialize_grads(False)
         ctx.call, ctx.kept = call, [keep(one.detach()) for one in call.inputs]
         return call.first()
 
@@ -190,6 +197,24 @@ def _replaced(value: Any, replace: Callable[[Tensor], Any]) -> Any:
 
 def _filled(value: Any, tensor: Callable[[int], Tensor]) -> Any:
     return Rebuild(lambda part: tensor(part.number) if isinstance(part, _Place) else NotImplemented, (_Place,))(value)
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have an element in common."""
+    if not {*memory(one)} & {*memory(other)} or not one.numel() or not other.numel():
+        return False
+    (start, stop), (other_start, other_stop) = _span(one), _span(other)
+    first = min(start, other_start)
+    seen = torch.zeros(max(stop, other_stop) - first, dtype=torch.bool)
+    seen.as_strided(one.shape, one.stride(), start - first).fill_(True)
+    return bool(seen.as_strided(other.shape, other.stride(), other_start - first).any())
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Where in its memory a tensor begins and ends, in elements."""
+    start = int(tensor.storage_offset())
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return start, start + 1 + sum((size - 1) * int(step) for size, step in steps)
 
 
 def _version(tensor: Tensor) -> int:

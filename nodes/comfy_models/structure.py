@@ -93,7 +93,7 @@ class Rebuild:
         return made
 
 
-def _new(kind: type) -> Any:
+def _new(kind: Any) -> Any:
     """An empty object. copy.copy asks objects for methods, and some of ComfyUI's have any name."""
     try:
         return object.__new__(kind)

@@ -47,7 +47,9 @@ class ComfyServer:
     def __enter__(self) -> ComfyServer:
         install_pack(self.base / "custom_nodes")
         for pack in self._packs:
-            (self.base / "custom_nodes" / pack.name).symlink_to(pack, target_is_directory=True)
+            place = self.base / "custom_nodes" / pack.name
+            if not place.exists():
+                place.symlink_to(pack, target_is_directory=True)
         options = ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base)]
         options += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         with self.log_file.open("wb") as log:

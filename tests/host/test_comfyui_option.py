@@ -13,8 +13,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from . import small_checkpoints
 from .server import ROOT
 
 MODULES = ("comfy", "comfy_api", "comfy_execution", "utils")
@@ -68,11 +69,13 @@ def folder(comfyui: Path, home: Path) -> Path:
     return folder
 
 
-def call(home: Path, *arguments: object, usual: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`lora-foundry` in the home folder; `usual` is COMFYUI_DIR."""
+def call(
+    home: Path, *arguments: object, usual: Path | None = None, pack: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`lora-foundry` in the home folder; `usual` is COMFYUI_DIR, `pack` another than the copy in the home folder."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(home / "pack"),
+        "PYTHONPATH": str(pack or home / "pack"),
         "HF_HUB_OFFLINE": "1",
         "COMFYUI_DIR": str(usual or ""),
     }
@@ -150,3 +153,20 @@ def test_an_installed_trainer_has_it_beside_itself_or_says_what_to_do(home: Path
     listed = call(tmp_path, "families", "--comfyui", folder)
     assert listed.returncode == 0, listed.stderr
     assert "hosted" in listed.stdout
+
+
+def test_trains_what_comfyui_has_loaded(home: Path, comfyui: Path) -> None:
+    """The pack as it is, and a checkpoint that both the trainer and ComfyUI can open: the job says who is to."""
+    file = small_checkpoints.sd15(home / "sd.safetensors", whole=True, dtype=torch.float16)
+    job = yaml.safe_load((home / "job.yaml").read_text(encoding="utf-8"))
+    job |= {"name": "hosted", "model": {"family": "comfyui", "source": file.name, "device": "cpu"}}
+    job["sample"] = {"prompts": ["a [trigger]"], "every": 2, "before_training": False, "steps": 1}
+    job["sample"] |= {"width": 64, "height": 64}
+    (home / "hosted.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+    trained = call(home, "train", "hosted.yaml", "--comfyui", comfyui, pack=ROOT)
+    file.unlink()
+    assert trained.returncode == 0, trained.stderr
+    run = home / "runs" / "hosted"
+    assert (run / "samples" / "step_00000002" / "00.png").is_file()
+    keys = load_file(run / "checkpoints" / "step_00000002" / "lora.safetensors").keys()
+    assert {key.partition(".")[0] for key in keys} == {"diffusion_model"}, "ComfyUI's own names"

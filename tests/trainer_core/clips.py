@@ -43,7 +43,6 @@ def write_clip(
     sound_codec: str = "aac",
     sound_rate: int = 44100,
     size: tuple[int, int] = (EDGE, EDGE),
-    turned: int = 0,
     options: dict[str, str] | None = None,
 ) -> Path:
     """Writes a clip with PyAV.
@@ -51,7 +50,6 @@ def write_clip(
     Args:
         pts: when each frame is shown, in units of `tick`; else they follow each other at `rate`.
         sound: how loud a beep is, in one channel; None: no sound.
-        turned: by how many degrees to the left a player turns it.
     """
     numbers = list(numbers)
     with av.open(str(path), "w") as container:
@@ -60,8 +58,6 @@ def write_clip(
         stream.options = options or {}
         if tick is not None:
             stream.codec_context.time_base = tick
-        if turned:
-            stream.set_display_rotation(turned)
         audio: Any = container.add_stream(sound_codec, rate=sound_rate, layout="mono") if sound is not None else None
         for k, number in enumerate(numbers):
             picture = av.VideoFrame.from_image(frame(number, *size))

@@ -180,6 +180,7 @@ PECULIAR: dict[str, st.SearchStrategy[Any]] = {
     "control_folders": st.lists(folders, max_size=3),
     "controls": st.lists(st.lists(folders, max_size=2), max_size=3),
     "resolutions": st.lists(st.integers(16, 8192), min_size=1, max_size=4),
+    "frames": st.integers(1, 4096),
     "caption_extension": st.from_regex(r"\A\.?[a-z]{1,16}\Z"),
     "caption_column": words,
     "background": st.sampled_from(["white", "#102030", "rgb(1, 2, 3)", "hsl(0, 100%, 50%)"]),

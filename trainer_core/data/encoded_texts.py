@@ -57,9 +57,9 @@ class EncodedTexts:
         for start in range(0, len(missing), _TEXTS_AT_ONCE):
             progress("encoding captions", start, len(missing))
             some = missing[start : start + _TEXTS_AT_ONCE]
-            filled = [*some, *some[-1:] * (_TEXTS_AT_ONCE - len(some))]
-            texts, pictures = [composed(one.text) for one in filled], [_pixels_of(one) for one in filled]
-            embeddings = self._base.encode_prompts(texts, pictures)
+            texts, pictures = [composed(one.text) for one in some], [_pixels_of(one) for one in some]
+            fill = _TEXTS_AT_ONCE - len(some)
+            embeddings = self._base.encode_prompts(texts + texts[-1:] * fill, pictures + pictures[-1:] * fill)
             for prompt, embedding in zip(some, embeddings, strict=False):  # what fills up is left out
                 self._entries.put(self._key(prompt), embedding, self._made_by)
         self._base.free_text_encoders()

@@ -135,10 +135,9 @@ class View:
         """What is seen of the picture, or of each of the frames, stacked in their order along the second axis."""
         import torch
 
-        if self.excerpt is None:
-            return seen(still(self._read()))
-        if self.excerpt.clip is None:
-            return seen(still(self._read()))[:, None]
+        if self.excerpt is None or self.excerpt.clip is None:
+            whole = seen(still(self._read()))
+            return whole[:, None] if self.excerpt else whole
         self._check()
         found = {
             number: seen(image) for number, image in pictures(self.path, self.excerpt.clip, self.excerpt.frames, colour)

@@ -142,7 +142,10 @@ class Base(ABC):
         """Number of tokens of a main stream (C, …, H, W); it is what shifts of the schedule depend on."""
 
     def latent_shapes(self, width: int, height: int, frames: int = 1) -> dict[str, tuple[int, ...]]:
-        """Shapes of all streams of a picture, or of a video of so many frames, by its size in pixels."""
+        """Shapes of all streams of a picture, or of a video of so many frames, by its size in pixels.
+
+        Families with sound say themselves how long its stream is.
+        """
         moves = self.spec.frame_rate is not None
         return {
             one.name: (

@@ -42,7 +42,9 @@ def _of_folder(folder: Path, families: Sequence[type[Base]]) -> tuple[type[Base]
         config = folder / family.spec.denoiser_part / "config.json"
         if is_file(config) and family.fits(read_object(config), pipeline):
             return family, pipeline
-    return None, f"a {pipeline or 'model in diffusers layout'}"
+    parts = dict.fromkeys(family.spec.denoiser_part for family in families)
+    without = "" if any((folder / part).is_dir() for part in parts) else f" without a folder {' or '.join(parts)}"
+    return None, f"a {pipeline or 'model in diffusers layout'}{without}"
 
 
 def _of_file(path: Path, families: Sequence[type[Base]]) -> tuple[type[Base] | None, str]:

@@ -49,7 +49,7 @@ class LoraNames:
         return prefix + (path.replace(".", "_") if self.kohya else path)
 
 
-Role = Literal["denoiser", "text_encoder", "vae"]
+Role = Literal["denoiser", "text_encoder", "vae", "adapter"]
 
 
 @dataclass(frozen=True)

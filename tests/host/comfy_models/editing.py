@@ -22,7 +22,6 @@ NAMES = [
     "omnigen2_edit",
     *SIGHTED,
     "qwen_edit_2511",
-    "hidream_o1_edit",
     "hidream_e1",
     "sd15_ip2p",
     "sdxl_ip2p",

@@ -29,9 +29,10 @@ def predict(model: Any, streams: Sequence[Any], conditioning: list[list[Any]], *
         name: cond.process_cond(batch_size=packed.shape[0], device=packed.device, area=None).cond
         for name, cond in encoded["model_conds"].items()
     }
-    middle = [float(model.model_sampling.percent_to_sigma(0.5))] * packed.shape[0]
-    sigmas = torch.tensor(sigma or middle)
-    options = {"cond_or_uncond": [0], "sigmas": sigmas, "sample_sigmas": torch.tensor([*sigmas, 0.0])}
+    if not sigma:
+        sigma = (float(model.model_sampling.percent_to_sigma(0.5)),) * packed.shape[0]
+    sigmas = torch.tensor(sigma, device=packed.device)
+    options = {"cond_or_uncond": [0], "sigmas": sigmas, "sample_sigmas": torch.cat([sigmas, sigmas.new_zeros(1)])}
     said: list[Any] = []
     hook = model.diffusion_model.register_forward_hook(lambda module, args, out: said.append(out))
     try:

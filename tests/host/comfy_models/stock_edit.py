@@ -114,13 +114,6 @@ def omni(clip: Any, vae: Any, prompt: str, images: Sequence[Any]) -> Conditioned
     return result(extra("nodes_zimage").TextEncodeZImageOmni.execute(clip, prompt, vae=vae, **named))
 
 
-def o1(clip: Any, vae: Any, prompt: str, images: Sequence[Any]) -> Conditioned:
-    node, found = extra("nodes_hidream_o1").HiDreamO1ReferenceImages, text(clip, prompt)
-    return result(
-        node.execute(positive=found, negative=found, images={f"image_{k}": i for k, i in enumerate(images, 1)})
-    )
-
-
 def concatenated(clip: Any, vae: Any, prompt: str, images: Sequence[Any]) -> Conditioned:
     """InstructPixToPixConditioning, for HiDream E1 as well."""
     found = text(clip, prompt)
@@ -152,7 +145,6 @@ STOCK: dict[str, Callable[[], Stock]] = {
     "mage_flow_edit": lambda: mage,
     "joyimage_edit": lambda: joy,
     "z_image_omni": lambda: omni,
-    "hidream_o1_edit": lambda: o1,
     "hidream_e1": lambda: concatenated,
     "sd15_ip2p": lambda: concatenated,
     "sdxl_ip2p": lambda: concatenated,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ..pack import module
-from .hosted import opened, relative, sample_of, training
+from .hosted import opened, relative, sample_of, sampled, training
 from .zoo import MODELS
 from .zoo.record import Draw
 
@@ -27,7 +27,7 @@ def given_to(name: str, seed: int, tokens: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_each_gets_what_it_gets_alone(name: str) -> None:
-    """Three samples, two with texts of one length, at different times."""
+    """Three samples, two with texts of one length, at different times; and alone it is what the sampler computes."""
     record, model = MODELS[name], MODELS[name].make()
     if module("nodes.comfy_models.traits").refusal(model.model):
         pytest.skip("refused")
@@ -43,6 +43,14 @@ def test_each_gets_what_it_gets_alone(name: str) -> None:
             for key in names:
                 assert together[key].shape == batch[key].shape
                 assert relative(together[key][k : k + 1], alone[key]) < 1e-5
+    if len(names) == 1:
+        x, sigma = samples[0]["main"], base.schedule.sigma(times[:1])
+        options = {key: one for key, one in given[0].items() if key not in ("cross_attn", "denoise_mask")}
+        expected = sampled(model, x, sigma, [[given[0].get("cross_attn"), options]])
+        given[0].pop("denoise_mask", None)
+        with training(base) as denoiser, torch.no_grad():
+            found = base.predict(denoiser, samples[0], times[:1], given[:1])["main"]
+        assert relative(base.schedule.sampling.calculate_denoised(sigma, found, x), expected) < 1e-5
 
 
 def words(name: str, seed: int, tokens: int, **more: Any) -> Any:

@@ -213,6 +213,19 @@ def test_weight_wrappers_outlast_unloading() -> None:
     assert torch.equal(before, after)
 
 
+def test_callbacks_come_as_in_sampling() -> None:
+    from comfy.patcher_extension import CallbacksMP
+
+    model, record, calls = patched(), MODELS["flux1"], []
+    model.add_callback(CallbacksMP.ON_PRE_RUN, lambda _: calls.append("begins"))
+    model.add_callback(CallbacksMP.ON_CLEANUP, lambda _: calls.append("ends"))
+    base = opened(model)
+    with training(base) as denoiser:
+        given = base.collate([sample_of(text(record))])
+        base.predict(denoiser, {"main": record.streams()[0]}, torch.tensor([0.6]), given)
+    assert (calls[0], calls[-1]) == ("begins", "ends")
+
+
 def test_injections_are_refused() -> None:
     """They change the modules of the MODEL that is in the graph, which are not those that are trained."""
     import comfy.model_patcher

@@ -21,12 +21,14 @@ def test_only_changed_inputs_are_copied() -> None:
     with saved().mutable_saved():
         base = torch.arange(6.0)
         whole, part, other = saved().keep(base), saved().keep(base[4:]), saved().keep(torch.ones(3))
+        again = saved().keep(base.detach())
         assert whole.value().data_ptr() == base.data_ptr()
         base[0] = 9  # another address than that of what is kept
         assert whole.value().tolist() == [0, 1, 2, 3, 4, 5]
         assert part.value().tolist() == [4, 5]
         assert whole.value().data_ptr() != base.data_ptr()
         clone = whole.value()
+        assert again.value() is clone
         base.zero_()
         assert whole.value() is clone
         assert other.value().tolist() == [1, 1, 1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,46 @@ class FoundryTestModel(io.ComfyNode):
         return io.NodeOutput(model.make(seed), encoders.clip(model), encoders.vae(model), sound)
 
 
+class FoundryTestState(io.ComfyNode):
+    """Tells what training could leave behind in the process and on a MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FoundryTestState",
+            display_name="Test State",
+            category="LoRA Foundry/tests",
+            is_output_node=True,
+            inputs=[io.Model.Input("model"), io.AnyType.Input("after", optional=True)],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> float:
+        return float("nan")  # never from the cache
+
+    @classmethod
+    def execute(cls, model: Any, after: Any = None) -> io.NodeOutput:
+        import comfy.model_base
+        import comfy.model_management
+        import psutil
+
+        gc.collect()
+        modules = list(model.model.modules())
+        state = {
+            "in_training": comfy.model_management.in_training,
+            "hooks": sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in modules),
+            "forwards": sum("forward" in vars(one) for one in modules),
+            "kinds": sorted({type(one).__name__ for one in modules}),
+            "wrappers": [*model.wrappers, *model.model_options["transformer_options"].get("wrappers", {})],
+            "models": sum(isinstance(one, comfy.model_base.BaseModel) for one in gc.get_objects()),
+            "rss": psutil.Process().memory_info().rss,
+        }
+        return io.NodeOutput(ui={"text": [json.dumps(state)]})
+
+
 class TestModels(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [FoundryTestModel]
+        return [FoundryTestModel, FoundryTestState]
 
 
 async def comfy_entrypoint() -> TestModels:

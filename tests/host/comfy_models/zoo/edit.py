@@ -8,7 +8,7 @@ from .more_pictures import BOOGU, JOY, KREA, MAGE, O1, o1
 from .pictures import DEEP, FLAT, FLUX, FLUX2, HIDREAM, QWEN, STILL, Z_IMAGE, llama, pooled, text, unmasked
 from .record import NO_GRADIENT, Draw, Given, Model, Shape, ones
 
-_OMNIGEN: dict[str, Any] = {
+OMNIGEN: dict[str, Any] = {
     "image_model": "omnigen2",
     "patch_size": 2,
     "in_channels": 16,
@@ -65,8 +65,8 @@ MODELS = [
         llama,
         lambda draw: {"concat_latent_image": draw(*FLAT[0])},
     ),
-    Model("omnigen2", "Omnigen2", _OMNIGEN, FLAT, unmasked),
-    _edit("omnigen2_edit", "Omnigen2", _OMNIGEN, FLAT, unmasked, _references(FLAT[0], (1, 16, 12, 16))),
+    Model("omnigen2", "Omnigen2", OMNIGEN, FLAT, unmasked),
+    _edit("omnigen2_edit", "Omnigen2", OMNIGEN, FLAT, unmasked, _references(FLAT[0], (1, 16, 12, 16))),
     _edit("boogu_edit", "Boogu", BOOGU, FLAT, unmasked, _references(FLAT[0])),
     _edit("mage_flow_edit", "MageFlow", MAGE, DEEP, text, _references(DEEP[0])),
     _edit(

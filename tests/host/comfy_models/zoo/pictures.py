@@ -43,7 +43,7 @@ FLUX2 = FLUX | {
     "yak_mlp": False,
     "txt_norm": False,
 }
-_CHROMA = {key: value for key, value in FLUX.items() if key != "guidance_embed"} | {
+CHROMA = {key: value for key, value in FLUX.items() if key != "guidance_embed"} | {
     "image_model": "chroma",
     "in_channels": 64,
     "out_channels": 64,
@@ -53,7 +53,7 @@ _CHROMA = {key: value for key, value in FLUX.items() if key != "guidance_embed"}
     "hidden_dim": 64,
     "n_layers": 2,
 }
-_RADIANCE = _CHROMA | {
+_RADIANCE = CHROMA | {
     "image_model": "chroma_radiance",
     "in_channels": 3,
     "out_channels": 3,
@@ -250,7 +250,7 @@ MODELS = [
         text,
     ),
     Model("flux2", "Flux2", FLUX2, DEEP, text, guided),
-    Model("chroma", "Chroma", _CHROMA, FLAT, text),
+    Model("chroma", "Chroma", CHROMA, FLAT, text),
     Model("chroma_radiance", "ChromaRadiance", _RADIANCE, PIXELS, text),
     Model("lumina2", "Lumina2", LUMINA, FLAT, masked),
     Model("z_image", "ZImage", Z_IMAGE, FLAT, unmasked),

@@ -6,7 +6,7 @@ from typing import Any
 
 from .record import RESTORES, Draw, Model, ones
 
-_UNET: dict[str, Any] = {
+UNET: dict[str, Any] = {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
@@ -23,7 +23,7 @@ _UNET: dict[str, Any] = {
     "use_temporal_attention": False,
     "legacy": False,
 }
-_SD2 = _UNET | {"use_linear_in_transformer": True, "model_channels": 64}
+_SD2 = UNET | {"use_linear_in_transformer": True, "model_channels": 64}
 """Heads have 64 channels from here on."""
 _XL = _SD2 | {
     "transformer_depth": [0, 1],
@@ -80,9 +80,9 @@ def _xl(name: str, kind: str, **more: Any) -> Model:
 
 
 MODELS = [
-    Model("sd15", "SD15", _UNET, _SIZE, _text),
-    Model("sd15_inpainting", "SD15", _UNET | {"in_channels": 9}, _SIZE, _text, _inpainting, category="edit"),
-    Model("sd15_ip2p", "SD15_instructpix2pix", _UNET | {"in_channels": 8}, _SIZE, _text, _source, category="edit"),
+    Model("sd15", "SD15", UNET, _SIZE, _text),
+    Model("sd15_inpainting", "SD15", UNET | {"in_channels": 9}, _SIZE, _text, _inpainting, category="edit"),
+    Model("sd15_ip2p", "SD15_instructpix2pix", UNET | {"in_channels": 8}, _SIZE, _text, _source, category="edit"),
     Model("sd20", "SD20", _SD2, _SIZE, _text),
     Model(
         "sd21_unclip_l",
@@ -129,7 +129,7 @@ MODELS = [
     Model(
         "zero123",
         "Stable_Zero123",
-        _UNET | {"in_channels": 8, "context_dim": 768},
+        UNET | {"in_channels": 8, "context_dim": 768},
         _SIZE,
         lambda draw: {"cross_attn": draw(1, 1, 772)},
         _source,

@@ -73,7 +73,7 @@ _LTX: dict[str, Any] = {
     "caption_channels": 64,
     "num_layers": 2,
 }
-_LTX2 = _LTX | {
+LTX2 = _LTX | {
     "image_model": "ltxav",
     "audio_cross_attention_dim": 32,
     "audio_attention_head_dim": 16,
@@ -143,7 +143,7 @@ MODELS = [
     _video(
         "ltx2",
         "LTXAV",
-        _LTX2,
+        LTX2,
         (*_LTX_CLIP, _LTX_SOUND),
         lambda draw: {"cross_attn": draw(1, 7, 48), "unprocessed_ltxav_embeds": True},
         lambda draw: {"frame_rate": 25},
