@@ -264,7 +264,7 @@ class ComfyBase(Base):
     def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: list[Options]) -> Streams:
         trained = self._of(denoiser)
         with computing(training=True), torch.autocast(self.device.type, enabled=False):
-            trained.load()
+            trained.load(noisy[MAIN].shape)
             try:
                 return predicted(trained, self._schedule, noisy, t, conditioning)
             except RuntimeError as error:
