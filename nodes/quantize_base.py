@@ -40,6 +40,10 @@ _ADAPTER = (
 _CLIP = "The CLIP that the model is sampled with, from its loader."
 _VAE = "The VAE that the model is sampled with, from its loader."
 _LOW_NOISE = "For models with two experts (Wan 2.2): the MODEL for low noise, where `model` is the one for high noise."
+_AUDIO_VAE = (
+    "For models that make sound too (LTX-2): the VAE of Load LTXV Audio VAE. Without it they learn no sound of the "
+    "clips."
+)
 
 
 class QuantizeBase(io.ComfyNode):
@@ -65,6 +69,7 @@ class QuantizeBase(io.ComfyNode):
                 io.Vae.Input("vae_model", optional=True, tooltip=_VAE),
                 io.Model.Input("model_low_noise_link", optional=True, tooltip=_LOW_NOISE),
                 *(_part(name) for name in OPTIONAL),
+                io.Vae.Input("audio_vae", optional=True, tooltip=_AUDIO_VAE),
             ],
             outputs=[sockets.Base.Output("base", tooltip="The base, for Train LoRA and Preview Samples.")],
         )
@@ -79,6 +84,7 @@ class QuantizeBase(io.ComfyNode):
         clip: Any = None,
         vae_model: Any = None,
         model_low_noise_link: Any = None,
+        audio_vae: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
         chosen = {part: settings.pop(part, FROM_SOURCE) for part in PARTS}
@@ -91,7 +97,7 @@ class QuantizeBase(io.ComfyNode):
             models = (model,) if model_low_noise_link is None else (model, model_low_noise_link)
             own = {part: file for part, file in files.items() if part == TRAINING_ADAPTER}
             fields = {"device": host.device(), "files": own, **values(QUANTIZE_BASE, settings)["model"]}
-            linked, text = linked_model(models, clip, vae_model, fields)
+            linked, text = linked_model(models, clip, vae_model, fields, audio_vae)
             return io.NodeOutput(linked, ui=host.shown_text(text))
         fields = {
             "family": family,

@@ -154,6 +154,7 @@ LOAD_DATASET = (
     Setting(DatasetConfig, "frames", text=WHOLE_NUMBERS, advanced=True),
     Setting(DatasetConfig, "fps", empty=0.0, options={"step": 0.001}, advanced=True),
     Setting(DatasetConfig, "clip_part", advanced=True),
+    Setting(DatasetConfig, "first_frame", advanced=True),
 )
 CAPTION_WITH_TRIGGER = (
     Setting(DatasetConfig, "trigger"),

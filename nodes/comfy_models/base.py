@@ -16,11 +16,12 @@ from ...trainer_core.config import LINKS, ModelConfig
 from ...trainer_core.content import sha256_once
 from ...trainer_core.errors import AdapterError, BaseModelError, first_line
 from ...trainer_core.families.base import Base
-from ...trainer_core.families.conditioning import MAIN, Conditioning, Streams, TextEmbedding
+from ...trainer_core.families.conditioning import AUDIO, MAIN, Conditioning, Streams, TextEmbedding
 from ...trainer_core.families.names import Place
 from ...trainer_core.families.sources.source import Source
 from ...trainer_core.families.spec import Expert, FamilySpec, Part, SamplingDefaults
 from . import controls, files, layers, recompute, sampling, traits, video
+from . import sound as sounds
 from .conditioning import Options, to_embedding, to_options
 from .loading import (
     Linked,
@@ -75,6 +76,10 @@ class ComfyBase(Base):
         model = linked.models[0].model
         self._schedule = ComfySchedule(sampling_of(linked.models[0]))
         self.spec = spec_of(model, self._schedule, len(linked.models))
+        if linked.audio_vae is not None:
+            sounds.check(model, linked.audio_vae)
+            streams = (*self.spec.streams, sounds.stream(linked.audio_vae))
+            self.spec = replace(self.spec, streams=streams, sample_rate=sounds.sample_rate(linked.audio_vae))
         self.source = Source(self.spec.title, Path(), {})
         self.device = linked.models[0].load_device
         self.dtype = model.get_dtype_inference()
@@ -133,7 +138,10 @@ class ComfyBase(Base):
     def latent_shapes(self, width: int, height: int, frames: int = 1) -> dict[str, tuple[int, ...]]:
         main = self.spec.main
         time = ((frames - 1) // main.time_factor + 1,) if traits.has_time(self._model) else ()
-        return {MAIN: (main.channels, *time, height // main.factor, width // main.factor)}
+        found: dict[str, tuple[int, ...]] = {MAIN: (main.channels, *time, height // main.factor, width // main.factor)}
+        if self._linked.audio_vae is not None:
+            found[AUDIO] = sounds.shape(self._linked.audio_vae, frames, self.spec.frame_rate or 1.0)
+        return found
 
     def lora_place(self, path: str) -> Place:
         return Place(path)
@@ -169,13 +177,18 @@ class ComfyBase(Base):
     def free_vae(self) -> None:
         """See `free_text_encoders`."""
 
-    def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:  # noqa: ARG002
+    def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:
         with computing():
             found = [encoded(self._linked.vae, self._model, one) for one in pixels]
-        given, read = len(found[0][0]), self.spec.main.channels
-        if given != read:
-            raise BaseModelError(f"the VAE gives {given} channels, and {self.spec.title} reads {read}: {_FOREIGN}")
-        return {MAIN: torch.stack([mean for mean, _ in found])}, {MAIN: torch.stack([std for _, std in found])}
+            given, read = len(found[0][0]), self.spec.main.channels
+            if given != read:
+                raise BaseModelError(f"the VAE gives {given} channels, and {self.spec.title} reads {read}: {_FOREIGN}")
+            means, stds = ({MAIN: torch.stack(values)} for values in zip(*found, strict=True))
+            if sound is not None:
+                heard = [sounds.encoded(self._linked.audio_vae, one, pixels.shape[2]) for one in sound]
+                means[AUDIO] = torch.stack(heard)
+                stds[AUDIO] = torch.zeros_like(means[AUDIO])
+        return means, stds
 
     def encode_first_frame(self, pixels: Tensor) -> Tensor:
         with computing():

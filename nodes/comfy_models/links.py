@@ -23,7 +23,9 @@ class LinkedModel(ModelConfig):
         return self._linked.models[0], self._linked.clip, self._linked.vae
 
 
-def linked_model(models: tuple[Any, ...], clip: Any, vae: Any, settings: dict[str, Any]) -> tuple[LinkedModel, str]:
+def linked_model(
+    models: tuple[Any, ...], clip: Any, vae: Any, settings: dict[str, Any], audio_vae: Any = None
+) -> tuple[LinkedModel, str]:
     """The base that links make, and a line that says what it is.
 
     Args:
@@ -33,7 +35,7 @@ def linked_model(models: tuple[Any, ...], clip: Any, vae: Any, settings: dict[st
     Raises:
         BaseModelError: if it cannot be trained, with the reason.
     """
-    linked = Linked(models, clip, vae)
+    linked = Linked(models, clip, vae, audio_vae)
     base = validated(LinkedModel, {**settings, "family": FAMILY, "source": remember(linked)})
     base._linked = linked  # noqa: SLF001 - our own class
     opened = ComfyBase.open(base)

@@ -34,6 +34,7 @@ class Linked:
     """MODELs; with several experts the one for the noisiest times first."""
     clip: Any = None
     vae: Any = None
+    audio_vae: Any = None
 
     # ComfyUI's nodes never change what they have handed on; to read it all takes a minute for a large model
 
@@ -47,7 +48,7 @@ class Linked:
 
     @cached_property
     def vae_digest(self) -> str:
-        return digest(vae_state(self.vae))
+        return digest(vae_state(self.vae), *_states_of_sound(self))
 
 
 _LINKED: WeakValueDictionary[str, Linked] = WeakValueDictionary()
@@ -57,7 +58,13 @@ def remember(linked: Linked) -> str:
     """The source that stands for links, in this and any other session; it is found as long as `linked` is kept."""
     source = (
         LINKS
-        + digest(*map(model_state, linked.models), clip_state(linked.clip), vae_state(linked.vae), sampled=True)[:16]
+        + digest(
+            *map(model_state, linked.models),
+            clip_state(linked.clip),
+            vae_state(linked.vae),
+            *_states_of_sound(linked),
+            sampled=True,
+        )[:16]
     )
     _LINKED[source] = linked
     return source
@@ -127,6 +134,10 @@ def clip_state(clip: Any) -> list[Any] | None:
 def vae_state(vae: Any) -> list[Any] | None:
     """A VAE's weights."""
     return None if vae is None else [vae.first_stage_model, str(getattr(vae, "vae_dtype", ""))]
+
+
+def _states_of_sound(linked: Linked) -> list[Any]:
+    return [] if linked.audio_vae is None else [vae_state(linked.audio_vae)]
 
 
 def _patched(patcher: Any) -> list[Any]:

@@ -15,7 +15,8 @@ from .cache import RecentEntries, TensorCache, key_of
 from .captions import encoder_text, variants, with_class
 from .clips.media import content_of
 from .clips.timing import timing_of
-from .encoded import EncodedPictures, EncodedTexts, Latents, Prompt
+from .encoded import EncodedPictures, Latents
+from .encoded_texts import EncodedTexts, Prompt
 from .holdout import held_out
 from .progress import Progress, silent
 from .scan import Item, Sample, scan, sizes_of, windows_of
