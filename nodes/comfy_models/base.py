@@ -325,7 +325,7 @@ class ComfyBase(Base):
 
         usual = sampling.FLOW_SCHEDULER if self._schedule.prediction == "flow" else sampling.SCHEDULER
         return (
-            sampling.checked(settings.sampler or sampling.SAMPLER, comfy.samplers.KSAMPLER_NAMES, "sample.sampler"),
+            sampling.checked(settings.sampler or sampling.SAMPLER, comfy.samplers.SAMPLER_NAMES, "sample.sampler"),
             sampling.checked(settings.scheduler or usual, comfy.samplers.SCHEDULER_NAMES, "sample.scheduler"),
         )
 

@@ -45,11 +45,11 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def linked(model: Model, models: tuple[Any, ...] = ()) -> Any:
+def linked(model: Model, models: tuple[Any, ...] = (), audio_vae: Any = None) -> Any:
     from .zoo.encoders import clip, vae
 
     links = module("nodes.comfy_models.links")
-    return links.linked_model(models or (model.make(),), clip(model), vae(model), {"device": "cpu"})[0]
+    return links.linked_model(models or (model.make(),), clip(model), vae(model), {"device": "cpu"}, audio_vae)[0]
 
 
 def job_of(
@@ -132,6 +132,23 @@ def test_clips_go_on_from_their_first_frame_where_a_data_set_says_so(name: str, 
         )
         trained.append(trains_and_resumes(job, tmp_path / str(k)))
     assert trained[0].run.latest().lora.read_bytes() != trained[1].run.latest().lora.read_bytes()
+
+
+def test_sound_is_learned_with_an_audio_vae(clips: Path, tmp_path: Path) -> None:
+    """Layers of sound alone learn from it, and nothing without it."""
+    from safetensors.torch import load_file
+
+    from .zoo.encoders import sound_vae
+
+    learned = []
+    for audio_vae in (None, sound_vae(VIDEO["ltx2"])):
+        base = linked(VIDEO["ltx2"], audio_vae=audio_vae)
+        job = job_of(base, clips, dataset={"frames": [9]}, sample={"frames": 9})
+        found = load_file(trains_and_resumes(job, tmp_path / str(len(learned))).run.latest().lora)
+        learned.append([value.any() for key, value in found.items() if "audio_ff" in key and "lora_B" in key])
+    assert learned[0]
+    assert not any(learned[0])
+    assert all(learned[1])
 
 
 @pytest.mark.parametrize(("name", "boundary"), [("wan22_t2v_high", 0.875), ("wan22_i2v_high", 0.9)])
