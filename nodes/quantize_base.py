@@ -12,9 +12,9 @@ from ..trainer_core.config import ModelConfig, validated
 from ..trainer_core.errors import ConfigError
 from . import host, sockets
 from .base_files import EMBEDDED, FROM_SOURCE, NO_ADAPTER, OPTIONAL, PARTS, file_of, named_source, source_names
-from .comfy_models.base import FAMILY
 from .comfy_models.files import TRAINING_ADAPTER
 from .comfy_models.links import linked_model
+from .comfy_models.spec import FAMILY
 from .settings import QUANTIZE_BASE, values
 from .widgets import widgets
 

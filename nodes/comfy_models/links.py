@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from ...trainer_core.config import ModelConfig, validated
-from .base import FAMILY, ComfyBase
+from .base import ComfyBase
 from .layers import described
 from .loading import Linked, remember
+from .spec import FAMILY
 
 
 class LinkedModel(ModelConfig):

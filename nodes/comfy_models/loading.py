@@ -6,6 +6,7 @@ What comes over links is never changed. We train a copy of the model's structure
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -147,6 +148,10 @@ def _patched(patcher: Any) -> list[Any]:
     return [patcher.patches, patcher.object_patches, options, transformer, *around]
 
 
+_PASSES = 4
+"""How many times the memory of a forward pass, as ComfyUI estimates it, training is given beside the weights. With
+recomputed blocks it keeps their inputs and one block's graph; it was not measured on a GPU."""
+
 # --- a model to train -------------------------------------------------------------------------------------------------
 
 
@@ -179,15 +184,20 @@ class TrainedModel:
         found: nn.Module = self.model.diffusion_model
         return found
 
-    def load(self) -> None:
+    def load(self, latents: Sequence[int] = ()) -> None:
         """Brings the model to its device, wholly or, where memory is short, as far as it fits. Cheap if it is there.
 
-        All others have to leave it first.
+        All others have to leave it first. The layers that do not fit stay in the computer's memory, and come to the
+        device one by one when they compute.
+
+        Args:
+            latents: shape (N, C, …) of what it is about to be trained on, for which memory is left.
         """
         if all(one.model is not self.patcher for one in _loaded()):
             for one in _loaded():
                 _unload(one)
-        comfy.model_management.load_models_gpu([self.patcher])
+        room = _PASSES * self.model.memory_required(list(latents)) if latents else 0
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
         for parameter in self.denoiser.parameters():
             if parameter.requires_grad and parameter.device != self.patcher.load_device:
                 parameter.data = parameter.data.to(self.patcher.load_device)

@@ -235,7 +235,7 @@ def samples_of(dataset: DatasetConfig, divisor: int, index: int = 0, spec: Famil
 
 
 def check_controls(job: JobConfig, spec: FamilySpec) -> None:
-    """Whether the family takes the job's control images; loads nothing.
+    """Whether the family takes the job's control images and first frames; loads nothing.
 
     Raises:
         ConfigError: if it takes none, or fewer.
@@ -248,6 +248,8 @@ def check_controls(job: JobConfig, spec: FamilySpec) -> None:
                 f"datasets.{number}.control_folders: {count} given, but {spec.title} takes {most} control images. "
                 "Choose a family that takes more (`lora-foundry families`), or remove some"
             )
+        if dataset.first_frame and not spec.takes_first_frame:
+            raise ConfigError(f"datasets.{number}.first_frame: {spec.title} cannot go on from a frame. Switch it off")
 
 
 def _files_of(item: Item) -> list[Path]:

@@ -28,7 +28,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (size, caption) in enumerate(
         [((384, 384), "a red [trigger]"), ((384, 384), "a"), ((576, 384), "a b c d")]
     ):
-        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(folder / f"{number}.png")
+        pixels = rng.integers(0, 256, (size[1], size[0], 4), np.uint8)
+        pixels[:, : size[0] // 2, 3] = 255  # the other half is half transparent, and counts as much in the loss
+        Image.fromarray(pixels).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(caption)
     return folder
 
@@ -113,7 +115,7 @@ def _provided(_comfy: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_trains_is_stopped_and_resumes_bit_for_bit(name: str, data: Path, tmp_path: Path) -> None:
     edge = edge_of(TRAINED[name])
-    job = job_of(linked(TRAINED[name]), data, dataset={"resolutions": [edge]}, sample={"width": edge, "height": edge})
+    job = job_of(linked(TRAINED[name]), data, dataset={"resolutions": [edge], "alpha_mask": True}, sample={"width": edge, "height": edge})
     trains_and_resumes(job, tmp_path)
 
 

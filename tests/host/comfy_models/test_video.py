@@ -234,6 +234,15 @@ def test_two_experts_draw_as_two_ksamplers(name: str, boundary: float) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_two_experts_are_of_one_architecture() -> None:
+    from .zoo import MODELS, encoders
+
+    model, other = MODELS["wan22_t2v_high"], MODELS["wan22_i2v_low"]
+    given = (model.make(), other.make()), encoders.clip(model), encoders.vae(model), {"device": "cpu"}
+    with pytest.raises(module("trainer_core.errors").BaseModelError, match=r"high noise is WAN21_T2V.*low.*WAN21_I2V"):
+        module("nodes.comfy_models.links").linked_model(*given)
+
+
 def stock_of(name: str, text: Any, vae: Any) -> Any:
     """ComfyUI's conditioning of a video that goes on from an image."""
     from .stock_video import begun

@@ -224,7 +224,7 @@ def test_large_clips_are_decoded_one_batch_ahead(
     begun = []
     monkeypatch.setattr(views.View, "pixels", lambda self: begun.append(self) or torch.zeros(3, 9, 64, 64))
     excerpt = Excerpt(None, tuple(range(9)))
-    view = views.View(tmp_path, "", (64, 64), (0, 0, 64, 64), (64, 64), Variant(), (0, 0, 0), excerpt)
+    view = views.View(tmp_path, "", (64, 64), (0, 0, 64, 64), (64, 64), Variant(), (0, 0, 0), excerpt=excerpt)
     for most, ahead in ((1 << 26, 4), (9 * 64 * 64, 1)):
         monkeypatch.setattr(views, "PIXELS_AHEAD", most)
         begun.clear()
