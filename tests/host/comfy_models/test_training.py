@@ -115,7 +115,12 @@ def _provided(_comfy: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_trains_is_stopped_and_resumes_bit_for_bit(name: str, data: Path, tmp_path: Path) -> None:
     edge = edge_of(TRAINED[name])
-    job = job_of(linked(TRAINED[name]), data, dataset={"resolutions": [edge], "alpha_mask": True}, sample={"width": edge, "height": edge})
+    job = job_of(
+        linked(TRAINED[name]),
+        data,
+        dataset={"resolutions": [edge], "alpha_mask": True},
+        sample={"width": edge, "height": edge},
+    )
     trains_and_resumes(job, tmp_path)
 
 
