@@ -12,9 +12,9 @@ from ..trainer_core.config import ModelConfig, validated
 from ..trainer_core.errors import ConfigError
 from . import host, sockets
 from .base_files import EMBEDDED, FROM_SOURCE, NO_ADAPTER, OPTIONAL, PARTS, file_of, named_source, source_names
-from .comfy_models.base import FAMILY
 from .comfy_models.files import TRAINING_ADAPTER
 from .comfy_models.links import linked_model
+from .comfy_models.spec import FAMILY
 from .settings import QUANTIZE_BASE, values
 from .widgets import widgets
 
@@ -40,6 +40,10 @@ _ADAPTER = (
 _CLIP = "The CLIP that the model is sampled with, from its loader."
 _VAE = "The VAE that the model is sampled with, from its loader."
 _LOW_NOISE = "For models with two experts (Wan 2.2): the MODEL for low noise, where `model` is the one for high noise."
+_AUDIO_VAE = (
+    "For models that make sound too (LTX-2): the VAE of Load LTXV Audio VAE. Without it they learn no sound of the "
+    "clips."
+)
 
 
 class QuantizeBase(io.ComfyNode):
@@ -66,6 +70,7 @@ class QuantizeBase(io.ComfyNode):
                 io.Vae.Input("vae_model", optional=True, tooltip=_VAE),
                 io.Model.Input("model_low_noise_link", optional=True, tooltip=_LOW_NOISE),
                 *(_part(name) for name in OPTIONAL),
+                io.Vae.Input("audio_vae", optional=True, tooltip=_AUDIO_VAE),
             ],
             outputs=[sockets.Base.Output("base", tooltip="The base, for Train LoRA and Preview Samples.")],
         )
@@ -80,6 +85,7 @@ class QuantizeBase(io.ComfyNode):
         clip: Any = None,
         vae_model: Any = None,
         model_low_noise_link: Any = None,
+        audio_vae: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
         chosen = {part: settings.pop(part, FROM_SOURCE) for part in PARTS}
@@ -92,7 +98,7 @@ class QuantizeBase(io.ComfyNode):
             models = (model,) if model_low_noise_link is None else (model, model_low_noise_link)
             own = {part: file for part, file in files.items() if part == TRAINING_ADAPTER}
             fields = {"device": host.device(), "files": own, **values(QUANTIZE_BASE, settings)["model"]}
-            linked, text = linked_model(models, clip, vae_model, fields)
+            linked, text = linked_model(models, clip, vae_model, fields, audio_vae)
             return io.NodeOutput(linked, ui=host.shown_text(text))
         fields = {
             "family": family,

@@ -117,6 +117,8 @@ class TrainLoRA(io.ComfyNode):
                 io.Video.Output(
                     "video", tooltip="The last preview of a video model; nodes behind it do not run if there is none."
                 ),
+                io.LoraModel.Output("lora_model_low_noise", tooltip=sockets.LOW_NOISE),
+                io.AnyType.Output("lora_name_low_noise", tooltip=sockets.LOW_NOISE),
             ],
         )
 
@@ -276,7 +278,10 @@ def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
     checkpoint = run.latest()
     if checkpoint is None:
         raise TrainingError(f"the run {run.name!r} holds no intact checkpoint; {run.path / 'log.txt'} says more")
-    lora_name, lora_path = host.export_to_output(checkpoint.lora, f"{run.name[:80]}_{checkpoint.step}_steps")
+    files = zip(checkpoint.loras, checkpoint.endings, strict=True)
+    named = f"{run.name[:80]}_{checkpoint.step}_steps"
+    (lora_name, lora_path), *others = [host.export_to_output(path, f"{named}{ending}") for path, ending in files]
+    low_noise = [(read_lora_tensors(path), name) for name, path in others] or [(host.no_output(), host.no_output())]
     samples = run.sample_paths()
     clip = video_frames(samples[-1]) if run.sample_clips() else None
     shown = clip[0] if clip else [pictures.opened(path) for path in samples]
@@ -292,9 +297,10 @@ def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
         images,
         {"loss": run.losses()},
         video,
+        *low_noise[0],
         ui={
             **_shown(run),
             "losses": view.curve(),
-            **host.shown_text(view.text(saved_as=lora_name)),
+            **host.shown_text(view.text(saved_as=", ".join([lora_name, *(name for name, _ in others)]))),
         },
     )

@@ -16,6 +16,7 @@ def check_job(job: JobConfig) -> None:
     """
     from .data.prepare import check_controls
     from .sampling.sampler import SamplerSettings
+    from .training.experts import stages_of
     from .training.optimizers import check_optimizer, text_ratio
     from .training.state import read_warm_start
     from .training.step import timesteps_of
@@ -30,6 +31,7 @@ def check_job(job: JobConfig) -> None:
     base.spec.check_adapter(job.adapter)
     read_warm_start(job)
     timesteps_of(job, base).check(base.schedule)
+    stages_of(job, base.spec)
     for dataset in job.datasets:
         summarize(dataset, base.spec)
     SamplerSettings.of(job.sample, base)

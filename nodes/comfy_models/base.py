@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,51 +15,23 @@ from ...trainer_core.config import LINKS, ModelConfig
 from ...trainer_core.content import sha256_once
 from ...trainer_core.errors import AdapterError, BaseModelError, first_line
 from ...trainer_core.families.base import Base
-from ...trainer_core.families.conditioning import MAIN, Conditioning, Streams, TextEmbedding
+from ...trainer_core.families.conditioning import AUDIO, MAIN, Conditioning, Streams, TextEmbedding
 from ...trainer_core.families.names import Place
 from ...trainer_core.families.sources.source import Source
-from ...trainer_core.families.spec import Expert, FamilySpec, Part, SamplingDefaults
+from ...trainer_core.families.spec import FamilySpec
 from . import controls, files, layers, recompute, sampling, traits, video
-from .conditioning import Options, to_embedding, to_options
-from .loading import (
-    Linked,
-    TrainedModel,
-    recall,
-    sampling_of,
-)
+from . import sound as sounds
+from .conditioning import Options, moved, to_embedding, to_options
+from .loading import Linked, TrainedModel, recall, sampling_of
 from .media import decoded, encoded
 from .prediction import computing, predicted
 from .quantized import as_loaded
 from .schedule import ComfySchedule
+from .spec import SPEC, spec_of
 from .training_adapter import TrainingAdapter
 
 if TYPE_CHECKING:
     from ...trainer_core.sampling.sampler import SamplerSettings
-
-FAMILY = "comfyui"
-
-SPEC = FamilySpec(
-    name=FAMILY,
-    title="a model of ComfyUI",
-    category="image",
-    default_repo="",
-    gated=False,
-    vram_gb="as in ComfyUI",
-    streams=(),
-    bucket_divisor=16,
-    default_timestep_type="sigmoid",
-    sampling=SamplingDefaults(width=1024, height=1024, steps=20, guidance=4.0),
-    parts=(
-        Part("model", "denoiser", ""),
-        Part(files.LOW_NOISE, "denoiser", "", optional=True),
-        *(Part(name, "text_encoder", "", optional=True) for name in files.TEXT_ENCODERS),
-        Part("vae", "vae", "", optional=True),
-        Part(files.TRAINING_ADAPTER, "adapter", "", optional=True),
-    ),
-    targets={"attention": (), "attention_mlp": (), "all": ()},
-)
-"""What is known before a model is there."""
-
 
 _FOREIGN = "it belongs to another model. Link the one that the model is sampled with"
 
@@ -74,7 +45,7 @@ class ComfyBase(Base):
         self._linked, self.config = linked, config
         model = linked.models[0].model
         self._schedule = ComfySchedule(sampling_of(linked.models[0]))
-        self.spec = spec_of(model, self._schedule, len(linked.models))
+        self.spec = spec_of(linked, self._schedule)
         self.source = Source(self.spec.title, Path(), {})
         self.device = linked.models[0].load_device
         self.dtype = model.get_dtype_inference()
@@ -133,7 +104,10 @@ class ComfyBase(Base):
     def latent_shapes(self, width: int, height: int, frames: int = 1) -> dict[str, tuple[int, ...]]:
         main = self.spec.main
         time = ((frames - 1) // main.time_factor + 1,) if traits.has_time(self._model) else ()
-        return {MAIN: (main.channels, *time, height // main.factor, width // main.factor)}
+        found: dict[str, tuple[int, ...]] = {MAIN: (main.channels, *time, height // main.factor, width // main.factor)}
+        if self._linked.audio_vae is not None:
+            found[AUDIO] = sounds.shape(self._linked.audio_vae, frames, self.spec.frame_rate or 1.0)
+        return found
 
     def lora_place(self, path: str) -> Place:
         return Place(path)
@@ -169,13 +143,18 @@ class ComfyBase(Base):
     def free_vae(self) -> None:
         """See `free_text_encoders`."""
 
-    def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:  # noqa: ARG002
+    def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:
         with computing():
             found = [encoded(self._linked.vae, self._model, one) for one in pixels]
-        given, read = len(found[0][0]), self.spec.main.channels
-        if given != read:
-            raise BaseModelError(f"the VAE gives {given} channels, and {self.spec.title} reads {read}: {_FOREIGN}")
-        return {MAIN: torch.stack([mean for mean, _ in found])}, {MAIN: torch.stack([std for _, std in found])}
+            given, read = len(found[0][0]), self.spec.main.channels
+            if given != read:
+                raise BaseModelError(f"the VAE gives {given} channels, and {self.spec.title} reads {read}: {_FOREIGN}")
+            means, stds = ({MAIN: torch.stack(values)} for values in zip(*found, strict=True))
+            if sound is not None:
+                heard = [sounds.encoded(self._linked.audio_vae, one, pixels.shape[2]) for one in sound]
+                means[AUDIO] = torch.stack(heard)
+                stds[AUDIO] = torch.zeros_like(means[AUDIO])
+        return means, stds
 
     def encode_first_frame(self, pixels: Tensor) -> Tensor:
         with computing():
@@ -246,12 +225,12 @@ class ComfyBase(Base):
         if sample.frame_rate is not None and traits.reads(self._model, "frame_rate"):
             options["frame_rate"] = sample.frame_rate
         options |= controls.options(self._model, sample.controls) | video.options(self._model, sample.first_frame)
-        return _moved(options, self.device)
+        return moved(options, self.device)
 
     def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: list[Options]) -> Streams:
         trained = self._of(denoiser)
         with computing(training=True), torch.autocast(self.device.type, enabled=False):
-            trained.load()
+            trained.load(noisy[MAIN].shape)
             try:
                 return predicted(trained, self._schedule, noisy, t, conditioning)
             except RuntimeError as error:
@@ -312,54 +291,6 @@ class ComfyBase(Base):
 
         usual = sampling.FLOW_SCHEDULER if self._schedule.prediction == "flow" else sampling.SCHEDULER
         return (
-            sampling.checked(settings.sampler or sampling.SAMPLER, comfy.samplers.KSAMPLER_NAMES, "sample.sampler"),
+            sampling.checked(settings.sampler or sampling.SAMPLER, comfy.samplers.SAMPLER_NAMES, "sample.sampler"),
             sampling.checked(settings.scheduler or usual, comfy.samplers.SCHEDULER_NAMES, "sample.scheduler"),
         )
-
-
-def spec_of(model: Any, schedule: ComfySchedule, experts: int = 1) -> FamilySpec:
-    """A loaded model as data.
-
-    Raises:
-        BaseModelError: if it cannot be trained.
-    """
-    name = traits.name_of(model)
-    if reason := traits.refusal(model):
-        raise BaseModelError(f"{name}: no LoRA of this model can be trained here: {reason}")
-    flow = schedule.prediction == "flow"
-    moves = traits.is_video(model)
-    return replace(
-        SPEC,
-        name=f"{FAMILY}_{name}",
-        title=f"{name} in ComfyUI",
-        category="video" if moves else "edit" if controls.most(model) else "image",
-        streams=traits.streams(model),
-        bucket_divisor=traits.divisor(model),
-        default_timestep_type="sigmoid" if flow else "linear",
-        sampling=traits.sampling_defaults(model),
-        targets=layers.targets(model.diffusion_model),
-        conv_targets=layers.conv_targets(model.diffusion_model),
-        max_controls=controls.most(model),
-        text_sees_controls=controls.text_sees(model),
-        own_controls=controls.have_own_size(model),
-        frame_rate=traits.frame_rate(model),
-        first_frame=video.always_goes_on(model),
-        first_frame_chosen=video.can_go_on(model),
-        first_frame_kept=video.keeps_first_frame(model),
-        experts=_experts(model) if experts > 1 else (Expert(),),
-    )
-
-
-def _experts(model: Any) -> tuple[Expert, Expert]:
-    """Wan 2.2's two, and the time at which its authors change from one to the other."""
-    boundary = 0.9 if getattr(model, "image_to_video", False) else 0.875
-    return Expert("high_noise", low=boundary), Expert("low_noise", high=boundary)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """Tensors in lists and dictionaries, on the device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _moved(one, device) for key, one in value.items()}
-    return [_moved(one, device) for one in value] if isinstance(value, list) else value

@@ -116,3 +116,12 @@ def joined(conds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The conds of several samples of the `same_shape` as the arguments of `apply_model`."""
     first, *others = conds
     return {name: one.concat([other[name] for other in others]) for name, one in first.items()}
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Tensors in lists and dictionaries, on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: moved(one, device) for key, one in value.items()}
+    return [moved(one, device) for one in value] if isinstance(value, list) else value

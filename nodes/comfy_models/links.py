@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from ...trainer_core.config import ModelConfig, validated
-from .base import FAMILY, ComfyBase
+from .base import ComfyBase
 from .layers import described
 from .loading import Linked, remember
+from .spec import FAMILY
 
 
 class LinkedModel(ModelConfig):
@@ -23,7 +24,9 @@ class LinkedModel(ModelConfig):
         return self._linked.models[0], self._linked.clip, self._linked.vae
 
 
-def linked_model(models: tuple[Any, ...], clip: Any, vae: Any, settings: dict[str, Any]) -> tuple[LinkedModel, str]:
+def linked_model(
+    models: tuple[Any, ...], clip: Any, vae: Any, settings: dict[str, Any], audio_vae: Any = None
+) -> tuple[LinkedModel, str]:
     """The base that links make, and lines that say what it is.
 
     Args:
@@ -33,7 +36,7 @@ def linked_model(models: tuple[Any, ...], clip: Any, vae: Any, settings: dict[st
     Raises:
         BaseModelError: if it cannot be trained, with the reason.
     """
-    linked = Linked(models, clip, vae)
+    linked = Linked(models, clip, vae, audio_vae)
     base = validated(LinkedModel, {**settings, "family": FAMILY, "source": remember(linked)})
     base._linked = linked  # noqa: SLF001 - our own class
     opened = ComfyBase.open(base)

@@ -6,6 +6,7 @@ What comes over links is never changed. We train a copy of the model's structure
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,6 +35,7 @@ class Linked:
     """MODELs; with several experts the one for the noisiest times first."""
     clip: Any = None
     vae: Any = None
+    audio_vae: Any = None
 
     # ComfyUI's nodes never change what they have handed on; to read it all takes a minute for a large model
 
@@ -47,7 +49,7 @@ class Linked:
 
     @cached_property
     def vae_digest(self) -> str:
-        return digest(vae_state(self.vae))
+        return digest(vae_state(self.vae), *_states_of_sound(self))
 
 
 _LINKED: WeakValueDictionary[str, Linked] = WeakValueDictionary()
@@ -57,7 +59,13 @@ def remember(linked: Linked) -> str:
     """The source that stands for links, in this and any other session; it is found as long as `linked` is kept."""
     source = (
         LINKS
-        + digest(*map(model_state, linked.models), clip_state(linked.clip), vae_state(linked.vae), sampled=True)[:16]
+        + digest(
+            *map(model_state, linked.models),
+            clip_state(linked.clip),
+            vae_state(linked.vae),
+            *_states_of_sound(linked),
+            sampled=True,
+        )[:16]
     )
     _LINKED[source] = linked
     return source
@@ -129,12 +137,20 @@ def vae_state(vae: Any) -> list[Any] | None:
     return None if vae is None else [vae.first_stage_model, str(getattr(vae, "vae_dtype", ""))]
 
 
+def _states_of_sound(linked: Linked) -> list[Any]:
+    return [] if linked.audio_vae is None else [vae_state(linked.audio_vae)]
+
+
 def _patched(patcher: Any) -> list[Any]:
     options = {key: value for key, value in patcher.model_options.items() if key != "transformer_options"}
     transformer = patcher.model_options.get("transformer_options", {})
     around = [patcher.weight_wrapper_patches, patcher.wrappers, patcher.callbacks]
     return [patcher.patches, patcher.object_patches, options, transformer, *around]
 
+
+_PASSES = 4
+"""How many times the memory of a forward pass, as ComfyUI estimates it, training is given beside the weights. With
+recomputed blocks it keeps their inputs and one block's graph; it was not measured on a GPU."""
 
 # --- a model to train -------------------------------------------------------------------------------------------------
 
@@ -168,15 +184,20 @@ class TrainedModel:
         found: nn.Module = self.model.diffusion_model
         return found
 
-    def load(self) -> None:
+    def load(self, latents: Sequence[int] = ()) -> None:
         """Brings the model to its device, wholly or, where memory is short, as far as it fits. Cheap if it is there.
 
-        All others have to leave it first.
+        All others have to leave it first. The layers that do not fit stay in the computer's memory, and come to the
+        device one by one when they compute.
+
+        Args:
+            latents: shape (N, C, …) of what it is about to be trained on, for which memory is left.
         """
         if all(one.model is not self.patcher for one in _loaded()):
             for one in _loaded():
                 _unload(one)
-        comfy.model_management.load_models_gpu([self.patcher])
+        room = _PASSES * self.model.memory_required(list(latents)) if latents else 0
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
         for parameter in self.denoiser.parameters():
             if parameter.requires_grad and parameter.device != self.patcher.load_device:
                 parameter.data = parameter.data.to(self.patcher.load_device)

@@ -23,20 +23,21 @@ def encoded(vae: Any, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     frames = pixels[:, None] if pixels.dim() == 3 else pixels
     with torch.no_grad(), _moments(vae.first_stage_model) as moments:
         latent = on_cpu(vae.encode(((frames + 1) / 2).permute(1, 2, 3, 0)))
-    shape = model.latent_format
-    mean = shape.process_in(latent)
+    shaped, normalised = _fit(latent, model), model.latent_format.process_in
+    mean = normalised(shaped)
     if len(moments) != 1 or moments[0].shape[1:] != (2 * latent.shape[1], *latent.shape[2:]):
-        return _fit(mean, model)[0], torch.zeros_like(_fit(mean, model)[0])
-    log_variance = moments[0].chunk(2, dim=1)[1].clamp(-30.0, 20.0)
-    spread = shape.process_in(latent + torch.exp(0.5 * log_variance)) - mean
-    return _fit(mean, model)[0], _fit(spread.abs(), model)[0]
+        return mean[0], torch.zeros_like(mean[0])
+    log_variance = _fit(moments[0].chunk(2, dim=1)[1].clamp(-30.0, 20.0), model)
+    spread = normalised(shaped + torch.exp(0.5 * log_variance)) - mean
+    return mean[0], spread.abs()[0]
 
 
 def latents_of(vae: Any, model: Any, picture: Tensor) -> Tensor:
     """Normalised latents (C, …) of a picture (1, H, W, 3) in [0, 1], as a node gives it to a VAE."""
     with torch.no_grad():
         latent = on_cpu(vae.encode(picture))
-    return _fit(model.latent_format.process_in(latent), model)[0]
+    found: Tensor = model.latent_format.process_in(_fit(latent, model))[0]
+    return found
 
 
 def decoded(vae: Any, model: Any, latents: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ...trainer_core.config import LINKS
 from ...trainer_core.reading import is_file
-from .base import FAMILY, ComfyBase
+from .base import ComfyBase
+from .spec import FAMILY
 
 if TYPE_CHECKING:
     from ...trainer_core.config import ModelConfig

@@ -34,6 +34,7 @@ _REFUSED = {
     **dict.fromkeys(("WAN21_Camera", "WAN22_Camera"), _DRIVEN.format(_CAMERA)),
     "HiDreamO1": _NO_GRADIENT,
     "WAN21_FunControl2V": _DRIVEN.format("a control video"),
+    "MiniMaxH3": "its videos have 5, 22, 39, … frames, and clips are not cut to such lengths yet",
 }
 """Classes of `comfy.supported_models` that cannot be trained here, and why."""
 _ALONE = {

@@ -193,7 +193,6 @@ def with_dataset(**settings: Any) -> dict[str, Any]:
     ("data", "field", "says"),
     [
         (job(train={"timestep_min": 0.5, "timestep_max": 0.5}), "train", "timestep_min must be below timestep_max"),
-        (job(train={"stages": "high_noise"}), "train", "only one stage without stage_boundaries"),
         (
             job(train={"timestep_max": 0.8, "stage_boundaries": [0.875]}),
             "train",

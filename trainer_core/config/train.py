@@ -160,8 +160,6 @@ class TrainConfig(Section):
     def _parts_fit(self) -> TrainConfig:
         if self.timestep_min >= self.timestep_max:
             raise ValueError("timestep_min must be below timestep_max")
-        if self.stages != "all" and not self.stage_boundaries:
-            raise ValueError("stages: there is only one stage without stage_boundaries")
         if any(not self.timestep_min < boundary < self.timestep_max for boundary in self.stage_boundaries):
             raise ValueError("stage_boundaries must lie between timestep_min and timestep_max")
         return self

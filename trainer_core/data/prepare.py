@@ -15,7 +15,8 @@ from .cache import RecentEntries, TensorCache, key_of
 from .captions import encoder_text, variants, with_class
 from .clips.media import content_of
 from .clips.timing import timing_of
-from .encoded import EncodedPictures, EncodedTexts, Latents, Prompt
+from .encoded import EncodedPictures, Latents
+from .encoded_texts import EncodedTexts, Prompt
 from .holdout import held_out
 from .progress import Progress, silent
 from .scan import Item, Sample, scan, sizes_of, windows_of
@@ -234,7 +235,7 @@ def samples_of(dataset: DatasetConfig, divisor: int, index: int = 0, spec: Famil
 
 
 def check_controls(job: JobConfig, spec: FamilySpec) -> None:
-    """Whether the family takes the job's control images; loads nothing.
+    """Whether the family takes the job's control images and first frames; loads nothing.
 
     Raises:
         ConfigError: if it takes none, or fewer.
@@ -247,6 +248,8 @@ def check_controls(job: JobConfig, spec: FamilySpec) -> None:
                 f"datasets.{number}.control_folders: {count} given, but {spec.title} takes {most} control images. "
                 "Choose a family that takes more (`lora-foundry families`), or remove some"
             )
+        if dataset.first_frame and not spec.takes_first_frame:
+            raise ConfigError(f"datasets.{number}.first_frame: {spec.title} cannot go on from a frame. Switch it off")
 
 
 def _files_of(item: Item) -> list[Path]:

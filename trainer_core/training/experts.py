@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..adapters.adapter import Adapter
+from ..errors import ConfigError
 from ..families.device import release_memory
 from ..objective.timesteps import NoiseStages
 from .step import Objective
@@ -133,7 +134,21 @@ class Experts:
 
 
 def stages_of(job: JobConfig, spec: FamilySpec) -> NoiseStages:
-    """How a job's updates are split by noise level: by the family's experts, or else as the job says."""
+    """How a job's updates are split by noise level: by the family's experts, or else as the job says.
+
+    Raises:
+        ConfigError: if it chooses a stage where there is only one, or trains none of the times of one.
+    """
     train = job.train
     boundaries: Sequence[float] = [one.low for one in spec.experts[:-1]] or train.stage_boundaries
-    return NoiseStages(tuple(boundaries), train.stages, train.stage_switch_every)
+    if train.stages != "all" and not boundaries:
+        raise ConfigError("train.stages: there is only one stage without stage_boundaries")
+    stages = NoiseStages(tuple(boundaries), train.stages, train.stage_switch_every)
+    for trained in {stages.stage(k * train.stage_switch_every) for k in range(len(boundaries) + 1)}:
+        low, high = stages.limits(trained)
+        if max(low, train.timestep_min) >= min(high, train.timestep_max):
+            raise ConfigError(
+                f"train.stages: timestep_min and timestep_max leave no times to the stage from {low:g} to {high:g}. "
+                "Choose the other stages alone, or leave them room"
+            )
+    return stages

@@ -190,7 +190,7 @@ def test_previews_are_what_the_stock_graph_draws(name: str) -> None:
         conds = [guided(one, guidance) for one in conds]
     sampling = module("trainer_core.sampling.sampler")
     width, height = target(name)
-    settings = sampling.SamplerSettings(width, height, steps, guidance, "euler", "simple")
+    settings = sampling.SamplerSettings(width, height, steps, guidance, sampler="euler", scheduler="simple")
     denoiser = base.load_denoiser()
     shown_to, without = (made(name, prompt, pictures) for prompt in prompts)
     found = base.own_sampler(lambda _: denoiser, [shown_to], [seed], settings, without)["main"]

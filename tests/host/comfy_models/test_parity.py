@@ -225,7 +225,8 @@ def stock(model: Any, lora: dict[str, Any] | None, positive: Any, seed: int, **s
         latent = torch.zeros(1, *SHAPE)
         noise = comfy.sample.prepare_noise(latent, seed)
         found = comfy.sample.sample(
-            *(model, noise, settings["steps"], settings["cfg"], "euler", "simple", *positive, latent),
+            *(model, noise, settings["steps"], settings["cfg"]),
+            *(settings.get("sampler", "euler"), settings.get("scheduler", "simple"), *positive, latent),
             disable_pbar=True,
             seed=seed,
         )
@@ -236,10 +237,8 @@ def test_previews_are_what_the_stock_graph_draws(
     flux: Any, model: Any, hosted: Any, pictures: Path, tmp_path: Path
 ) -> None:
     """While training, and afterwards from the exported LoRA; and the MODEL itself is as it was."""
-    conditioning, comfy_format = (
-        module("trainer_core.families.conditioning"),
-        module("trainer_core.adapters.comfy_format"),
-    )
+    conditioning, parsing = module("trainer_core.families.conditioning"), module("trainer_core.adapters.parsing")
+    applied = module("trainer_core.adapters.applied").applied
     clip = Clip(flux)
     texts = [clip.encode_from_tokens_scheduled(one) for one in ("a red circle", "")]
     before, drawn = states(model), stock(model, None, texts, 7, steps=4, cfg=3.0)
@@ -264,12 +263,12 @@ def test_previews_are_what_the_stock_graph_draws(
         assert (seen - shown).abs().max() < 1.01 / 255
     base = module("nodes.comfy_models.base").ComfyBase.open(hosted)
     (own, negative) = (conditioning.Conditioning(one, base.encode_prompts([one])[0]) for one in ("a red circle", ""))
-    settings = module("trainer_core.sampling.sampler").SamplerSettings(64, 64, 4, 3.0)
+    settings = module("trainer_core.sampling.sampler").SamplerSettings(width=64, height=64, steps=4, guidance=3.0)
     denoiser = base.load_denoiser()
     with torch.no_grad():
         plain = base.own_sampler(lambda _: denoiser, [own], [7], settings, negative)["main"]
-        changes = comfy_format.for_modules(comfy_format.parse(lora), denoiser, base)
-        with comfy_format.applied(denoiser, changes, 1.0):
+        changes = parsing.for_modules(parsing.parse(lora), denoiser, base)
+        with applied(denoiser, changes, 1.0):
             found = base.own_sampler(lambda _: denoiser, [own], [7], settings, negative)["main"]
     base.close()
     process_in = model.model.latent_format.process_in
@@ -279,6 +278,34 @@ def test_previews_are_what_the_stock_graph_draws(
     assert apart < 1e-4
     now = states(model)
     assert all(torch.equal(value, now[name][1]) for name, (_, value) in before.items())
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [
+        ("dpmpp_2m", "karras"),
+        ("euler_ancestral", "beta"),
+        ("dpmpp_sde", "ddim_uniform"),
+        ("dpm_2", "sgm_uniform"),
+        ("uni_pc", "linear_quadratic"),
+        ("res_multistep", "kl_optimal"),
+    ],
+)
+def test_any_sampler_and_scheduler(sampler: str, scheduler: str, flux: Any, model: Any, hosted: Any) -> None:
+    """Bit for bit as KSampler, and ComfyUI's own random numbers go on as if nothing had been drawn."""
+    conditioning = module("trainer_core.families.conditioning").Conditioning
+    settings = module("trainer_core.sampling.sampler").SamplerSettings(
+        width=64, height=64, steps=5, guidance=2.0, sampler=sampler, scheduler=scheduler
+    )
+    texts = [Clip(flux).encode_from_tokens_scheduled(one) for one in ("a red circle", "")]
+    expected = stock(model, None, texts, 3, steps=5, cfg=2.0, sampler=sampler, scheduler=scheduler)
+    base = module("nodes.comfy_models.base").ComfyBase.open(hosted)
+    own, negative = (conditioning(one, base.encode_prompts([one])[0]) for one in ("a red circle", ""))
+    denoiser, before = base.load_denoiser(), torch.random.get_rng_state()
+    found = base.own_sampler(lambda _: denoiser, [own], [3], settings, negative)["main"]
+    base.close()
+    assert torch.equal(found, model.model.latent_format.process_in(expected))
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("end", ["success", "failure", "cancel", "stop"])

@@ -157,3 +157,94 @@ def assert_same(found: Any, expected: Any) -> None:
             assert_same(one, other)
     else:
         assert found == expected
+
+
+@pytest.mark.parametrize(("name", "boundary"), [("wan22_t2v_high", 0.875), ("wan22_i2v_high", 0.9)])
+def test_two_experts_draw_as_two_ksamplers(name: str, boundary: float) -> None:
+    """KSamplerAdvanced up to the step whose time is the other expert's, and another from there."""
+    import comfy.sample
+    import comfy.samplers
+
+    from .editing import ZOO
+    from .stock_edit import text
+    from .zoo import encoders
+
+    model, low = ZOO[name], ZOO[name.replace("high", "low")]
+    parts = (model.make(), low.make(seed=5)), encoders.clip(model), encoders.vae(model)
+    linked = module("nodes.comfy_models.loading").Linked(*parts)
+    base = module("nodes.comfy_models.base").ComfyBase(linked, module("trainer_core.config").ModelConfig(device="cpu"))
+    (embedding,) = base.encode_prompts(["a cat"])
+    goes_on = base.spec.first_frame
+    first = base.encode_first_frame(clip()[None])[0] if goes_on else None
+    own = module("trainer_core.families.conditioning").Conditioning("a cat", embedding, first_frame=first)
+    config = module("trainer_core.config").SampleConfig(width=64, height=64, frames=FRAMES, steps=10, guidance=1.0)
+    settings = module("trainer_core.sampling.sampler").SamplerSettings.of(config, base)
+    used: list[str] = []
+
+    def at(t: float) -> Any:
+        used.append("high_noise" if t >= boundary else "low_noise")
+        return denoisers[used[-1]]
+
+    with base.training_pass():
+        denoisers = {one.name: base.load_denoiser(one.name) for one in base.spec.experts}
+        found = base.own_sampler(at, [own], [7], settings)["main"]
+    base.close()
+    assert used == ["high_noise", "low_noise"]
+
+    positive = stock_of(name, text(parts[1], "a cat"), parts[2]) if goes_on else text(parts[1], "a cat")
+    sigmas = comfy.samplers.calculate_sigmas(parts[0][0].get_model_object("model_sampling"), "simple", 10)
+    switch = int((sigmas[:-1] >= boundary).sum())
+    assert 0 < switch < 10
+    latent = torch.zeros(1, *found.shape[1:])
+    noise = comfy.sample.prepare_noise(latent, 7)
+    more = {"seed": 7, "disable_pbar": True}
+    with torch.inference_mode():
+        latent = comfy.sample.sample(
+            parts[0][0],
+            noise,
+            10,
+            1.0,
+            "euler",
+            "simple",
+            positive,
+            positive,
+            latent,
+            start_step=0,
+            last_step=switch,
+            force_full_denoise=False,
+            **more,
+        )
+        expected = comfy.sample.sample(
+            parts[0][1],
+            torch.zeros_like(noise),
+            10,
+            1.0,
+            "euler",
+            "simple",
+            positive,
+            positive,
+            latent,
+            disable_noise=True,
+            start_step=switch,
+            last_step=10000,
+            force_full_denoise=True,
+            **more,
+        )
+    expected = base._model.latent_format.process_in(expected.clone())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_two_experts_are_of_one_architecture() -> None:
+    from .zoo import MODELS, encoders
+
+    model, other = MODELS["wan22_t2v_high"], MODELS["wan22_i2v_low"]
+    given = (model.make(), other.make()), encoders.clip(model), encoders.vae(model), {"device": "cpu"}
+    with pytest.raises(module("trainer_core.errors").BaseModelError, match=r"high noise is WAN21_T2V.*low.*WAN21_I2V"):
+        module("nodes.comfy_models.links").linked_model(*given)
+
+
+def stock_of(name: str, text: Any, vae: Any) -> Any:
+    """ComfyUI's conditioning of a video that goes on from an image."""
+    from .stock_video import begun
+
+    return begun(name, text, vae, images([bytes_of(*SIZE, 0)])[0], SIZE, FRAMES)[0]

@@ -35,6 +35,8 @@ class PixelMeans:
         frame_rate=None,
         sample_rate=None,
         first_frame=False,
+        first_frame_chosen=False,
+        first_frame_kept=False,
         learns_silence=False,
     )
     vae_dtype = torch.float32

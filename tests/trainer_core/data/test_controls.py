@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,13 @@ def test_a_family_that_only_draws_refuses_control_images() -> None:
     check_controls(job_with(0), family_spec("flux1"))
     with pytest.raises(ConfigError, match=r"datasets\.1\.control_folders.*FLUX\.1 takes no control"):
         check_controls(job_with(1), family_spec("flux1"))
+
+
+def test_a_family_without_first_frames_refuses_them() -> None:
+    job = JobConfig(name="x", datasets=(DatasetConfig(folder="plain", first_frame=True),))
+    with pytest.raises(ConfigError, match=r"datasets\.0\.first_frame: FLUX\.1.* cannot go on"):
+        check_controls(job, family_spec("flux1"))
+    check_controls(job, replace(family_spec("flux1"), first_frame_chosen=True))
 
 
 def test_an_edit_family_takes_as_many_as_it_says() -> None:

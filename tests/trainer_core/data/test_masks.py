@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainer_core.data.masks import area_average, loss_weights
+from trainer_core.data.masks import area_average, loss_weights, without_first
 
 
 def grey(values: list[list[int]] | np.ndarray) -> Image.Image:
@@ -86,3 +86,12 @@ def test_weights_have_mean_one_and_are_never_negative(values: list[float], inver
 def test_a_mask_that_leaves_nothing_is_refused(value: float, invert: bool) -> None:
     with pytest.raises(ValueError, match="nothing to train on"):
         loss_weights(torch.full((1, 2, 2), value), invert, 0.0)
+
+
+def test_weights_without_the_first_frame_by_hand() -> None:
+    weights = torch.tensor([[[[1.0]], [[0.5]], [[1.5]]]])
+    # 0, 0.5, 1.5 with mean 2/3
+    assert without_first(weights).flatten().tolist() == pytest.approx([0, 0.75, 2.25])
+    assert weights.flatten().tolist() == [1, 0.5, 1.5]
+    with pytest.raises(ValueError, match="nothing to train on"):
+        without_first(torch.tensor([[[[3.0]], [[0.0]], [[0.0]]]]))

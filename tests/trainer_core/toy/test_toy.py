@@ -13,12 +13,14 @@ import torch
 from PIL import Image
 
 from trainer_core.config import JobConfig
+from trainer_core.errors import ConfigError
 from trainer_core.families import registry
 from trainer_core.families.conditioning import MAIN, Conditioning
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import Event, StepDone
 from trainer_core.runs.run_folder import RunFolder
 from trainer_core.safetensors_file import read_tensors
+from trainer_core.training.experts import stages_of
 
 from .family import AUDIO, Provider, Toy
 
@@ -89,6 +91,16 @@ def test_trains_both_experts_in_turn(job: JobConfig, tmp_path: Path) -> None:
         lora = read_tensors(after.path / f"lora_{name}.safetensors")
         assert any(value.any() for key, value in lora.items() if "lora_B" in key), f"{name} has learned something"
         assert before.step < after.step
+
+
+def test_which_stages_are_trained(job: JobConfig) -> None:
+    assert stages_of(job.but(train={"stages": "high_noise"}), Toy.spec).stage(5) == 0
+    with pytest.raises(ConfigError, match="only one stage"):
+        stages_of(job.but(train={"stages": "high_noise"}), registry.family_spec("flux1"))
+    low = {"timestep_max": Toy.spec.experts[0].low}
+    with pytest.raises(ConfigError, match="leave no times to the stage"):
+        stages_of(job.but(train=low), Toy.spec)
+    assert stages_of(job.but(train={**low, "stages": "low_noise"}), Toy.spec).stage(5) == 1
 
 
 def test_an_update_changes_one_expert_alone(job: JobConfig, trainer_of: Callable[..., Any]) -> None:

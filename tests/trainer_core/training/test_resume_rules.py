@@ -59,6 +59,7 @@ MUST_AGREE: dict[str, Any] = {
     "datasets.frames": [17],
     "datasets.fps": 12.0,
     "datasets.clip_part": "middle",
+    "datasets.first_frame": True,
     "adapter.type": "dora",
     "adapter.conv_rank": 4,
     "adapter.conv_alpha": 2.0,

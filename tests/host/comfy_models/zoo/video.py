@@ -259,6 +259,7 @@ MODELS = [
         ((1, 24, 2, 4, 4), (1, 32, 2, 5)),
         padded,
         filled=("rope.inv_freq",),
+        refused="its videos have 5, 22, 39, … frames, and clips are not cut to such lengths yet",
         alone="it refuses more",
     ),
     _video(

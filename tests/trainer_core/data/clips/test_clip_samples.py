@@ -224,7 +224,7 @@ def test_large_clips_are_decoded_one_batch_ahead(
     begun = []
     monkeypatch.setattr(views.View, "pixels", lambda self: begun.append(self) or torch.zeros(3, 9, 64, 64))
     excerpt = Excerpt(None, tuple(range(9)))
-    view = views.View(tmp_path, "", (64, 64), (0, 0, 64, 64), (64, 64), Variant(), (0, 0, 0), excerpt)
+    view = views.View(tmp_path, "", (64, 64), (0, 0, 64, 64), (64, 64), Variant(), (0, 0, 0), excerpt=excerpt)
     for most, ahead in ((1 << 26, 4), (9 * 64 * 64, 1)):
         monkeypatch.setattr(views, "PIXELS_AHEAD", most)
         begun.clear()
@@ -363,3 +363,31 @@ def test_old_settings_mean_what_they_did() -> None:
     """A data set of pictures draws the same forms as before there were clips."""
     assert variants_of(DatasetConfig(folder="x")) == [Variant()]
     assert to_image(torch.zeros(3, 8, 8)).size == (8, 8)
+
+
+def test_a_data_set_may_choose_that_clips_go_on_from_their_first_frame(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no loss where the model hands it on; a still, and a set that does not choose so, are learned whole."""
+    folder = folder_of(tmp_path)
+    write_clip(folder / "a.mp4", range(9), 16)
+    frame(5).save(folder / "still.png")
+    spec = replace(ToyVideo.spec, first_frame=False, first_frame_chosen=True, first_frame_kept=True)
+    monkeypatch.setattr(ToyVideo, "spec", spec)
+    one = {"folder": str(folder), "frames": 9}
+    data, base = prepared({**one, "first_frame": True}, one)
+    found = {
+        (sample.dataset, sample.item.key): data.latents(sample, Variant()) for group in data.samples for sample in group
+    }
+    clip = found.pop((0, "a.mp4"))
+    assert clip.first_frame is not None
+    assert clip.mask is not None
+    assert clip.mask.shape == (1, *clip.mean[MAIN].shape[1:])
+    assert clip.mask.mean((0, 2, 3)).tolist() == pytest.approx([0, 1.5, 1.5])
+    assert len(found) == 3
+    assert all(one.first_frame is None and one.mask is None for one in found.values())
+    _, base = prepared({**one, "first_frame": True}, one)
+    assert not base.shown, "both are in the cache"
+    monkeypatch.setattr(ToyVideo, "spec", replace(spec, first_frame_kept=False))
+    (clip, *_) = [data.latents(one, Variant()) for one in prepared({**one, "first_frame": True})[0].samples[0]]
+    assert clip.mask is None
