@@ -18,7 +18,6 @@ import torch
 from aiohttp import web
 from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
-from PIL import Image
 from server import PromptServer
 
 from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider
@@ -29,7 +28,6 @@ from .comfy_models.provider import ComfyModels
 from .controls import Refused
 
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
-_PREVIEW_PIXELS = 512
 _REQUEST_BYTES = 4096
 
 register_provider(ComfyModels())
@@ -187,6 +185,7 @@ def progress_text(text: str) -> None:
     """Shows a text under the node that is executing."""
     context = get_executing_context()
     if context is not None:
+        text = text.replace("\n", "  \n")  # one of the page's two renderers takes it for Markdown
         PromptServer.instance.send_progress_text(text, context.node_id, PromptServer.instance.client_id)
 
 
@@ -210,11 +209,9 @@ class ProgressBar:
     def __init__(self) -> None:
         self._bar = comfy.utils.ProgressBar(1)
 
-    def update(self, done: int, total: int, picture: Image.Image | None = None) -> None:
-        """Sets the bar, and shows a picture on the node."""
+    def update(self, done: int, total: int) -> None:
         raise_if_interrupted()  # ComfyUI's bar looks only now and then
-        preview = ("JPEG", picture, _PREVIEW_PIXELS) if picture is not None else None
-        self._bar.update_absolute(done, max(total, 1), preview)
+        self._bar.update_absolute(done, max(total, 1))
 
 
 def raise_if_interrupted() -> None:

@@ -41,11 +41,6 @@ def opened(path: Path) -> Image.Image:
         return ImageOps.exif_transpose(picture).convert("RGB")
 
 
-def thumbnail(path: Path, edge: int = 256) -> Image.Image:
-    """A file's picture in at most `edge` pixels."""
-    return shrunk(opened(path), edge)
-
-
 def shrunk(picture: Image.Image, edge: int = 256) -> Image.Image:
     """A picture in at most `edge` pixels."""
     small = picture.copy()

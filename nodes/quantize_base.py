@@ -58,6 +58,7 @@ class QuantizeBase(io.ComfyNode):
             category=sockets.CATEGORY,
             description="Chooses the base model that the LoRA is trained for, and the precision that it is held in.",
             search_aliases=["base model", "load model", "checkpoint", "quantization", "precision"],
+            is_output_node=True,  # so that it can be run alone, to see what is found of linked models
             inputs=[
                 io.Combo.Input("family", options=families, default=families[0], tooltip=_FAMILY),
                 io.Combo.Input("source", options=source_names(host.model_names), default=EMBEDDED, tooltip=_SOURCE),

@@ -52,6 +52,7 @@ class SaveCheckpoint(io.ComfyNode):
             outputs=[
                 io.AnyType.Output("lora_name", tooltip="Its name, for `lora_name` of the stock LoRA loaders."),
                 io.String.Output("path", tooltip="Where the file is."),
+                io.AnyType.Output("lora_name_low_noise", tooltip=sockets.LOW_NOISE),
             ],
         )
 
@@ -71,6 +72,10 @@ class SaveCheckpoint(io.ComfyNode):
         except RunError as error:
             raise RunError(f"Save Checkpoint: {error}{_NONE_IS_BEST if which == 'best' else ''}") from None
         default = folder.name if which == "latest" else f"{folder.name[:80]}_{checkpoint.step}_steps"
-        lora_name, path = host.export_to_models(checkpoint.lora, name.strip() or default)
-        shown = host.shown_text(f"saved step {checkpoint.step} as {lora_name}")
-        return io.NodeOutput(lora_name, str(path), ui=shown)
+        named = name.strip().removesuffix(".safetensors") or default
+        files = zip(checkpoint.loras, checkpoint.endings, strict=True)
+        (lora_name, path), *others = [host.export_to_models(file, f"{named}{ending}") for file, ending in files]
+        low_noise = others[0][0] if others else host.no_output()
+        names = ", ".join([lora_name, *(one for one, _ in others)])
+        shown = host.shown_text(f"saved step {checkpoint.step} as {names}")
+        return io.NodeOutput(lora_name, str(path), low_noise, ui=shown)

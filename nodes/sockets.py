@@ -5,6 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 CATEGORY = "LoRA Foundry"
+LOW_NOISE = (
+    "Of models with two experts (Wan 2.2): the LoRA for low noise, where the other output is that for high noise. "
+    "Nodes behind it do not run if there is none."
+)
 
 Dataset = io.Custom("FOUNDRY_DATASET")
 """A `DatasetConfig`."""

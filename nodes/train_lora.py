@@ -117,6 +117,8 @@ class TrainLoRA(io.ComfyNode):
                 io.Video.Output(
                     "video", tooltip="The last preview of a video model; nodes behind it do not run if there is none."
                 ),
+                io.LoraModel.Output("lora_model_low_noise", tooltip=sockets.LOW_NOISE),
+                io.AnyType.Output("lora_name_low_noise", tooltip=sockets.LOW_NOISE),
             ],
         )
 
@@ -246,14 +248,29 @@ def _show(training: TrainingJob, view: TrainingView, bar: host.ProgressBar | Non
         view.apply(event)
     host.progress_text(view.text())
     previews = bool(training.job.sample.prompts)
+    new = view.samples and known != (len(view.samples), view.samples[-1:])
     host.send_to_node(
-        "progress", {"losses": view.curve(), "run": training.run.name, "state": view.state, "previews": previews}
+        "progress",
+        {
+            "losses": view.curve(),
+            "run": training.run.name,
+            "state": view.state,
+            "previews": previews,
+            "shown": _shown(training.run) if new else None,
+        },
     )
-    if bar is None:
-        return
-    new_samples = view.samples and known != (len(view.samples), view.samples[-1:])
-    picture = pictures.sheet([pictures.thumbnail(path) for path in view.samples]) if new_samples else None
-    bar.update(view.step, view.steps, picture)
+    if bar is not None:
+        bar.update(view.step, view.steps)
+
+
+def _shown(run: RunFolder) -> dict[str, Any]:
+    """The last previews, as the page asks for them: of videos the animated files.
+
+    They are not sent as ComfyUI's live previews, which are pictures and stay over what a node shows at its end.
+    """
+    clips = run.sample_clips()
+    images = [host.in_output(path) for path in clips or run.sample_paths()]
+    return {"images": images, **({"animated": (True,)} if clips else {})}
 
 
 def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
@@ -261,9 +278,12 @@ def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
     checkpoint = run.latest()
     if checkpoint is None:
         raise TrainingError(f"the run {run.name!r} holds no intact checkpoint; {run.path / 'log.txt'} says more")
-    lora_name, lora_path = host.export_to_output(checkpoint.lora, f"{run.name[:80]}_{checkpoint.step}_steps")
-    samples, clips = run.sample_paths(), run.sample_clips()
-    clip = video_frames(samples[-1]) if clips else None
+    files = zip(checkpoint.loras, checkpoint.endings, strict=True)
+    named = f"{run.name[:80]}_{checkpoint.step}_steps"
+    (lora_name, lora_path), *others = [host.export_to_output(path, f"{named}{ending}") for path, ending in files]
+    low_noise = [(read_lora_tensors(path), name) for name, path in others] or [(host.no_output(), host.no_output())]
+    samples = run.sample_paths()
+    clip = video_frames(samples[-1]) if run.sample_clips() else None
     shown = clip[0] if clip else [pictures.opened(path) for path in samples]
     images = pictures.to_batch(shown) if shown else host.no_output()
     video = host.no_output()
@@ -277,10 +297,10 @@ def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
         images,
         {"loss": run.losses()},
         video,
+        *low_noise[0],
         ui={
-            "images": [host.in_output(path) for path in clips or samples],
-            **({"animated": (True,)} if clips else {}),
+            **_shown(run),
             "losses": view.curve(),
-            **host.shown_text(view.text(saved_as=lora_name)),
+            **host.shown_text(view.text(saved_as=", ".join([lora_name, *(name for name, _ in others)]))),
         },
     )

@@ -27,7 +27,7 @@ class LinkedModel(ModelConfig):
 def linked_model(
     models: tuple[Any, ...], clip: Any, vae: Any, settings: dict[str, Any], audio_vae: Any = None
 ) -> tuple[LinkedModel, str]:
-    """The base that links make, and a line that says what it is.
+    """The base that links make, and lines that say what it is.
 
     Args:
         models: MODELs; with two experts the one for high noise first.
@@ -42,4 +42,4 @@ def linked_model(
     opened = ComfyBase.open(base)
     opened.check_parts()
     sizes = described(models[0].model.diffusion_model, opened.spec.targets["attention_mlp"])
-    return base, f"{opened.spec.title}: a LoRA of attention and feed-forward adapts {sizes}"
+    return base, f"{opened.spec.title}\na LoRA of attention and feed-forward adapts\n{sizes}"

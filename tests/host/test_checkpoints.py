@@ -163,6 +163,23 @@ def test_the_workflow_for_checkpoints_runs_headless(server: ComfyServer, checkpo
     assert (job["adapter"]["rank"], job["train"]["gradient_accumulation"]) == (32, 2)
 
 
+def test_the_workflow_for_any_model_runs_headless(server: ComfyServer, checkpoint: Path) -> None:
+    """What Load Checkpoint gives is trained as ComfyUI has loaded it."""
+    begin = len(server.log())
+    prompt = server.workflow("train_any_model")
+    of_type(prompt, "CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
+    of_type(prompt, "FoundryLoadDataset")["resolutions"] = "64"
+    of_type(prompt, "FoundryTrainLoRA").update(name="any", steps=2, learning_rate=0.05, sample_prompts="a [trigger]")
+    of_type(prompt, "FoundrySampleSettings").update(width=64, height=64, steps=2, before_training=False)
+    of_type(prompt, "EmptyLatentImage").update(width=64, height=64)
+    of_type(prompt, "KSampler").update(steps=2)
+    result = server.run(prompt)
+    assert result.status == "success", result.messages
+    assert not [line for line in server.log()[begin:].splitlines() if any(bad in line for bad in BAD_LOG_LINES)]
+    job = yaml.safe_load((server.base / "output/lora_foundry/any/job.yaml").read_text(encoding="utf-8"))
+    assert job["model"]["family"] == "comfyui"
+
+
 @pytest.mark.parametrize("kind", ["truncated", "pickle", "a LoRA"])
 def test_files_that_are_no_checkpoint_are_refused_by_quantize_base(
     server: ComfyServer, trained: Callable[..., Prompt], checkpoint: Path, kind: str

@@ -27,8 +27,9 @@ NODES = {
     "FoundryPreviewSamples",
     "FoundryLoadBase",
 }
-MODEL_LISTS = {"warm_start", "source", "text_encoder", "text_encoder_2", "vae"}
-"""Widgets that list the files that there are."""
+LISTS = {"warm_start", "source", "vae", "training_adapter", "model_low_noise", "sampler", "scheduler"}
+LISTS |= {"text_encoder", *(f"text_encoder_{number}" for number in (2, 3, 4))}
+"""Widgets that list the files, and the samplers, that this ComfyUI has."""
 NEW_MODULES = """
 import asyncio, importlib.util, json, sys
 from pathlib import Path
@@ -76,8 +77,8 @@ def test_help_pages_templates_and_script_are_served(server: ComfyServer) -> None
     for path in paths:
         with urllib.request.urlopen(server.url + path, timeout=60) as answer:
             assert answer.status == 200
-    workflows = {"train_and_test", "train_and_sample_with_stock_nodes", "train_a_checkpoint"}
-    assert set(server.get("/workflow_templates")[PACK]) == workflows
+    shipped = {path.stem for path in (ROOT / "example_workflows").glob("*.json")}
+    assert set(server.get("/workflow_templates")[PACK]) == shipped
 
 
 def test_loading_the_pack_imports_nothing_heavy(comfyui: Path) -> None:
@@ -100,7 +101,7 @@ def _shape(info: dict[str, Any]) -> dict[str, Any]:
     for group in ("required", "optional"):
         for name, (kind, *options) in info["input"].get(group, {}).items():
             shown = {key: value for key, value in options[0].items() if key not in ("tooltip", "multiselect")}
-            if name in MODEL_LISTS:
+            if name in LISTS:
                 del shown["options"]
             inputs[name] = [group, kind, shown]
     return {

@@ -49,7 +49,7 @@ def test_opened_pictures_are_upright_and_thumbnails_small(pictures: ModuleType, 
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (400, 200), "red").save(tmp_path / "turned.jpg", exif=exif)
     assert pictures.opened(tmp_path / "turned.jpg").size == (200, 400)
-    assert pictures.thumbnail(tmp_path / "turned.jpg", 100).size == (50, 100)
+    assert pictures.shrunk(pictures.opened(tmp_path / "turned.jpg"), 100).size == (50, 100)
 
 
 def test_masks_become_grey_pictures(pictures: ModuleType) -> None:

@@ -25,6 +25,8 @@ OWN_WIDGETS = {
     ("model", "family"): "one of the families that there are",
     ("model", "source"): "one of the files that ComfyUI lists, or folder_or_repo",
     ("model", "files"): "a list of the files that ComfyUI lists, for each part",
+    ("sample", "sampler"): "one of the samplers that ComfyUI lists",
+    ("sample", "scheduler"): "one of the schedulers that ComfyUI lists",
 }
 """Fields whose widget is made by the node itself, and why."""
 NO_WIDGET = {

@@ -14,11 +14,20 @@ import pytest
 
 from ..host.server import ROOT, ComfyServer
 
+MODELS = ROOT / "tests" / "host" / "comfy_models" / "custom_node"
+"""Gives the zoo's models to the page."""
 _SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
 """No welcome dialog over the graph."""
 _OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 _OPTIONS += ("--disable-sync", "--no-first-run")
 _READY = "() => window.app?.graph && window.app?.extensionManager && window.app?.ui"
+SHOWN_TEXT = """(type) => {
+  const node = window.app.graph.nodes.find((n) => n.type === type);
+  const live = node.widgets.find((w) => w.name === "$$node-text-preview")?.value ?? "";
+  const kept = node.widgets.find((w) => w.name === "foundry_panel")?.foundry.text.textContent ?? "";
+  return live + kept;
+}"""
+"""What the one node of a type says of its progress and its result."""
 _PATIENCE = 120_000
 """Milliseconds; only bounds how long a broken page is waited for."""
 
@@ -26,7 +35,7 @@ _PATIENCE = 120_000
 @pytest.fixture(scope="package")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     pytest.importorskip("playwright", reason="the browser tests need `pip install playwright`")
-    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui_web")) as running:
+    with ComfyServer(comfyui, tmp_path_factory.mktemp("comfyui_web"), [MODELS]) as running:
         request = urllib.request.Request(
             running.url + "/settings",
             json.dumps(_SETTINGS).encode(),
@@ -75,6 +84,17 @@ def open_workflow(page: Any, graph: dict[str, Any]) -> None:
     page.wait_for_function("(count) => window.app.graph.nodes.length === count", arg=len(graph["nodes"]))
     page.keyboard.press(".")
     page.wait_for_timeout(1000)
+
+
+def set_widgets(page: Any, kind: str, values: dict[str, Any]) -> None:
+    """Sets widgets of the one node of a type."""
+    page.evaluate(
+        """([type, values]) => {
+          const node = window.app.graph.nodes.find((n) => n.type === type);
+          for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name];
+        }""",
+        [kind, values],
+    )
 
 
 def screenshot(page: Any, name: str) -> None:

@@ -26,7 +26,7 @@ _VIEW = {"width": 2600, "height": 1500}
 _EDGE = 1600
 """Of a picture in pixels, at most."""
 _MARGIN = 24
-_NOT_RUN = {"train_a_checkpoint"}
+_NOT_RUN = {"train_a_checkpoint", "train_any_model"}
 """Workflows whose checkpoint is the user's own."""
 _GRAPH_BOX = """() => {
   const scale = window.app.canvas.ds.scale, [x, y] = window.app.canvas.ds.offset;

@@ -7,23 +7,13 @@ from typing import Any
 import pytest
 
 from ..host.server import DEMO_IMAGES, ComfyServer, api_prompt
-from .conftest import open_workflow, screenshot, workflow
+from .conftest import SHOWN_TEXT, open_workflow, screenshot, set_widgets, workflow
 
-WORKFLOWS = ("train_and_test", "train_and_sample_with_stock_nodes", "train_a_checkpoint")
+WORKFLOWS = ("train_and_test", "train_and_sample_with_stock_nodes", "train_a_checkpoint", "train_any_model")
 SHORT = {"steps": 6, "save_every": 3, "sample_every": 3, "batch_size": 2, "name": "in the page"}
 MISSING = (
     "() => window.app.graph.nodes.filter((n) => !window.LiteGraph.registered_node_types[n.type]).map((n) => n.type)"
 )
-SET_WIDGETS = """([type, values]) => {
-  const node = window.app.graph.nodes.find((n) => n.type === type);
-  for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name];
-}"""
-SHOWN_TEXT = """(type) => {
-  const node = window.app.graph.nodes.find((n) => n.type === type);
-  const live = node.widgets.find((w) => w.name === "$$node-text-preview")?.value ?? "";
-  const kept = node.widgets.find((w) => w.name === "foundry_panel")?.foundry.text.textContent ?? "";
-  return live + kept;
-}"""
 CURVE = """() => {
   const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
   const panel = node.widgets.find((w) => w.name === "foundry_panel");
@@ -50,13 +40,25 @@ def test_workflow_opens_and_queues_as_the_host_tests_run_it(page: Any, server: C
     }
 
 
+def test_workflow_saved_before_nodes_had_their_last_widgets_opens(page: Any) -> None:
+    """As before November 2026: values are kept by position, and there are none for widgets that came later."""
+    old = {"FoundryQuantizeBase": 9, "FoundrySampleSettings": 10, "FoundryLoadDataset": 22}
+    graph = workflow("train_and_test")
+    for node in graph["nodes"]:
+        node["widgets_values"] = node["widgets_values"][: old.get(node["type"])]
+    open_workflow(page, graph)
+    queued = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+    open_workflow(page, workflow("train_and_test"))
+    assert queued == page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+
 def test_training_shows_on_the_node_and_loaders_list_the_file(page: Any, server: ComfyServer) -> None:
     open_workflow(page, workflow("train_and_test"))
-    page.evaluate(SET_WIDGETS, ["FoundryTrainLoRA", SHORT])
-    page.evaluate(SET_WIDGETS, ["FoundrySampleSettings", {"steps": 2}])
-    page.evaluate(SET_WIDGETS, ["FoundryTrainingOptions", {"validation_every": 3, "validation_share": 0.25}])
-    page.evaluate(SET_WIDGETS, ["FoundrySaveCheckpoint", {"name": "from the page"}])
-    page.evaluate(SET_WIDGETS, ["FoundryPreviewSamples", {"steps": 2}])
+    set_widgets(page, "FoundryTrainLoRA", SHORT)
+    set_widgets(page, "FoundrySampleSettings", {"steps": 2})
+    set_widgets(page, "FoundryTrainingOptions", {"validation_every": 3, "validation_share": 0.25})
+    set_widgets(page, "FoundrySaveCheckpoint", {"name": "from the page"})
+    set_widgets(page, "FoundryPreviewSamples", {"steps": 2})
     page.evaluate("""() => {
       const loader = window.LiteGraph.createNode("LoraLoaderModelOnly");
       loader.pos = [0, 1400];
@@ -107,8 +109,8 @@ def test_saved_workflow_does_not_change_by_running(page: Any, server: ComfyServe
 def test_buttons_pause_save_and_resume(page: Any, server: ComfyServer) -> None:
     open_workflow(page, workflow("train_and_test"))
     slow = {"steps": 400, "save_every": 1000, "sample_every": 1000, "batch_size": 4, "name": "with buttons"}
-    page.evaluate(SET_WIDGETS, ["FoundryTrainLoRA", slow])
-    page.evaluate(SET_WIDGETS, ["FoundrySampleSettings", {"steps": 2, "before_training": False}])
+    set_widgets(page, "FoundryTrainLoRA", slow)
+    set_widgets(page, "FoundrySampleSettings", {"steps": 2, "before_training": False})
     assert page.evaluate(BUTTONS) == []
     page.evaluate("() => window.app.queuePrompt(0)")
     page.wait_for_function(f"() => ({CURVE})().split(' ').length >= 3")

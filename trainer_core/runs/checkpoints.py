@@ -40,6 +40,11 @@ class Checkpoint:
         return sorted(self.path.glob("lora_*.safetensors")) or [self.path / LORA]
 
     @property
+    def endings(self) -> list[str]:
+        """What tells copies of `loras` apart by their names: `_high_noise` …, or nothing where there is one."""
+        return [path.stem.removeprefix("lora") for path in self.loras]
+
+    @property
     def state(self) -> Path:
         """What training goes on from."""
         return self.path / STATE

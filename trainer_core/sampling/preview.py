@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ModelConfig, SampleConfig
+from ..errors import ConfigError
+from ..reading import is_file
 from .sampler import SamplerSettings, draw, embedded
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ..adapters.deltas import Deltas
     from ..families.base import Base
     from ..families.conditioning import Conditioning, Streams
+    from ..families.spec import FamilySpec
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,6 @@ def preview_frames(
     from ..adapters.key_names import split_text
     from ..adapters.parsing import parse
     from ..families.registry import open_base
-    from ..safetensors_file import read_tensors
     from .animation import frames_of
     from .controls import check_count, encoded, of_settings, of_text, pixels_of
 
@@ -76,8 +78,8 @@ def preview_frames(
         if controls is None:
             controls = [one.pictures() for one in of_settings(sample, len(prompts))]
         check_count(controls, base.spec, "control images")
-        tensors = read_tensors(lora) if isinstance(lora, Path) else lora
-        own, texts_own = split_text(parse(tensors)) if tensors is not None else ({}, {})
+        split = {name: split_text(parse(tensors)) for name, tensors in _of_experts(lora, base.spec).items()}
+        own, texts_own = {name: one for name, (one, _) in split.items()}, next((one for _, one in split.values()), {})
         pixels = pixels_of(base, controls, settings)
         base.load_text_encoders()
         with applied_text(base, texts_own, strength):
@@ -99,22 +101,58 @@ def preview_frames(
 
 def _latents(
     base: Base,
-    lora: Deltas,
+    loras: Mapping[str, Deltas],
     strength: float,
     prompts: Sequence[tuple[Conditioning, Conditioning]],
     sample: SampleConfig,
     settings: SamplerSettings,
     progress: Callable[[int, int], None] | None,
 ) -> list[Streams]:
-    """Latents of one picture for each (prompt, negative prompt); the denoiser is out of memory when it returns."""
+    """Latents of one picture for each (prompt, negative prompt); the denoisers are out of memory when it returns.
+
+    Args:
+        loras: of each expert, by its name.
+    """
     from ..adapters.applied import applied
     from ..adapters.parsing import for_modules
 
-    denoiser = base.load_denoiser()
+    denoisers = {one.name: base.load_denoiser(one.name) for one in base.spec.experts}
+
+    def denoiser_at(t: float) -> nn.Module:
+        return denoisers[next((one.name for one in base.spec.experts if t >= one.low), base.spec.experts[-1].name)]
+
     latents = []
-    with applied(denoiser, for_modules(lora, denoiser, base), strength):
+    with ExitStack() as stack:
+        for name, lora in loras.items():
+            stack.enter_context(applied(denoisers[name], for_modules(lora, denoisers[name], base), strength))
         for k, (prompt, negative) in enumerate(prompts):
             on_step = partial(progress, k, len(prompts)) if progress else None
             seed = sample.seed + k * sample.walk_seed
-            latents.append(draw(base, lambda _: denoiser, [prompt], [seed], settings, negative, on_step))
+            latents.append(draw(base, denoiser_at, [prompt], [seed], settings, negative, on_step))
     return latents
+
+
+def _of_experts(lora: Path | dict[str, Tensor] | None, spec: FamilySpec) -> dict[str, dict[str, Tensor]]:
+    """The LoRA's tensors for each expert, by its name; empty if there is no LoRA.
+
+    Raises:
+        AdapterError: if a file cannot be read.
+        ConfigError: if the family has several experts, and the file is not one of a run's, which lie side by side.
+    """
+    from ..safetensors_file import read_tensors
+
+    first, *others = (one.name for one in spec.experts)
+    if lora is None:
+        return {}
+    if not others:
+        return {first: read_tensors(lora) if isinstance(lora, Path) else lora}
+    files = (
+        {name: lora.with_name(f"lora_{name}.safetensors") for name in (first, *others)}
+        if isinstance(lora, Path)
+        else {}
+    )
+    if not files or not all(is_file(file) for file in files.values()):
+        raise ConfigError(
+            f"{spec.title} has a LoRA for each of {first}, {', '.join(others)}: name the run, which holds all"
+        )
+    return {name: read_tensors(file) for name, file in files.items()}

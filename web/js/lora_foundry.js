@@ -174,7 +174,7 @@ function showButtons(node, { run, state, previews }) {
 function showText(node, text) {
   const live = node.widgets?.find((widget) => widget.name === LIVE_TEXT);
   if (live) {
-    live.value = text;
+    live.value = text.replaceAll("\n", "  \n"); // with Vue nodes it is Markdown
     return;
   }
   const element = panelOf(node).foundry.text;
@@ -190,6 +190,9 @@ app.registerExtension({
       const node = nodeOf(detail.node);
       showButtons(node, detail);
       showLosses(node, detail.losses);
+      // previews as if they were results already: only these can be animated
+      const { node: id, prompt_id, shown: output } = detail;
+      if (output) api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id, output });
     });
     // what the key R does, without its pop-up message where the page can do so
     api.addEventListener("lora_foundry.saved", () => (app.reloadNodeDefs ?? app.refreshComboInNodes).call(app));

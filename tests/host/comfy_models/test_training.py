@@ -195,6 +195,30 @@ def test_two_experts_train_in_turn(name: str, boundary: float, clips: Path, tmp_
     assert all(value.any() for key, value in found.items() if key.endswith("lora_B.weight"))
 
 
+def test_both_loras_of_two_experts_are_drawn_with(clips: Path, tmp_path: Path) -> None:
+    """As the run's own last preview was drawn; one of them alone is refused."""
+    api, errors = module("trainer_core.api"), module("trainer_core.errors")
+    models = (VIDEO["wan22_t2v_high"].make(), VIDEO["wan22_t2v_low"].make(seed=5))
+    base = linked(VIDEO["wan22_t2v_high"], models)
+    data, sample = {"frames": [9], "fps": 16}, {"frames": 5, "steps": 8, "every": 4}
+    job = job_of(base, clips, dataset=data, sample=sample, steps=4, learning_rate=0.1).but(save={"dtype": "float32"})
+    run = api.new_run(tmp_path, job.model_copy(update={"model": base}))
+    assert run.run_here(lambda _: None) == "finished"
+    (path,) = run.run.sample_paths(4)
+    shown = np.asarray(Image.open(path).convert("RGB"), dtype=int)
+    lora = run.run.latest().lora
+
+    def first_frame(**given: Any) -> Any:
+        return np.asarray(api.sample_frames(base, ["a zorble"], settings=job.sample, **given).frames[0][0], dtype=int)
+
+    assert abs(first_frame(lora=lora) - shown).max() <= 1
+    assert abs(first_frame() - shown).max() > 1
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(lora.read_bytes())
+    with pytest.raises(errors.ConfigError, match="name the run"):
+        first_frame(lora=alone)
+
+
 def trains_and_resumes(job: Any, tmp_path: Path) -> Any:
     api = module("trainer_core.api")
     whole = api.new_run(tmp_path / "whole", job)
