@@ -32,7 +32,7 @@ def test_nothing_is_unpickled(part: str, tmp_path: Path, monkeypatch: pytest.Mon
         else:
             files.check_file(f"model.files.{part}", str(path))
 
-    with pytest.raises(errors.FoundryError, match="is a pickle|is not a safetensors file"):
+    with pytest.raises(errors.FoundryError, match=r"is a pickle|is not a safetensors file"):
         read()
 
 
