@@ -277,7 +277,9 @@ class ComfyBase(Base):
                     scheduler=scheduler,
                     on_step=on_step,
                 )
-                latents[0] = self._model.latent_format.process_in(latents[0])
+                latents[0] = video.finished(
+                    self._model, self._model.latent_format.process_in(latents[0]), prompt.first_frame
+                )
                 found.append(latents)
         return {name: torch.cat(group) for name, group in zip(shapes, zip(*found, strict=True), strict=True)}
 

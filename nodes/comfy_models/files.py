@@ -12,6 +12,7 @@ import comfy.utils
 import torch
 
 from ...trainer_core.errors import BaseModelError, first_line
+from ...trainer_core.families.sources.recognise import refuse_foreign
 from . import traits
 from .loading import Linked
 
@@ -63,7 +64,7 @@ def _loaded(config: ModelConfig) -> Linked:
     if texts := [config.files[part] for part in TEXT_ENCODERS if part in config.files]:
         kind = clip_type(traits.name_of(model.model))
         for text in texts:
-            _check_file("model.files", text)
+            check_file("model.files", text)
         clip = _by_comfyui(
             "model.files.text_encoder",
             texts[0],
@@ -89,13 +90,19 @@ def _vae(file: str) -> Any:
     return comfy.sd.VAE(sd=weights, metadata=metadata)
 
 
-def _check_file(field: str, file: str) -> None:
+def check_file(field: str, file: str) -> None:
+    """Whether a file may be read: what is unpickled could run any code, though ComfyUI takes care.
+
+    Raises:
+        BaseModelError: if it is not there, or is no safetensors file.
+    """
     if not Path(file).is_file():
         raise BaseModelError(f"{field}: {file}: there is no such file")
+    refuse_foreign(Path(file))
 
 
 def _by_comfyui(field: str, file: str, load: Any) -> Any:
-    _check_file(field, file)
+    check_file(field, file)
     try:
         with torch.no_grad():
             return load(file)

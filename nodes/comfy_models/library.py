@@ -12,7 +12,7 @@ from ...trainer_core.families.device import pick_device
 from ...trainer_core.families.registry import register_provider
 from . import tokenizers
 
-_FOLDERS = ("checkpoints", "diffusion_models", "text_encoders", "vae")
+_FOLDERS = ("checkpoints", "diffusion_models", "text_encoders", "vae", "loras")
 """ComfyUI's folders that a base's files lie in; it knows `unet` and `clip` as names of the second and third."""
 
 
@@ -50,12 +50,15 @@ def find(part: str, name: str) -> Path | None:
     """
     import folder_paths
 
+    from .files import LOW_NOISE, TRAINING_ADAPTER
+
     if Path(name).is_absolute():
         return None
     before, _, inner = name.replace("\\", "/").partition("/")
-    usual = _FOLDERS[:2] if part == SOURCE else _FOLDERS[3:] if "vae" in part else _FOLDERS[2:3]
+    usual = {SOURCE: _FOLDERS[:2], LOW_NOISE: _FOLDERS[:2], "vae": ("vae",), TRAINING_ADAPTER: ("loras",)}
+    first = usual.get(part, ("text_encoders",))
     places = [(folder_paths.map_legacy(before), inner)] if folder_paths.map_legacy(before) in _FOLDERS else []
-    places += [(folder, name) for folder in dict.fromkeys((*usual, *_FOLDERS))]
+    places += [(folder, name) for folder in dict.fromkeys((*first, *_FOLDERS))]
     return next((Path(path) for place in places if (path := folder_paths.get_full_path(*place))), None)
 
 

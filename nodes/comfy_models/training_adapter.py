@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import comfy.lora
-import comfy.utils
 import torch
 from comfy.weight_adapter import LoRAAdapter
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...trainer_core.errors import BaseModelError
+from ...trainer_core.errors import AdapterError, BaseModelError
+from ...trainer_core.safetensors_file import read_tensors
 
 
 class TrainingAdapter:
@@ -37,9 +36,9 @@ class TrainingAdapter:
         self._on = True
         where = f"model.files.training_adapter: {file}"
         try:
-            tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise BaseModelError(f"{where}: cannot be read: {error}") from None
+            tensors = read_tensors(file)
+        except AdapterError as error:
+            raise BaseModelError(f"model.files.training_adapter: {error}") from None
         keys = comfy.lora.model_lora_keys_unet(model, {})
         found = comfy.lora.load_lora(tensors, keys, log_missing=False)
         if not found:

@@ -28,7 +28,7 @@ BESIDE = {
 IN_PLACE = {"WAN22_T2V", "LTXV", "LTXAV", "CosmosI2V", "CosmosI2VPredict2"}
 """Classes whose noisy latents begin with the clean ones of the first frame, at time 0."""
 _BY_MODEL = "Kandinsky5"
-"""Puts the first frame in place itself."""
+"""Puts the first frame in place itself, but hands on what it makes of it, so that graphs replace that afterwards."""
 _GREY = {"WAN21_I2V"}
 """Classes that see grey pixels after the first frame; others see no latents."""
 _PADDED = {"CosmosI2V", "CosmosI2VPredict2"}
@@ -87,6 +87,13 @@ def options(model: Any, latents: Tensor | None) -> Options:
     if name == _BY_MODEL:
         return {"time_dim_replace": as_encoded, "concat_mask": mask}
     return {"concat_latent_image": as_encoded, "concat_mask": mask}
+
+
+def finished(model: Any, drawn: Tensor, first: Tensor | None) -> Tensor:
+    """Normalised latents (1, C, T, h, w) as drawn, with the first frame where ComfyUI's graphs put it back."""
+    if first is None or traits.name_of(model) != _BY_MODEL:
+        return drawn
+    return torch.cat([first[None, :, :1], drawn[:, :, 1:]], 2)
 
 
 def _made(like: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def test_every_node_has_a_help_page() -> None:
 
 
 @pytest.mark.parametrize("name", NODE_IDS)
-def test_help_page_tells_of_every_input(name: str) -> None:
+def test_help_page_tells_of_every_input_and_output(name: str) -> None:
     """By the snapshot that tests/host compares with the real nodes."""
     known = json.loads((ROOT / "tests" / "host" / "node_info.json").read_text(encoding="utf-8"))
     page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
@@ -43,6 +43,7 @@ def test_help_page_tells_of_every_input(name: str) -> None:
     tables = re.findall(r"^\| Input \|.*\n\|[-|]+\n((?:\|.*\n)+)", page, flags=re.MULTILINE)
     cells = [line.split("|")[1] for table in tables for line in table.splitlines()]
     assert {one.strip() for cell in cells for one in re.split(r",| \*or\* ", cell)} == shown
+    assert {one for one, _ in known[name]["outputs"] if not re.search(rf"\b{one}\b", page)} == set()
 
 
 def test_train_and_test_ships() -> None:

@@ -143,6 +143,8 @@ MAY_DIFFER: dict[str, Any] = {
     "sample.steps": 4,
     "sample.frames": 9,
     "sample.guidance": 2.0,
+    "sample.sampler": "euler",
+    "sample.scheduler": "simple",
     "sample.seed": 7,
     "sample.walk_seed": False,
     "sample.negative_prompt": "blurry",
