@@ -101,7 +101,8 @@ def test_the_config_is_the_whole_one(job_of: Jobs, train: Train) -> None:
     job = job_of()
     config = json.loads(metadata(train(job))["lora_foundry.config"])
     config["datasets"][0]["folder"] = job.datasets[0].folder
-    assert JobConfig.model_validate(config) == job
+    found = job.model_copy(update={"model": job.model.but(family="flux1")})  # it was `auto`
+    assert JobConfig.model_validate(config) == found
 
 
 def test_hashes_follow_the_base_and_the_data(job_of: Jobs, train: Train, pictures: Path, tmp_path: Path) -> None:

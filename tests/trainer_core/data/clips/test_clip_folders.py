@@ -244,5 +244,5 @@ def test_clips_of_another_length_share_no_batch(tmp_path: Path) -> None:
         write_clip(tmp_path / f"long{k}.mp4", range(40), 16)
     write_clip(tmp_path / "short.mp4", range(10), 16)
     write_clip(tmp_path / "shorter.mp4", range(6), 16)
-    alone = lint(config(tmp_path, default_caption="x"), family="toy_video", tokenizers=()).of("small-bucket")
-    assert [finding.files for finding in alone] == [("short.mp4", "shorter.mp4")]
+    alone = lint(config(tmp_path, default_caption="x"), model=ModelConfig(family="toy_video"), tokenizers=())
+    assert [finding.files for finding in alone.of("small-bucket")] == [("short.mp4", "shorter.mp4")]
