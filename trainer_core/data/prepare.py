@@ -198,6 +198,11 @@ class PreparedData:
                 )
             elif content not in held:
                 self.samples[sample.dataset].append(sample)
+        if self._job.validation.every and not self.validation:
+            raise DatasetError(
+                "validation.share: nothing can be held out, since each training set has one picture, or several of the "
+                "same content. Add pictures or a set with the role validation, or set validation.every to 0"
+            )
 
     def _seen(self, sample: Sample, variant: Variant) -> tuple[View, ...]:
         """The control images that the text encoders look at."""

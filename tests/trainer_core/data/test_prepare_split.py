@@ -54,6 +54,14 @@ def test_without_validation_everything_is_trained_on(prepared: Any, tmp_path: Pa
     assert (len(data.samples[0]), data.validation) == (5, [])
 
 
+def test_where_nothing_can_be_held_out_it_is_told(prepared: Any, tmp_path: Path) -> None:
+    """One picture, or the same one twice: it is trained on, and there would be no loss to measure."""
+    folder = Path(pictures(tmp_path / "one", range(1)))
+    shutil.copy(folder / "0.png", folder / "1.png")
+    with pytest.raises(DatasetError, match="nothing can be held out"):
+        prepared({"folder": str(folder)}, **HALF)
+
+
 def test_the_split_does_not_follow_names_or_seeds(prepared: Any, tmp_path: Path) -> None:
     folder = Path(pictures(tmp_path / "one", range(20)))
     held = keys(prepared({"folder": str(folder)}, **HALF)[0].validation)
