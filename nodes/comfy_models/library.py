@@ -12,6 +12,13 @@ from ...trainer_core.families.device import pick_device
 from ...trainer_core.families.registry import register_provider
 from . import tokenizers
 
+_USUAL = {
+    SOURCE: ("checkpoints", "diffusion_models"),
+    "model_low_noise": ("diffusion_models", "checkpoints"),
+    "vae": ("vae",),
+    "training_adapter": ("loras",),
+}
+"""Part of a base (`base.SPEC`) → where it lies; text encoders are the others."""
 _FOLDERS = ("checkpoints", "diffusion_models", "text_encoders", "vae", "loras")
 """ComfyUI's folders that a base's files lie in; it knows `unet` and `clip` as names of the second and third."""
 
@@ -50,13 +57,10 @@ def find(part: str, name: str) -> Path | None:
     """
     import folder_paths
 
-    from .files import LOW_NOISE, TRAINING_ADAPTER
-
     if Path(name).is_absolute():
         return None
     before, _, inner = name.replace("\\", "/").partition("/")
-    usual = {SOURCE: _FOLDERS[:2], LOW_NOISE: _FOLDERS[:2], "vae": ("vae",), TRAINING_ADAPTER: ("loras",)}
-    first = usual.get(part, ("text_encoders",))
+    first = _USUAL.get(part, ("text_encoders",))
     places = [(folder_paths.map_legacy(before), inner)] if folder_paths.map_legacy(before) in _FOLDERS else []
     places += [(folder, name) for folder in dict.fromkeys((*first, *_FOLDERS))]
     return next((Path(path) for place in places if (path := folder_paths.get_full_path(*place))), None)

@@ -137,11 +137,14 @@ class EncodedPictures:
         for entry in map(self._entries.entry, self._together(sample, variant)):
             controls += [entry[str(k)] for k in range(len(entry))]
         spec, timing = self._base.spec, self._timings[sample.dataset]
+        mask = self._mask(sample, variant)
+        if mask is not None and mask.dim() < mean[MAIN].dim():
+            mask = mask[:, None]  # latents of some models for pictures have an axis of time too
         return Latents(
             mean,
             std,
             self._view(sample, variant, sample.item.path).time_ids,
-            self._mask(sample, variant),
+            mask,
             tuple(controls),
             float(timing.rate) if timing and timing.rate else None,
             target.get(_FIRST_FRAME),

@@ -40,6 +40,15 @@ def _without_values(_comfy: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         yield
 
 
+UNUSED = {
+    "Qwen-Image and Edit-2509": {
+        *("transformer_blocks.59.attn.to_add_out", "transformer_blocks.59.txt_mlp.net.0.proj"),
+        "transformer_blocks.59.txt_mlp.net.2",
+    }
+}
+"""Layers of what the last block says of the text, which nothing reads."""
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_every_layer_gets_a_gradient(name: str) -> None:
     import torch
@@ -63,4 +72,7 @@ def test_every_layer_gets_a_gradient(name: str) -> None:
         said = predict(whole, streams, [[options.pop("cross_attn"), options]], 0.5)
         assert [one.shape for one in said] == [one.shape for one in streams]
         sum(one.float().square().mean() for one in said).backward()
-    assert [key for key, weight in adapter._named().items() if weight.grad is None] == []
+    without = {
+        path for path, layer in adapter.layers.items() if any(one.grad is None for one in layer.trained.values())
+    }
+    assert without == UNUSED.get(name, set())
