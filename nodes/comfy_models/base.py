@@ -118,7 +118,9 @@ class ComfyBase(Base):
         """ComfyUI brings it to the device when it is used."""
 
     def free_text_encoders(self) -> None:
-        """It gives the memory back when something else needs it."""
+        """It gives the memory back when something else needs it; what it has pushed off the device may come back."""
+        for trained in self._trained.values():
+            trained.make_room_anew()
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG002
         raise AdapterError("adapter.text_encoders: ComfyUI's text encoders cannot be adapted. Switch it off")
@@ -141,7 +143,7 @@ class ComfyBase(Base):
         """See `load_text_encoders`."""
 
     def free_vae(self) -> None:
-        """See `free_text_encoders`."""
+        self.free_text_encoders()
 
     def encode_pixels(self, pixels: Tensor, sound: Tensor | None = None) -> tuple[Streams, Streams]:
         with computing():

@@ -177,6 +177,8 @@ class TrainedModel:
         self.model = model
         """A `comfy.model_base.BaseModel`."""
         self._options: dict[str, Any] | None = None
+        self._room: float | None = None
+        """Bytes that were left for training when it was loaded."""
 
     @property
     def denoiser(self) -> nn.Module:
@@ -188,20 +190,27 @@ class TrainedModel:
         """Brings the model to its device, wholly or, where memory is short, as far as it fits. Cheap if it is there.
 
         All others have to leave it first. The layers that do not fit stay in the computer's memory, and come to the
-        device one by one when they compute.
+        device one by one when they compute. ComfyUI is not asked before each step: with what training keeps there at
+        the moment, it would part the model anew every time.
 
         Args:
             latents: shape (N, C, …) of what it is about to be trained on, for which memory is left.
         """
-        if all(one.model is not self.patcher for one in _loaded()):
-            for one in _loaded():
-                _unload(one)
+        there = any(one.model is self.patcher for one in _loaded())
+        for one in () if there else _loaded():
+            _unload(one)
         room = _PASSES * self.model.memory_required(list(latents)) if latents else 0
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
+        if not there or self._room is None or room > self._room:
+            comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
+            self._room = room
         for parameter in self.denoiser.parameters():
             if parameter.requires_grad and parameter.device != self.patcher.load_device:
                 parameter.data = parameter.data.to(self.patcher.load_device)
         self.patcher.pre_run()
+
+    def make_room_anew(self) -> None:
+        """Something else has been on the device, and may have pushed parts of the model off it: `load` looks again."""
+        self._room = None
 
     def unload(self) -> None:
         """Takes it off the device, and has nodes forget what they keep while it runs."""

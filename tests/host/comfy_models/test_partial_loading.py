@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,3 +73,34 @@ def gradients(name: str, recompute: bool, offloaded: bool = False) -> list[Any]:
         predicted.square().mean().backward()
     base.close()
     return [parameter.grad for parameter in adapter.parameters()]
+
+
+def test_the_model_is_parted_once_and_not_before_each_step(partly: list[Any]) -> None:
+    """Again for larger latents, and when the VAE or the text encoder was used in between."""
+    import torch
+
+    from .hosted import opened
+    from .zoo.encoders import clip, vae
+
+    conditioning, model = module("trainer_core.families.conditioning"), MODELS["flux1"]
+    base = opened(model.make(), clip=clip(model), vae=vae(model))
+    denoiser = base.load_denoiser()
+    (text,) = base.encode_prompts(["a red cube"])
+
+    def step(size: int) -> int:
+        with torch.no_grad():
+            given = base.collate([conditioning.Conditioning("", text)])
+            base.predict(denoiser, {"main": torch.zeros(1, 16, size, size)}, torch.tensor([0.6]), given)
+        return len(asked)
+
+    trained = base._of(denoiser)
+    loading = module("nodes.comfy_models.loading")
+    asked = partly
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "_loaded", lambda: [SimpleNamespace(model=trained.patcher)])
+        first = step(16)
+        assert [step(16), step(8), step(16)] == [first] * 3
+        assert step(32) == first + 1
+        base.free_vae()
+        assert step(16) == first + 2
+    assert asked[first] == 4 * asked[first - 1]  # four times as many tokens
