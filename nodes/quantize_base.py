@@ -18,7 +18,7 @@ from .comfy_models.spec import FAMILY
 from .settings import QUANTIZE_BASE, values
 from .widgets import widgets
 
-AUTO = "auto"
+AUTO = ModelConfig().family
 _SOURCE = (
     "Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry and trains on any computer), "
     "or a file of ComfyUI's models folders. For a folder or a repository use folder_or_repo."
@@ -51,7 +51,7 @@ class QuantizeBase(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        families = [ModelConfig().family, *family_names()]
+        families = [AUTO, *family_names()]
         return io.Schema(
             node_id="FoundryQuantizeBase",
             display_name="Quantize Base (Foundry)",
@@ -60,7 +60,7 @@ class QuantizeBase(io.ComfyNode):
             search_aliases=["base model", "load model", "checkpoint", "quantization", "precision"],
             is_output_node=True,  # so that it can be run alone, to see what is found of linked models
             inputs=[
-                io.Combo.Input("family", options=families, default=families[0], tooltip=_FAMILY),
+                io.Combo.Input("family", options=families, default=AUTO, tooltip=_FAMILY),
                 io.Combo.Input("source", options=source_names(host.model_names), default=EMBEDDED, tooltip=_SOURCE),
                 *widgets(QUANTIZE_BASE),
                 io.String.Input("folder_or_repo", default="", tooltip=_FOLDER, advanced=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -96,10 +97,7 @@ class ComfyBase(Base):
         return {"model_sampling": sampling, "foundry.json": {"timestep_type": self.timestep_type}}
 
     def tokens(self, shape: Sequence[int]) -> int:
-        count = 1
-        for size in shape[1:]:
-            count *= size
-        return count
+        return math.prod(shape[1:])
 
     def latent_shapes(self, width: int, height: int, frames: int = 1) -> dict[str, tuple[int, ...]]:
         main = self.spec.main
@@ -256,10 +254,9 @@ class ComfyBase(Base):
         """Draws as KSampler does."""
         sampler, scheduler = self.sampler_names(settings)
         shapes = self.latent_shapes(settings.width, settings.height, settings.frames)
-        boundaries = [one.low for one in self.spec.experts[:-1]]
         parts = [
             (stretch, partial(lambda t: self._of(denoiser_at(t)), stretch.t))
-            for stretch in sampling.stretches(self._schedule, scheduler, settings.steps, boundaries)
+            for stretch in sampling.stretches(self._schedule, scheduler, settings.steps, self.spec.expert_at)
         ]
         found = []
         with computing(), ExitStack() as stack:

@@ -239,11 +239,6 @@ def sampling_of(patcher: Any) -> Any:
     return patcher.get_model_object("model_sampling")
 
 
-def parameters_in(module: nn.Module) -> int:
-    """How many weights a module has."""
-    return sum(parameter.numel() for parameter in module.parameters() if not parameter.requires_grad)
-
-
 def on_cpu(tensor: Tensor) -> Tensor:
     """fp32 on the CPU, outside inference mode."""
     found = tensor.detach().to("cpu", torch.float32)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .loading import on_cpu
+from .traits import has_time
 
 
 def encoded(vae: Any, model: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +51,7 @@ def decoded(vae: Any, model: Any, latents: Tensor) -> Tensor:
 
 def _fit(latent: Tensor, model: Any) -> Tensor:
     """With the axis of time that the model expects, where a picture's VAE gives none."""
-    return latent[:, :, None] if model.latent_format.latent_dimensions == 3 and latent.dim() == 4 else latent
+    return latent[:, :, None] if has_time(model) and latent.dim() == 4 else latent
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
-from ...trainer_core.errors import ConfigError
+from ...trainer_core.errors import ConfigError, did_you_mean
 from .conditioning import KNOWN, Options, to_comfy
 from .video import begun
 
@@ -30,9 +29,7 @@ def checked(name: str, known: Sequence[str], field: str) -> str:
         ConfigError: if ComfyUI has none of this name.
     """
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        hint = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}"
-        raise ConfigError(f"{field}: ComfyUI has no {name!r}; {hint}")
+        raise ConfigError(f"{field}: ComfyUI has no {name!r}; {did_you_mean(name, known)}")
     return name
 
 
@@ -45,14 +42,10 @@ class Stretch(NamedTuple):
     """The time of the first."""
 
 
-def stretches(schedule: ComfySchedule, scheduler: str, steps: int, boundaries: Sequence[float]) -> list[Stretch]:
-    """Which expert makes which steps, the noisiest first: the one whose times hold the step's σ.
-
-    Args:
-        boundaries: the lowest time of each expert but the last, falling.
-    """
+def stretches(schedule: ComfySchedule, scheduler: str, steps: int, expert_at: Callable[[float], int]) -> list[Stretch]:
+    """Which expert makes which steps, the noisiest first: the one whose times hold the step's σ."""
     times = schedule.times(comfy.samplers.calculate_sigmas(schedule.sampling, scheduler, steps))[:-1].tolist()
-    place = [sum(t < boundary for boundary in boundaries) for t in times]
+    place = [expert_at(t) for t in times]
     starts = [k for k in range(len(times)) if k == 0 or place[k] != place[k - 1]]
     return [Stretch(k, end, times[k]) for k, end in zip(starts, [*starts[1:], len(times)], strict=True)]
 

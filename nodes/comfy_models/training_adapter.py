@@ -33,7 +33,8 @@ class TrainingAdapter:
         Raises:
             BaseModelError: if the file is no LoRA of linear layers for this model.
         """
-        self._on = True
+        self.on = True
+        """Whether it acts."""
         where = f"model.files.training_adapter: {file}"
         try:
             tensors = read_tensors(file)
@@ -45,11 +46,9 @@ class TrainingAdapter:
             raise BaseModelError(f"{where}: is no LoRA for this model")
         for key, adapter in found.items():
             path, offset = (key, None) if isinstance(key, str) else key[:2]
-            if not isinstance(adapter, LoRAAdapter) or any(one is not None for one in adapter.weights[3:]):
+            if not _is_plain(adapter):
                 raise BaseModelError(f"{where}: {path}: only plain LoRAs of linear layers can be training adapters")
             up, down, alpha = adapter.weights[:3]
-            if up.dim() != 2 or down.dim() != 2:
-                raise BaseModelError(f"{where}: {path}: only plain LoRAs of linear layers can be training adapters")
             scale = 1.0 if alpha is None else alpha / down.shape[0]
             layer: nn.Module = model.get_submodule(path.removesuffix(".weight"))
             layer.register_forward_hook(_Added(self, up * scale, down, offset))
@@ -57,16 +56,19 @@ class TrainingAdapter:
     @contextmanager
     def off(self) -> Iterator[None]:
         """The model as it draws."""
-        self._on = False
+        self.on = False
         try:
             yield
         finally:
-            self._on = True
+            self.on = True
 
-    @property
-    def on(self) -> bool:
-        """Whether it acts."""
-        return self._on
+
+def _is_plain(adapter: Any) -> bool:
+    """Whether it is two matrices and an alpha."""
+    if not isinstance(adapter, LoRAAdapter):
+        return False
+    up, down, _, *more = adapter.weights
+    return up.dim() == down.dim() == 2 and all(one is None for one in more)
 
 
 class _Added:

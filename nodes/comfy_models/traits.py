@@ -82,7 +82,7 @@ def mixes_samples(model: Any) -> bool:
 
 def is_video(model: Any) -> bool:
     """Whether the model makes videos; pictures are then videos of one frame."""
-    return model.latent_format.latent_dimensions == 3 and name_of(model) not in _PICTURES
+    return has_time(model) and name_of(model) not in _PICTURES
 
 
 def frame_rate(model: Any) -> float | None:

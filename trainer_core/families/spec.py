@@ -173,6 +173,10 @@ class FamilySpec:
         """The picture's stream, or the video's."""
         return self.streams[0]
 
+    def expert_at(self, t: float) -> int:
+        """The place in `experts` of the one for a time."""
+        return next((place for place, one in enumerate(self.experts) if t >= one.low), len(self.experts) - 1)
+
     def check_adapter(self, adapter: AdapterConfig) -> None:
         """Whether the family has what an adapter's settings ask for.
 

@@ -116,10 +116,11 @@ def _latents(
     from ..adapters.applied import applied
     from ..adapters.parsing import for_modules
 
-    denoisers = {one.name: base.load_denoiser(one.name) for one in base.spec.experts}
+    spec = base.spec
+    denoisers = {one.name: base.load_denoiser(one.name) for one in spec.experts}
 
     def denoiser_at(t: float) -> nn.Module:
-        return denoisers[next((one.name for one in base.spec.experts if t >= one.low), base.spec.experts[-1].name)]
+        return denoisers[spec.experts[spec.expert_at(t)].name]
 
     latents = []
     with ExitStack() as stack:

@@ -34,8 +34,6 @@ class Expert:
 
     name: str
     """Ends its LoRA file's name; empty where there is only one."""
-    low: float
-    """The lowest time that it is for."""
     denoiser: nn.Module
     adapter: Adapter
     objective: Objective
@@ -62,7 +60,7 @@ class Experts:
                 base.recompute_blocks(denoiser)
             objective = Objective(job, base, denoiser, adapter)
             updater = Updater(job, objective, adapter, emit)
-            self._all.append(Expert(spec.name, spec.low, denoiser, adapter, objective, updater))
+            self._all.append(Expert(spec.name, denoiser, adapter, objective, updater))
             if number:
                 self._put(denoiser, "cpu")
 
@@ -83,14 +81,11 @@ class Experts:
 
     def at(self, t: float) -> Expert:
         """The one for a time, brought to the device."""
-        return self._bring(self._place_of(t))
+        return self._bring(self._base.spec.expert_at(t))
 
     def name_at(self, t: float) -> str:
         """The name of the one for a time."""
-        return self._all[self._place_of(t)].name
-
-    def _place_of(self, t: float) -> int:
-        return next((k for k, one in enumerate(self._all) if t >= one.low), len(self._all) - 1)
+        return self._all[self._base.spec.expert_at(t)].name
 
     def _bring(self, number: int) -> Expert:
         if number != self._active:

@@ -16,13 +16,11 @@ from trainer_core.config import JobConfig
 from trainer_core.errors import ConfigError
 from trainer_core.families import registry
 from trainer_core.families.conditioning import MAIN, Conditioning
-from trainer_core.job import TrainingJob
-from trainer_core.runs.events import Event, StepDone
-from trainer_core.runs.run_folder import RunFolder
 from trainer_core.safetensors_file import read_tensors
 from trainer_core.training.experts import stages_of
 
 from .family import AUDIO, Provider, Toy
+from .runs import interrupted_it_ends_in_the_same_bytes, run_of
 
 STEPS = 6
 Jobs = Callable[..., JobConfig]
@@ -58,16 +56,6 @@ def job(job_of: Jobs, controls: Path) -> JobConfig:
     )
     preservation = {"output_preservation": True, "output_preservation_class": "thing", "blank_preservation": True}
     return made.but(regularization=preservation, validation={"every": 2, "share": 0.25})
-
-
-def run_of(job: JobConfig, root: Path) -> TrainingJob:
-    return TrainingJob(RunFolder.create(root, job), job)
-
-
-def files_of(run: RunFolder) -> dict[str, bytes]:
-    """All that a run has made but for times: weights, state, pictures."""
-    found = sorted([*run.path.glob("checkpoints/step_*/*.safetensors"), *run.path.glob("samples/*/*.png")])
-    return {str(path.relative_to(run.path)): path.read_bytes() for path in found}
 
 
 def test_it_is_offered_like_any_other() -> None:
@@ -120,19 +108,7 @@ def test_an_update_changes_one_expert_alone(job: JobConfig, trainer_of: Callable
 
 @pytest.mark.parametrize("at", range(1, STEPS))
 def test_interrupted_anywhere_it_ends_in_the_same_bytes(at: int, job: JobConfig, tmp_path: Path) -> None:
-    whole, broken = run_of(job, tmp_path / "whole"), run_of(job, tmp_path / "broken")
-    assert whole.run_here(lambda _: None) == "finished"
-
-    def listen(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == at:
-            broken.stop()
-
-    assert broken.run_here(listen) == "stopped"
-    assert TrainingJob(broken.run).run_here(lambda _: None) == "finished"
-    expected, found = files_of(whole.run), files_of(broken.run)
-    last = f"checkpoints/step_{STEPS:08d}"
-    assert {name for name in expected if name.startswith(last)} <= found.keys()
-    assert [name for name, data in expected.items() if found.get(name, data) != data] == []
+    interrupted_it_ends_in_the_same_bytes(job, at, tmp_path)
 
 
 def test_a_batch_gives_what_each_sample_gives_alone() -> None:

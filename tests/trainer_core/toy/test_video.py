@@ -17,12 +17,12 @@ from trainer_core.families import registry
 from trainer_core.families.conditioning import AUDIO, MAIN
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import Event, SampleReady, StepDone
-from trainer_core.runs.run_folder import RunFolder
 from trainer_core.safetensors_file import read_tensors
 from trainer_core.sampling.animation import video_frames, webp_bytes
 from trainer_core.sampling.preview import preview_frames
 
 from ..clips import frame, write_clip, write_frames, write_gif
+from .runs import interrupted_it_ends_in_the_same_bytes, run_of
 from .video import Provider, ToyVideo
 
 STEPS = 4
@@ -64,16 +64,6 @@ def job(job_of: Jobs, clips: Path) -> JobConfig:
     return made.but(validation={"every": 2, "share": 0.3})
 
 
-def run_of(job: JobConfig, root: Path) -> TrainingJob:
-    return TrainingJob(RunFolder.create(root, job), job)
-
-
-def files_of(run: RunFolder) -> dict[str, bytes]:
-    """All that a run has made but for times: weights, state, pictures, videos."""
-    found = [*run.path.glob("checkpoints/step_*/*.safetensors"), *run.path.glob("samples/*/*.*")]
-    return {str(path.relative_to(run.path)): path.read_bytes() for path in sorted(found)}
-
-
 def test_trains_and_draws_videos(job: JobConfig, tmp_path: Path) -> None:
     training, events = run_of(job, tmp_path / "runs"), []
     assert training.run_here(events.append) == "finished"
@@ -108,19 +98,7 @@ def test_trains_and_draws_videos(job: JobConfig, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", range(1, STEPS))
 def test_interrupted_anywhere_it_ends_in_the_same_bytes(at: int, job: JobConfig, tmp_path: Path) -> None:
-    whole, broken = run_of(job, tmp_path / "whole"), run_of(job, tmp_path / "broken")
-    assert whole.run_here(lambda _: None) == "finished"
-
-    def listen(event: Event) -> None:
-        if isinstance(event, StepDone) and event.step == at:
-            broken.stop()
-
-    assert broken.run_here(listen) == "stopped"
-    assert TrainingJob(broken.run).run_here(lambda _: None) == "finished"
-    expected, found = files_of(whole.run), files_of(broken.run)
-    last = f"checkpoints/step_{STEPS:08d}"
-    assert {name for name in expected if name.startswith(last)} <= found.keys()
-    assert [name for name, data in expected.items() if found.get(name, data) != data] == []
+    interrupted_it_ends_in_the_same_bytes(job, at, tmp_path)
 
 
 def test_another_length_or_part_is_told_when_a_run_goes_on(job: JobConfig, tmp_path: Path) -> None:
