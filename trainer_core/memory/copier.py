@@ -133,12 +133,14 @@ class CudaCopier(Copier):
 
     def finish(self) -> None:
         if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
+            self._thread.submit(int).result()  # it takes one after the other
         self._stream.synchronize()
 
     def close(self) -> None:
         super().close()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
         self._staging.clear()
         for memory in self._pinned:
             torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())

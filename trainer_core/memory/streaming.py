@@ -32,8 +32,8 @@ class Streamed:
     there when the backward pass begins. While one computes, those that follow are on their way: those after it in a
     forward pass, before it in a backward pass. Blocks that come in another order are copied when they are called.
 
-    They have to be recomputed in the backward pass (`recompute_blocks`, called after this): autograd cannot keep weights
-    that make room for others. What is trained never moves.
+    They have to be recomputed in the backward pass (`recompute_blocks`, called after this): autograd cannot keep
+    weights that make room for others. What is trained never moves.
     """
 
     def __init__(
@@ -144,7 +144,9 @@ class Streamed:
         if slot.holds != number:
             self._load(number)
         if not slot.users:
+            slot.holds = None  # if the copy has failed
             self._copier.wait(slot)
+            slot.holds = number
             self._weights[number].put(self._views[number])
         slot.users += 1
         try:
