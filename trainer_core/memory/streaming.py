@@ -16,13 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from .blocks import blocks_of
 from .copier import Copier, Slot
+from .settings import MemorySettings
 from .streaming_weights import BlockWeights, shared_tensors
 
 
 def evenly_spread(count: int, total: int) -> list[int]:
     """Which of `total` blocks are streamed, if `count` of them are: those between give the copies time."""
     return [(2 * number + 1) * total // (2 * count) for number in range(count)]
+
+
+def streamed_blocks(denoiser: nn.Module, memory: MemorySettings, copier: Copier) -> Streamed:
+    """Streams as many of a denoiser's blocks as the settings say, out of those that they recompute."""
+    blocks = blocks_of(denoiser)
+    recomputed = dict([*blocks.items()][:: memory.every])
+    return Streamed(denoiser, recomputed, min(memory.streamed_of(len(blocks)), len(recomputed)), copier)
 
 
 class Streamed:
