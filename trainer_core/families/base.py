@@ -304,7 +304,7 @@ class Base(ABC):
         """Gives back what a host keeps for the denoisers that were loaded; they are not used any more."""
 
     def recompute_blocks(self, denoiser: nn.Module, memory: MemorySettings) -> None:
-        """Has the denoiser's blocks computed again in the backward pass instead of kept (gradient checkpointing)."""
+        """Has the denoiser's blocks computed again in the backward pass instead of kept, as far as the settings say."""
         from ..memory.blocks import blocks_of
         from ..memory.offload import copies_for
         from ..memory.recompute import recompute_blocks
@@ -312,7 +312,7 @@ class Base(ABC):
         recompute_blocks(
             denoiser,
             blocks_of(denoiser).values(),
-            every=memory.every,
+            every=memory.every if memory.recompute else 0,
             keep_attention=memory.keep_attention,
             copies=copies_for(self.device) if memory.offload_inputs else None,
         )

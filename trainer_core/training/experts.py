@@ -66,8 +66,7 @@ class Experts:
             streamed = streamed_blocks(denoiser, memory, copier) if copier else None
             if streamed:
                 base.bring(denoiser, base.device)
-            if memory.recompute:
-                base.recompute_blocks(denoiser, memory)
+            base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
             updater = Updater(job, objective, adapter, emit)
             self._all.append(Expert(spec.name, denoiser, adapter, objective, updater, streamed))
