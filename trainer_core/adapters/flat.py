@@ -19,7 +19,7 @@ class Flat:
     """Two fp32 buffers (n,), of parameters and of their gradients; the parameters become views of the first.
 
     A parameter's `.grad` is None until a backward pass has reached it; `collect` makes it a view of `gradient`, and
-    autograd adds to that from then on. So the optimizer knows which parameters take no part. Gradients go back to zero by
+    autograd adds to that from then on. So the optimizer knows which parameters take no part. Gradients are cleared by
     `zero`, never by setting them to None.
 
     Elements between two parameters, if there are any, are zero in both buffers.
