@@ -87,6 +87,11 @@ class Experts:
         """The name of the one for a time."""
         return self._all[self._base.spec.expert_at(t)].name
 
+    def read_late(self) -> bool:
+        """Whether an update need not be waited for: a GPU works on its own, unless experts come and go, or the scale of
+        float16 follows from what became of the last update."""
+        return self._base.device.type == "cuda" and len(self) == 1 and self.active.updater.scale is None
+
     def _bring(self, number: int) -> Expert:
         if number != self._active:
             self._put(self.active, "cpu")
