@@ -62,7 +62,7 @@ class Experts:
             updater = Updater(job, objective, adapter, emit)
             self._all.append(Expert(spec.name, denoiser, adapter, objective, updater))
             if number:
-                self._put(denoiser, "cpu")
+                self._put(self._all[number], "cpu")
 
     def __iter__(self) -> Iterator[Expert]:
         return iter(self._all)
@@ -87,15 +87,22 @@ class Experts:
         """The name of the one for a time."""
         return self._all[self._base.spec.expert_at(t)].name
 
+    def read_late(self) -> bool:
+        """Whether an update need not be waited for: a GPU works on its own, unless experts come and go, or the scale of
+        float16 follows from what became of the last update."""
+        return self._base.device.type == "cuda" and len(self) == 1 and self.active.updater.scale is None
+
     def _bring(self, number: int) -> Expert:
         if number != self._active:
-            self._put(self.active.denoiser, "cpu")
+            self._put(self.active, "cpu")
             self._active = number
-            self._put(self.active.denoiser, self._base.device)
+            self._put(self.active, self._base.device)
         return self.active
 
-    def _put(self, denoiser: nn.Module, device: torch.device | str) -> None:
-        self._base.bring(denoiser, device)
+    def _put(self, expert: Expert, device: torch.device | str) -> None:
+        self._base.bring(expert.denoiser, device)
+        for flat in expert.adapter.flats():
+            flat.follow()
         release_memory(self._base.device)
 
     # raw or averaged weights
