@@ -75,9 +75,11 @@ def batch_of(latents: int, text: int, size: int = 1) -> TrainBatch:
     edge = 2 * round(latents**0.5)
     shape = (size, 16, edge, edge)
     given = {"text": torch.randn(text, TEXT), "pooled": torch.randn(POOLED)}
+    samples: Any = [SimpleNamespace(dataset=0)] * size
     return TrainBatch(
         number=0,
-        samples=[SimpleNamespace(dataset=0)] * size,  # type: ignore[list-item]
+        everyone=tuple(samples),
+        samples=samples,
         clean={MAIN: torch.randn(shape)},
         noise={MAIN: torch.randn(shape)},
         t=torch.rand(size) * 0.8 + 0.1,
