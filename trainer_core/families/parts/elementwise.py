@@ -26,10 +26,10 @@ def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
 
 
 def gated(residual: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """residual + gate · y, for a gate (N, 1, d)."""
-    if _is_plain(gate) or residual.dtype != y.dtype or gate.dtype != y.dtype:
+    """residual + gate · y, for a gate (N, 1, d). Of y nothing is kept if the gate is frozen."""
+    if residual.dtype != y.dtype or gate.dtype != y.dtype:
         return residual + gate * y
-    return _Gated.apply(residual, gate, y)  # type: ignore[no-any-return]
+    return torch.addcmul(residual, gate, y)
 
 
 def gelu(u: Tensor, before: Tensor | None = None) -> Tensor:
@@ -89,18 +89,6 @@ class _Modulated(torch.autograd.Function):
             inner, x, shape, mean, deviation, None, None, [True, False, False]
         )
         return found[0], None, None, None
-
-
-class _Gated(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, residual: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-        ctx.gate = gate  # not saved: a recomputed block would have to go on to here for it
-        return torch.addcmul(residual, gate, y)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient, None, gradient * ctx.gate
 
 
 def _gelu(u: Tensor, before: Tensor | None = None) -> Tensor:
