@@ -20,7 +20,8 @@ from ...trainer_core.families.conditioning import AUDIO, MAIN, Conditioning, Str
 from ...trainer_core.families.names import Place
 from ...trainer_core.families.sources.source import Source
 from ...trainer_core.families.spec import FamilySpec
-from . import controls, files, layers, recompute, sampling, traits, video
+from ...trainer_core.memory.saved import mutable_saved
+from . import controls, files, sampling, traits, video
 from . import sound as sounds
 from .conditioning import Options, moved, to_embedding, to_options
 from .loading import Linked, TrainedModel, recall, sampling_of
@@ -176,12 +177,17 @@ class ComfyBase(Base):
 
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """A copy that shares the MODEL's weights; the MODEL stays as it is and can be sampled meanwhile."""
+        denoiser = self.load_denoiser_on_host(expert)
+        with computing():
+            self._trained[expert].load()
+        return denoiser
+
+    def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
         place = [one.name for one in self.spec.experts].index(expert)
         with computing():
             trained = TrainedModel(self._linked.models[place])
             if file := self.config.files.get(files.TRAINING_ADAPTER):
                 self._turbo.append(TrainingAdapter(Path(file), trained.model))
-            trained.load()
         self._trained[expert] = trained
         return trained.denoiser
 
@@ -201,12 +207,9 @@ class ComfyBase(Base):
         self._trained.clear()
         self._turbo.clear()
 
-    def recompute_blocks(self, denoiser: nn.Module) -> None:
-        recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser).values())
-
     @contextmanager
     def training_pass(self) -> Iterator[None]:
-        with computing(training=True), recompute.mutable_saved():
+        with computing(training=True), mutable_saved():
             yield
 
     def collate(self, samples: Sequence[Conditioning], guidance: Tensor | float | None = None) -> list[Options]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig, JobConfig
 from ..errors import AdapterError
+from ..memory.blocks import blocks_of
 from .deltas import Delta, Deltas, LowRank, mapped
 from .flat import Flat
 from .fused import Siblings, Watch
@@ -182,9 +183,11 @@ class Adapter:
         """Around one pass without gradients: layers that are given the same tensor in it share work from then on.
 
         Sums are then taken in another order. So that no bit depends on what was computed before, it comes before
-        everything else.
+        everything else. They are of one block, or of none: blocks are computed again one by one.
         """
-        watch = Watch()
+        blocks = [f"{path}." for path in blocks_of(self.roots[""])]
+        names = {layer: name for name, layer in self.layers.items()}
+        watch = Watch({layer: next(filter(names[layer].startswith, blocks), "") for layer in self._fused()})
         self.seed_dropout()
         for layer in self._fused():
             layer.siblings = watch

@@ -8,7 +8,7 @@ gradients to x of all these layers are summed up in one tensor.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,18 +87,20 @@ class Reading:
 
 
 class Watch(Siblings):
-    """Sees in one pass which layers are given the same tensor."""
+    """Sees in one pass which layers of a block are given the same tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_of: Mapping[LoraLayer, str]) -> None:
         super().__init__([])
+        self._block_of = block_of
         self._seen: list[tuple[weakref.ref[Tensor], Any, list[LoraLayer]]] = []
         self._known: set[LoraLayer] = set()
 
     def reading(self, layer: LoraLayer, x: Tensor) -> Reading:
         if layer not in self._known:
             self._known.add(layer)
-            same = (own for given, state, own in reversed(self._seen) if given() is x and state == _state(x))
-            own = next(same, None)
+            block, now = self._block_of[layer], _state(x)
+            same = (own for given, state, own in reversed(self._seen) if given() is x and state == now)
+            own = next((own for own in same if self._block_of[own[0]] == block), None)
             if own is None:
                 self._seen.append((weakref.ref(x), _state(x), [layer]))
             else:
