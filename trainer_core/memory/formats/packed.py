@@ -11,10 +11,20 @@ from torch import Tensor
 
 from ...errors import BaseModelError, ConfigError, did_you_mean
 from .affine import SixBit
+from .codebook import FIVE, FOUR, THREE, TWO
+from .float8 import Float8
 from .format import Format
 from .int8 import Int8
 
-_FORMATS: dict[str, Format] = {"int8": Int8(), "6bit": SixBit()}
+_FORMATS: dict[str, Format] = {
+    "float8": Float8(),
+    "int8": Int8(),
+    "6bit": SixBit(),
+    "5bit": FIVE,
+    "4bit": FOUR,
+    "3bit": THREE,
+    "2bit": TWO,
+}
 NAMES = tuple(_FORMATS)
 """From the most bits to the fewest; `model.quantization` has the same names."""
 _SHORT = "int8"
