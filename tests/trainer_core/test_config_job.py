@@ -181,6 +181,7 @@ PECULIAR: dict[str, st.SearchStrategy[Any]] = {
     "source": st.just("embedded") | st.just("owner/model"),
     "files": st.dictionaries(st.sampled_from(["text_encoder", "vae"]), folders),
     "tokenizers": st.none() | folders,
+    "recovery_adapter": st.none() | folders,
     "warm_start": st.none() | folders,
     "folder": folders,
     "mask_folder": st.none() | folders,
