@@ -65,7 +65,7 @@ class Experts:
             adapter = Adapter.of(job, base, denoiser)
             streamed = streamed_blocks(denoiser, memory, copier) if copier else None
             if streamed:
-                base.bring(denoiser, base.device)
+                self._move(denoiser, adapter, base.device)
             if memory.recompute:
                 base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
@@ -97,6 +97,11 @@ class Experts:
         """The name of the one for a time."""
         return self._all[self._base.spec.expert_at(t)].name
 
+    def read_late(self) -> bool:
+        """Whether an update need not be waited for: a GPU works on its own, unless experts come and go, or the scale of
+        float16 follows from what became of the last update."""
+        return self._base.device.type == "cuda" and len(self) == 1 and self.active.updater.scale is None
+
     def _bring(self, number: int) -> Expert:
         if number != self._active:
             self._put(self.active, "cpu")
@@ -107,8 +112,13 @@ class Experts:
     def _put(self, expert: Expert, device: torch.device | str) -> None:
         if expert.streamed:
             expert.streamed.unload()
-        self._base.bring(expert.denoiser, device)
+        self._move(expert.denoiser, expert.adapter, device)
         release_memory(self._base.device)
+
+    def _move(self, denoiser: nn.Module, adapter: Adapter, device: torch.device | str) -> None:
+        self._base.bring(denoiser, device)
+        for flat in adapter.flats():
+            flat.follow()
 
     def _copier(self, memory: MemorySettings, emit: Listener) -> Copier | None:
         """What copies the weights of streamed blocks; None if there are none.
