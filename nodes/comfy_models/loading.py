@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from ...trainer_core.config import LINKS
 from ...trainer_core.errors import BaseModelError
+from ...trainer_core.memory.packed_linear import PackedLinear
+from ...trainer_core.memory.packing import Packing, pack_in_place
 from .digest import digest
 from .frozen import keep_no_weights
 from .quantized import as_loaded
@@ -181,6 +183,19 @@ class TrainedModel:
         self._room: float | None = None
         """Bytes that were left for training when it was loaded."""
 
+    def pack(self, packing: Packing, dtype: torch.dtype) -> None:
+        """Quantizes the layers of its blocks one by one, on its device, and leaves them where they were.
+
+        What the file or another loader has quantized stays, and what nodes change each time that it computes.
+        """
+        changed = self.patcher.weight_wrapper_patches
+
+        def stays(path: str, layer: nn.Module) -> bool:
+            plain = type(layer.weight) in (Tensor, nn.Parameter)
+            return not plain or f"diffusion_model.{path}.weight" in changed
+
+        pack_in_place(self.denoiser, packing, self.patcher.load_device, dtype, stays)
+
     @property
     def denoiser(self) -> nn.Module:
         """The module whose layers are adapted."""
@@ -207,6 +222,9 @@ class TrainedModel:
         for parameter in self.denoiser.parameters():
             if parameter.requires_grad and parameter.device != self.patcher.load_device:
                 parameter.data = parameter.data.to(self.patcher.load_device)
+        for module in self.denoiser.modules():
+            if isinstance(module, PackedLinear):  # ComfyUI brings layers one by one of its own kinds only
+                module.to(self.patcher.load_device)
         self.patcher.pre_run()
 
     def make_room_anew(self) -> None:
