@@ -13,8 +13,9 @@ from ...errors import BaseModelError, ConfigError, did_you_mean
 from .affine import SixBit
 from .format import Format
 from .int8 import Int8
+from .nf4 import Nf4
 
-_FORMATS: dict[str, Format] = {"int8": Int8(), "6bit": SixBit()}
+_FORMATS: dict[str, Format] = {"int8": Int8(), "6bit": SixBit(), "nf4": Nf4()}
 NAMES = tuple(_FORMATS)
 """From the most bits to the fewest; `model.quantization` has the same names."""
 _SHORT = "int8"
