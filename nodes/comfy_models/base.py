@@ -20,7 +20,8 @@ from ...trainer_core.families.conditioning import AUDIO, MAIN, Conditioning, Str
 from ...trainer_core.families.names import Place
 from ...trainer_core.families.sources.source import Source
 from ...trainer_core.families.spec import FamilySpec
-from . import controls, files, layers, recompute, sampling, traits, video
+from ...trainer_core.memory.saved import mutable_saved
+from . import controls, files, sampling, traits, video
 from . import sound as sounds
 from .conditioning import Options, moved, to_embedding, to_options
 from .loading import Linked, TrainedModel, recall, sampling_of
@@ -201,12 +202,9 @@ class ComfyBase(Base):
         self._trained.clear()
         self._turbo.clear()
 
-    def recompute_blocks(self, denoiser: nn.Module) -> None:
-        recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser).values())
-
     @contextmanager
     def training_pass(self) -> Iterator[None]:
-        with computing(training=True), recompute.mutable_saved():
+        with computing(training=True), mutable_saved():
             yield
 
     def collate(self, samples: Sequence[Conditioning], guidance: Tensor | float | None = None) -> list[Options]:

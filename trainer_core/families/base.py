@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import ModelConfig
 from ..errors import BaseModelError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ..memory.settings import MemorySettings
     from ..objective.schedule import Schedule
     from .names import Shapes
     from .sources.layout import Layout
@@ -294,9 +295,18 @@ class Base(ABC):
     def close(self) -> None:  # noqa: B027 - most have nothing to give back
         """Gives back what a host keeps for the denoisers that were loaded; they are not used any more."""
 
-    def recompute_blocks(self, denoiser: nn.Module) -> None:
+    def recompute_blocks(self, denoiser: nn.Module, memory: MemorySettings) -> None:
         """Has the denoiser's blocks computed again in the backward pass instead of kept (gradient checkpointing)."""
-        cast(Any, denoiser).enable_gradient_checkpointing()  # every diffusers model has it
+        from ..memory.blocks import blocks_of
+        from ..memory.recompute import recompute_blocks
+
+        recompute_blocks(
+            denoiser,
+            blocks_of(denoiser).values(),
+            every=memory.every,
+            keep_attention=memory.keep_attention,
+            offload=memory.offload_inputs,
+        )
 
     def training_pass(self) -> AbstractContextManager[None]:
         """What is around the forward and backward passes of each micro-batch."""

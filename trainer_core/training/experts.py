@@ -16,6 +16,7 @@ from torch import nn
 from ..adapters.adapter import Adapter
 from ..errors import ConfigError
 from ..families.device import release_memory
+from ..memory.settings import MemorySettings
 from ..objective.timesteps import NoiseStages
 from .step import Objective
 from .update import Updater
@@ -53,11 +54,12 @@ class Experts:
         self._base, self._active = base, 0
         self._all: list[Expert] = []
         self.stages = stages_of(job, base.spec)
+        memory = MemorySettings.of(job)
         for number, spec in enumerate(base.spec.experts):
             denoiser = base.load_denoiser(spec.name).train()
             adapter = Adapter.of(job, base, denoiser)
-            if job.train.gradient_checkpointing:
-                base.recompute_blocks(denoiser)
+            if memory.recompute:
+                base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
             updater = Updater(job, objective, adapter, emit)
             self._all.append(Expert(spec.name, denoiser, adapter, objective, updater))

@@ -68,7 +68,7 @@ def gradients(model: Any, recomputed: bool = False) -> tuple[dict[str, Any], Any
             up = layer.trained["lora_B.weight"]
             up.data = torch.randn(up.shape, generator=source) * 0.02
         if recomputed:
-            base.recompute_blocks(denoiser)
+            base.recompute_blocks(denoiser, module("trainer_core.memory.settings").MemorySettings())
         given = base.collate([sample_of(text_of(model, seed)) for seed in (1, 2)])
         said = base.predict(denoiser, noisy, t, given)["main"]
         (said * towards).sum().backward()

@@ -91,15 +91,29 @@ def mutable_saved() -> Iterator[None]:
         _active = None
 
 
-def keep(tensor: Tensor) -> Kept:
-    """Keeps what autograd itself does not save.
+class Unchanged:
+    """A tensor that nobody is to change before its value is needed."""
 
-    Raises:
-        RuntimeError: outside `mutable_saved`.
-    """
-    if _active is None:
-        raise RuntimeError("recomputed blocks train inside mutable_saved() only")
-    return _active.keep(tensor)
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self._version = tensor, version(tensor)
+
+    def value(self) -> Tensor:
+        """Raises:
+        RuntimeError: if it was changed in place.
+        """
+        if version(self.tensor) != self._version:
+            raise RuntimeError("what a recomputed block was given was changed in place, outside mutable_saved()")
+        return self.tensor
+
+
+def keep(tensor: Tensor) -> Kept | Unchanged:
+    """Keeps what autograd itself does not save; it may be changed in place inside `mutable_saved` only."""
+    return Unchanged(tensor) if _active is None else _active.keep(tensor)
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor's memory was changed in place."""
+    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 # an inference tensor is not changed here
 
 
 def memory(tensor: Tensor) -> list[int]:

@@ -14,18 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...trainer_core.errors import TrainingError
-from .saved import keep, memory, mutable_saved
+from ..errors import TrainingError
+from .saved import keep, memory, version
 from .structure import Rebuild
 
-__all__ = ["mutable_saved", "recompute_blocks"]
 
-
-def recompute_blocks(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
+def recompute_blocks(
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    *,
+    every: int = 1,
+    keep_attention: bool = False,  # noqa: ARG001
+    offload: bool = False,  # noqa: ARG001
+) -> None:
     """Makes blocks of a model keep nothing but their inputs for the backward pass, and compute the rest again.
 
-    Gradients are the same, to the order of sums. The model then trains inside `mutable_saved` only. Where nothing
-    needs a gradient the blocks run as before.
+    Gradients are the same. Where blocks change what they are given, or others do, the model trains inside
+    `mutable_saved` only; outside of it this is a RuntimeError. Where nothing needs a gradient the blocks run as before.
+
+    Args:
+        every: only each n-th block is computed again.
 
     Raises:
         ValueError: if one is of another model, such as the one that this one shadows; nothing is changed then.
@@ -33,7 +41,7 @@ def recompute_blocks(model: nn.Module, blocks: Iterable[nn.Module]) -> None:
     blocks, own = list(blocks), {*model.modules()}
     if not own.issuperset(blocks):
         raise ValueError("blocks of another model")
-    for block in blocks:
+    for block in blocks[::every]:
         block.forward = _recomputed(block, block.forward)
 
 
@@ -89,11 +97,11 @@ class _Call:
 
     def first(self) -> tuple[Tensor, ...]:
         """The block on its arguments themselves, without a graph: new values of changed inputs, then results."""
-        versions = [*map(_version, self.inputs)]
+        versions = [*map(version, self.inputs)]
         args, kwargs = self._arguments
         with self._autocast():
             given = self._run(*args, **kwargs)
-        self._changed = [number for number, one in enumerate(self.inputs) if _version(one) != versions[number]]
+        self._changed = [number for number, one in enumerate(self.inputs) if version(one) != versions[number]]
         places = {id(one): ~number for number, one in enumerate(self.inputs)}
         results: list[Tensor] = []
 
@@ -215,7 +223,3 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     start = int(tensor.storage_offset())
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     return start, start + 1 + sum((size - 1) * int(step) for size, step in steps)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 # an inference tensor is not changed here

@@ -1,0 +1,30 @@
+"""How a run's memory is spent: what of the denoiser is kept, computed again, or brought when it is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..config import JobConfig
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """What a job's memory settings come to. All choices give the same gradients, bit for bit."""
+
+    recompute: bool = True
+    """Blocks are computed again in the backward pass (gradient checkpointing)."""
+    every: int = 1
+    """Only each n-th block is."""
+    keep_attention: bool = False
+    """Recomputed blocks keep what their attention gave."""
+    offload_inputs: bool = False
+    """The inputs of recomputed blocks wait in host memory."""
+    streamed: int = 0
+    """Number of blocks whose weights are copied to the device when they are needed."""
+
+    @classmethod
+    def of(cls, job: JobConfig) -> MemorySettings:
+        """As a job says."""
+        return cls(recompute=job.train.gradient_checkpointing)
