@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ...trainer_core.config import LINKS
 from ...trainer_core.errors import BaseModelError
 from .digest import digest
-from .quantized import add_gradients, as_loaded
+from .frozen import keep_no_weights
+from .quantized import as_loaded
 from .shadow import shadow
 
 
@@ -173,7 +174,7 @@ class TrainedModel:
             merged = self.patcher.patch_weight_to_device(key, device_to=self.patcher.load_device, return_weight=True)
             comfy.utils.set_attr_param(model, key, _ordinary(merged.to(self.patcher.offload_device)))
         self.patcher.patches = {}
-        add_gradients(model)
+        keep_no_weights(model)
         self.model = model
         """A `comfy.model_base.BaseModel`."""
         self._options: dict[str, Any] | None = None
