@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import ModelConfig
 from ..errors import BaseModelError
+from ..memory.packing import Packing
 from .conditioning import MAIN, Collated, Conditioning, Streams, TextEmbedding
 from .device import pick_device, pick_dtype
 from .names import Place
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ..data.cache import TensorCache
     from ..memory.settings import MemorySettings
     from ..objective.schedule import Schedule
     from .names import Shapes
@@ -40,6 +42,10 @@ class Base(ABC):
     spec: FamilySpec
     layout: ClassVar[Layout | None] = None
     """How the family's parts lie in single files; None if it reads folders only."""
+    packed_cache: TensorCache | None = None
+    """Where quantized weights are kept for the next start; None: they are made each time."""
+    packs_on: torch.device | None = None
+    """Where weights are quantized, if that is not `device`."""
 
     def __init__(self, source: Source, config: ModelConfig) -> None:
         self.source, self.config = source, config
@@ -176,6 +182,12 @@ class Base(ABC):
 
     # text
 
+    @property
+    def text_precision(self) -> str:
+        """What the text encoders are held in, for `text_fingerprint`."""
+        quantization = self.config.text_encoder_quantization
+        return f"{self.text_encoder_dtype}{'' if quantization == 'none' else f' {quantization}'}"
+
     @abstractmethod
     def load_text_encoders(self) -> None:
         """Loads tokenizers and text encoders to the device."""
@@ -271,13 +283,28 @@ class Base(ABC):
 
     # the denoiser
 
+    @property
+    def precision(self) -> str:
+        """What the denoiser is held in and computes in, such as "6bit, computed in bfloat16"."""
+        computed = str(self.dtype).removeprefix("torch.")
+        held, rank = self.config.quantization, self.config.low_rank
+        return computed if held == "none" else f"{held}{f' + rank {rank}' if rank else ''}, computed in {computed}"
+
     def load_part(self, part: Part, dtype: torch.dtype) -> nn.Module:
-        """A part as a frozen model on the device.
+        """A part as a frozen model on the device, quantized as the job says.
 
         Raises:
             BaseModelError: if it is not there, truncated, incomplete, or is something else.
         """
-        return self.source.load(part.name, part.load_class(), dtype, self.device)
+        name = {"denoiser": self.config.quantization, "text_encoder": self.config.text_encoder_quantization}.get(
+            part.role, "none"
+        )
+        if name == "none":
+            return self.source.load(part.name, part.load_class(), dtype, self.device)
+        mark = self.source.fingerprint(part.name) if self.packed_cache else ""
+        rank = self.config.low_rank if part.role == "denoiser" else 0
+        packing = Packing(name, mark, self.packed_cache, rank, self.packs_on)
+        return self.source.load(part.name, part.load_class(), dtype, self.device, packing)
 
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """The frozen denoiser on the device, in `self.dtype`; each call gives a fresh one, which the caller owns.
@@ -293,7 +320,7 @@ class Base(ABC):
         import torch
 
         twin = copy.copy(self)
-        twin.device = torch.device("cpu")
+        twin.device, twin.packs_on = torch.device("cpu"), self.device
         return twin.load_denoiser(expert)
 
     def bring(self, denoiser: nn.Module, device: torch.device | str) -> None:

@@ -65,7 +65,7 @@ class Experts:
             adapter = Adapter.of(job, base, denoiser)
             streamed = streamed_blocks(denoiser, memory, copier) if copier else None
             if streamed:
-                base.bring(denoiser, base.device)
+                self._move(denoiser, adapter, base.device)
             base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
             updater = Updater(job, objective, adapter, emit)
@@ -111,10 +111,13 @@ class Experts:
     def _put(self, expert: Expert, device: torch.device | str) -> None:
         if expert.streamed:
             expert.streamed.unload()
-        self._base.bring(expert.denoiser, device)
-        for flat in expert.adapter.flats():
-            flat.follow()
+        self._move(expert.denoiser, expert.adapter, device)
         release_memory(self._base.device)
+
+    def _move(self, denoiser: nn.Module, adapter: Adapter, device: torch.device | str) -> None:
+        self._base.bring(denoiser, device)
+        for flat in adapter.flats():
+            flat.follow()
 
     def _copier(self, memory: MemorySettings, emit: Listener) -> Copier | None:
         """What copies the weights of streamed blocks; None if there are none.

@@ -57,6 +57,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
             progress("scanning the data", 0, 1)
             cache = TensorCache(run.path.parent / CACHE_FOLDER)
             # on another device, or on more threads, encoders give other last bits
+            base.packed_cache = cache
             data = PreparedData(job, base, cache, json.dumps(environment(base.device)))
             progress("checking the base", 0, 1)
             base.encoders_fingerprint()

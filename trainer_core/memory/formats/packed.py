@@ -15,6 +15,7 @@ from .codebook import FIVE, FOUR, THREE, TWO
 from .float8 import Float8
 from .format import Format
 from .int8 import Int8
+from .nf4 import Nf4
 
 _FORMATS: dict[str, Format] = {
     "float8": Float8(),
@@ -22,6 +23,7 @@ _FORMATS: dict[str, Format] = {
     "6bit": SixBit(),
     "5bit": FIVE,
     "4bit": FOUR,
+    "nf4": Nf4(),
     "3bit": THREE,
     "2bit": TWO,
 }
