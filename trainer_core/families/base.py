@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import ModelConfig
 from ..errors import BaseModelError
-from ..memory.packing import Packing
 from .conditioning import MAIN, Collated, Conditioning, Streams, TextEmbedding
 from .device import pick_device, pick_dtype
 from .names import Place
+from .precision import packing_of, precision_told
 from .sources.source import EMBEDDED, Source, open_source
 from .spec import FamilySpec, Part, SamplingDefaults
 
@@ -283,28 +283,13 @@ class Base(ABC):
 
     # the denoiser
 
-    @property
-    def precision(self) -> str:
-        """What the denoiser is held in and computes in, such as "6bit, computed in bfloat16"."""
-        computed = str(self.dtype).removeprefix("torch.")
-        held, rank = self.config.quantization, self.config.low_rank
-        return computed if held == "none" else f"{held}{f' + rank {rank}' if rank else ''}, computed in {computed}"
-
     def load_part(self, part: Part, dtype: torch.dtype) -> nn.Module:
         """A part as a frozen model on the device, quantized as the job says.
 
         Raises:
             BaseModelError: if it is not there, truncated, incomplete, or is something else.
         """
-        name = {"denoiser": self.config.quantization, "text_encoder": self.config.text_encoder_quantization}.get(
-            part.role, "none"
-        )
-        if name == "none":
-            return self.source.load(part.name, part.load_class(), dtype, self.device)
-        mark = self.source.fingerprint(part.name) if self.packed_cache else ""
-        rank = self.config.low_rank if part.role == "denoiser" else 0
-        packing = Packing(name, mark, self.packed_cache, rank, self.packs_on)
-        return self.source.load(part.name, part.load_class(), dtype, self.device, packing)
+        return self.source.load(part.name, part.load_class(), dtype, self.device, packing_of(self, part))
 
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """The frozen denoiser on the device, in `self.dtype`; each call gives a fresh one, which the caller owns.
@@ -322,6 +307,10 @@ class Base(ABC):
         twin = copy.copy(self)
         twin.device, twin.packs_on = torch.device("cpu"), self.device
         return twin.load_denoiser(expert)
+
+    def precision_told(self) -> list[str]:
+        """A line for each part that is quantized: how many of its weights, its size before and after."""
+        return precision_told(self)
 
     def bring(self, denoiser: nn.Module, device: torch.device | str) -> None:
         """Moves the denoiser to a device: another expert needs the memory, or this one's turn has come."""
