@@ -190,7 +190,9 @@ class ComfyBase(Base):
                 self._turbo.append(TrainingAdapter(Path(file), trained.model))
             if self.config.quantization != "none":
                 mark = f"{self._linked.models_digest} {place}"
-                trained.pack(Packing(self.config.quantization, mark, self.packed_cache), self.dtype)
+                trained.pack(
+                    Packing(self.config.quantization, mark, self.packed_cache, self.config.low_rank), self.dtype
+                )
             trained.load()
         self._trained[expert] = trained
         return trained.denoiser

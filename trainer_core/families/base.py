@@ -281,6 +281,13 @@ class Base(ABC):
 
     # the denoiser
 
+    @property
+    def precision(self) -> str:
+        """What the denoiser is held in and computes in, such as "6bit, computed in bfloat16"."""
+        computed = str(self.dtype).removeprefix("torch.")
+        held, rank = self.config.quantization, self.config.low_rank
+        return computed if held == "none" else f"{held}{f' + rank {rank}' if rank else ''}, computed in {computed}"
+
     def load_part(self, part: Part, dtype: torch.dtype) -> nn.Module:
         """A part as a frozen model on the device, quantized as the job says.
 
@@ -293,7 +300,8 @@ class Base(ABC):
         if name == "none":
             return self.source.load(part.name, part.load_class(), dtype, self.device)
         mark = self.source.fingerprint(part.name) if self.packed_cache else ""
-        packing = Packing(name, mark, self.packed_cache)
+        rank = self.config.low_rank if part.role == "denoiser" else 0
+        packing = Packing(name, mark, self.packed_cache, rank)
         return self.source.load(part.name, part.load_class(), dtype, self.device, packing)
 
     def load_denoiser(self, expert: str = "") -> nn.Module:

@@ -1,4 +1,4 @@
-"""A frozen linear layer whose weight is packed, and unpacked whenever it is used: in the forward and the backward pass."""
+"""A frozen linear layer whose weight is packed, and unpacked whenever it is used: in the forward and backward pass."""
 
 from __future__ import annotations
 

@@ -6,9 +6,9 @@ Embedders, modulation, norms and the last layer stay as they are: they are few, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from ..data.cache import TensorCache, key_of
 from ..errors import BaseModelError
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .formats import Packed
+    from .packed_linear import PackedLinear
 
+_BRANCH = ("low_rank_down", "low_rank_up")
 _VERSION = 1
 """Of what is in the cache: a higher one when the same weight is packed otherwise."""
 MODULATION = re.compile(
@@ -48,39 +50,70 @@ class Packing:
 
     name: str
     """Of the format."""
-    mark: str
+    mark: str = ""
     """Changes with the model's weights."""
     cache: TensorCache | None = None
     """Where packed weights are kept for the next start."""
+    low_rank: int = 0
+    """Rank of the part of each weight that is not packed but stays beside it in bf16."""
 
-    def cached(self, path: str, shape: tuple[int, int], device: torch.device) -> Packed | None:
-        """A layer's weight (out, in) from the cache, on the device; None if it is not there, or is none."""
+    def cached(self, path: str, layer: nn.Module, dtype: torch.dtype, device: torch.device) -> PackedLinear | None:
+        """A layer with its weight from the cache, on the device; None if it is not there, or is none.
+
+        Args:
+            path: of the layer in its model.
+            layer: has the sizes and the bias, which stays where it is.
+            dtype: the precision that the weight is said to have.
+        """
         from .formats import Packed, format_of
 
         found = self.cache and self.cache.get(self._key(path, device))
         if not found:
             return None
+        shape = shape_of(layer)
+        found = {name: part.to(device) for name, part in found.items()}
+        branch = [found.pop(name, None) for name in _BRANCH]
         try:
             packed = Packed.from_tensors(format_of(self.name, shape), shape, found)
         except BaseModelError:
             return None
-        return _on(packed, device)
+        return packed_layer(packed, layer, dtype, branch)
 
-    def packed(self, path: str, weight: Tensor) -> Packed:
-        """A layer's weight, packed where it is; also in the cache from then on."""
+    def packed(self, path: str, weight: Tensor, layer: nn.Module, dtype: torch.dtype) -> PackedLinear:
+        """A layer with its weight (out, in) packed where that is; also in the cache from then on."""
+        import torch
+
         from .formats import encode
+        from .low_rank import largest
 
-        made = encode(weight, self.name)
-        self.keep(path, made, weight.device)
-        return made
-
-    def keep(self, path: str, packed: Packed, device: torch.device) -> None:
-        """Puts a weight into the cache that was packed on a device."""
+        branch: list[Tensor] = []
+        if self.low_rank:
+            branch = [part.to(torch.bfloat16) for part in largest(weight.float(), self.low_rank)]
+            weight = weight.float().addmm_(branch[1].float(), branch[0].float(), alpha=-1)
+        packed = encode(weight, self.name)
         if self.cache is not None:
-            self.cache.put(self._key(path, device), {name: part.cpu() for name, part in packed.tensors().items()})
+            parts = packed.tensors() | dict(zip(_BRANCH, branch, strict=False))
+            self.cache.put(self._key(path, weight.device), {name: part.cpu() for name, part in parts.items()})
+        return packed_layer(packed, layer, dtype, branch)
 
     def _key(self, path: str, device: torch.device) -> str:
-        return key_of("packed", _VERSION, self.name, self.mark, path, device.type)
+        return key_of("packed", _VERSION, self.name, self.low_rank, self.mark, path, device.type)
+
+
+def packed_layer(
+    packed: Packed, layer: nn.Module, dtype: torch.dtype, branch: Sequence[Tensor | None] = ()
+) -> PackedLinear:
+    """A packed layer in the place of another, with its bias.
+
+    Args:
+        branch: the low-rank part beside the weight, as (down, up).
+    """
+    from .packed_linear import PackedLinear
+
+    made = PackedLinear(packed, cast("Tensor | None", getattr(layer, "bias", None)), dtype)
+    for name, part in zip(_BRANCH, branch, strict=False):
+        setattr(made, name, part)
+    return made.train(layer.training)
 
 
 def pack_in_place(
@@ -103,33 +136,33 @@ def pack_in_place(
     import torch
 
     from ..adapters.operations import dense_weight, device_of
-    from .packed_linear import PackedLinear
 
     for path, layer in packable(model).items():
         if stays(path, layer):
             continue
         with torch.no_grad():
-            packed = packing.cached(path, _shape(layer), device) or packing.packed(path, dense_weight(layer).to(device))
-            own = PackedLinear(packed, getattr(layer, "bias", None), dtype).to(device_of(layer)).train(layer.training)
+            own = packing.cached(path, layer, dtype, device)
+            if own is None:
+                own = packing.packed(path, dense_weight(layer).to(device), layer, dtype)
         for hook in layer._forward_hooks.values():  # noqa: SLF001 - torch has no other way to move one
             own.register_forward_hook(hook)
-        model.set_submodule(path, own)
+        model.set_submodule(path, own.to(device_of(layer)))
 
 
 def outline(model: nn.Module, packing: Packing, dtype: torch.dtype) -> None:
     """Replaces the layers of a model on the meta device by packed ones there: with their sizes, at no cost."""
+    import torch
+
     from .formats import Packed, format_of
-    from .packed_linear import PackedLinear
 
     for path, layer in packable(model).items():
-        shape = _shape(layer)
+        rows, columns = shape = shape_of(layer)
+        rank = min(packing.low_rank, rows, columns)
+        empty = [torch.empty(size, dtype=torch.bfloat16, device="meta") for size in ((rank, columns), (rows, rank))]
         packed = Packed.blank(format_of(packing.name, shape), shape, "meta")
-        model.set_submodule(path, PackedLinear(packed, getattr(layer, "bias", None), dtype))
+        model.set_submodule(path, packed_layer(packed, layer, dtype, empty if rank else ()))
 
 
-def _shape(layer: Any) -> tuple[int, int]:
+def shape_of(layer: Any) -> tuple[int, int]:
+    """(out, in)"""
     return layer.out_features, layer.in_features
-
-
-def _on(packed: Packed, device: torch.device) -> Packed:
-    return replace(packed, parts={name: part.to(device) for name, part in packed.parts.items()})

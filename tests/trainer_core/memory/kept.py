@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer_core.adapters.operations import weight_shapes
+from trainer_core.adapters.operations import layers_of
 
 
 def weights_kept(model: nn.Module, forward: Callable[[], Any]) -> set[tuple[int, ...]]:
@@ -18,7 +18,7 @@ def weights_kept(model: nn.Module, forward: Callable[[], Any]) -> set[tuple[int,
     Args:
         forward: gives what the backward pass begins at. None of its activations may be as a weight is.
     """
-    shapes = {shape for shape in weight_shapes(model).values() if len(shape) > 1}
+    shapes = {operation.weight_shape for _, operation in layers_of(model).values()}
     shapes |= {shape[::-1] for shape in shapes if len(shape) == 2}
     before = {place for tensor in _alive() for place in _places(tensor)}
     saved: list[Tensor] = []

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BaseModelError
-from ...memory.packing import packable
+from ...memory.packing import packable, packed_layer
 from ..names import Naming, Place
 from .stored import Stored
 from .tensors import FLOAT8, FLOATS, TensorFile
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ...memory.formats import Packed
     from ...memory.packing import Packing
 
 
@@ -105,27 +104,25 @@ class _Packed:
         """Weights that are in their place."""
         for name, layer in self._layers.items():
             assert packing
-            found = packing.cached(name, (layer.out_features, layer.in_features), device)
-            if found is not None:
-                self._set(name, found)
+            self._set(name, packing.cached(name, layer, dtype, device))
 
     def put(self, name: str, weight: Stored) -> bool:
         """Packs a weight and puts it into its place; whether it is one of them."""
         if name in self._layers and name not in self.there:
             assert self._packing
-            as_it_is = weight.packed(self._packing.name)
+            layer = self._model.get_submodule(name.removesuffix(".weight"))  # with its bias, if that came first
+            as_it_is = None if self._packing.low_rank else weight.packed(self._packing.name)
             if as_it_is is None:
-                self._set(name, self._packing.packed(name, weight.dense(self._device).to(self._device)))
+                dense = weight.dense(self._device).to(self._device)
+                self._set(name, self._packing.packed(name, dense, layer, self._dtype))
             else:
-                self._set(name, as_it_is)
+                self._set(name, packed_layer(as_it_is, layer, self._dtype))
         return name in self.there
 
-    def _set(self, name: str, packed: Packed) -> None:
-        from ...memory.packed_linear import PackedLinear
-
-        layer, path = self._layers[name], name.removesuffix(".weight")
-        self._model.set_submodule(path, PackedLinear(packed, layer.bias, self._dtype))
-        self.there.add(name)
+    def _set(self, name: str, layer: nn.Module | None) -> None:
+        if layer is not None:
+            self._model.set_submodule(name.removesuffix(".weight"), layer)
+            self.there.add(name)
 
 
 def empty_model(kind: Any, config: dict[str, Any]) -> nn.Module:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .format import TINY, Format, grouped, groups
+from .format import TINY, Format, grouped, groups, spread
 from .shards import packed, values
 
 _HALF = 32
@@ -53,8 +53,3 @@ class SixBit(Format):
         step, middle = ((parts[name] * parts["scale"]).to(dtype) for name in ("step", "middle"))
         found = torch.addcmul(spread(middle, self.group), found, spread(step, self.group))
         return found[:, :columns].contiguous()
-
-
-def spread(of_groups: Tensor, group: int) -> Tensor:
-    """A number of each group (rows, groups) for each of its weights (rows, groups · group)."""
-    return of_groups[..., None].expand(-1, -1, group).flatten(1)

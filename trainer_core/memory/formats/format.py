@@ -41,3 +41,8 @@ def grouped(weight: Tensor, group: int) -> Tensor:
 def groups(columns: int, group: int) -> int:
     """How many groups a row has."""
     return -(-columns // group)
+
+
+def spread(of_groups: Tensor, group: int) -> Tensor:
+    """A number of each group (rows, groups) for each of its weights (rows, groups · group)."""
+    return of_groups[..., None].expand(-1, -1, group).flatten(1)

@@ -11,11 +11,22 @@ from torch import Tensor
 
 from ...errors import BaseModelError, ConfigError, did_you_mean
 from .affine import SixBit
+from .codebook import FIVE, FOUR, THREE, TWO
+from .float8 import Float8
 from .format import Format
 from .int8 import Int8
 from .nf4 import Nf4
 
-_FORMATS: dict[str, Format] = {"int8": Int8(), "6bit": SixBit(), "nf4": Nf4()}
+_FORMATS: dict[str, Format] = {
+    "float8": Float8(),
+    "int8": Int8(),
+    "6bit": SixBit(),
+    "5bit": FIVE,
+    "4bit": FOUR,
+    "nf4": Nf4(),
+    "3bit": THREE,
+    "2bit": TWO,
+}
 NAMES = tuple(_FORMATS)
 """From the most bits to the fewest; `model.quantization` has the same names."""
 _SHORT = "int8"

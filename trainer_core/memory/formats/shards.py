@@ -26,13 +26,13 @@ def packed(codes: Tensor, bits: int) -> Tensor:
 
 def values(shard: Tensor, bits: int, levels: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """The values (rows, columns) that the codes of a shard stand for: code i for levels[i]."""
-    table = _table(bits, levels, dtype, shard.device)
-    places = shard.flatten().int()
+    make = _table if type(shard) is Tensor else _table.__wrapped__  # none of fake tensors may stay in the cache
+    table = make(bits, levels, dtype, shard.device)
     element = _ELEMENTS.get(table.shape[1] * table.itemsize)
-    found = (
-        table.view(element).flatten().index_select(0, places).view(dtype) if element else table.index_select(0, places)
-    )
-    return found.view(len(shard), -1)
+    if element:
+        table = table.view(element).flatten()
+    found = table.index_select(0, shard.flatten().int())
+    return (found.view(dtype) if element else found).view(len(shard), -1)
 
 
 @functools.lru_cache(64)
