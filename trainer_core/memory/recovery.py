@@ -137,7 +137,7 @@ def _recover_block(
             set_branch(layer, None, None)
             error = dense_weight(original.get_submodule(name)).float() - layer.dequantize().float()
             covariance = covariances.get(name, error.new_zeros(layer.in_features, layer.in_features))
-            set_branch(layer, *fitted(error @ covariance, covariance, error, rank), base.dtype)
+            set_branch(layer, *fitted(error @ covariance, covariance, error, rank))
     scales = [sum(one.float().square().sum() for one in group) / len(targets) for group in zip(*targets, strict=True)]
 
     def loss(number: int) -> Tensor:
@@ -185,7 +185,7 @@ def _refine(
     """Adam on the branches of some layers, over `count` losses in turn."""
     if not steps:
         return
-    with torch.enable_grad(), base.training_pass(), _trained(layers, base.dtype) as weights:
+    with torch.enable_grad(), base.training_pass(), _trained(layers) as weights:
         groups = [{"params": [one], "lr": _RATE * one.detach().square().mean().sqrt().item()} for one in weights]
         optimizer = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
@@ -198,7 +198,7 @@ def _refine(
 
 
 @contextmanager
-def _trained(layers: Iterable[PackedLinear], dtype: torch.dtype) -> Iterator[list[nn.Parameter]]:
+def _trained(layers: Iterable[PackedLinear]) -> Iterator[list[nn.Parameter]]:
     """The branches of some layers as fp32 parameters of theirs; they are buffers again at the end."""
     layers, hooks = list(layers), []
     for layer in layers:
@@ -211,7 +211,7 @@ def _trained(layers: Iterable[PackedLinear], dtype: torch.dtype) -> Iterator[lis
     finally:
         for hook, layer in zip(hooks, layers, strict=True):
             hook.remove()
-            set_branch(layer, *(layer.get_parameter(f"trained_{name}") for name in _BRANCH), dtype)
+            set_branch(layer, *(layer.get_parameter(f"trained_{name}") for name in _BRANCH))
             for name in _BRANCH:
                 delattr(layer, f"trained_{name}")
 

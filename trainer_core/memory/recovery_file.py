@@ -21,7 +21,6 @@ from ..reading import parse_json
 from .packed_linear import PackedLinear
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from ..config import ModelConfig
@@ -134,12 +133,18 @@ def apply_recovery(denoiser: nn.Module, base: Base, path: Path) -> list[str]:
         The paths of these.
 
     Raises:
+        ConfigError: as `check_recovery`, or if the base has several denoisers.
         AdapterError: if the file is for another base, or is no LoRA, or no layer is packed.
     """
     from ..adapters.deltas import LowRank
     from ..adapters.parsing import for_modules, parse
     from ..safetensors_file import read_tensors
 
+    if len(base.spec.experts) > 1:
+        raise ConfigError(
+            f"model.recovery_adapter: {base.spec.title} has several denoisers, which none is read for yet"
+        )
+    check_recovery(base.config)
     left_out = []
     deltas = for_modules(parse(read_tensors(path)), denoiser, base)
     for name, delta in deltas.items():
@@ -150,14 +155,16 @@ def apply_recovery(denoiser: nn.Module, base: Base, path: Path) -> list[str]:
         if not isinstance(delta, LowRank) or delta.dora_scale is not None:
             raise AdapterError(f"{path}: {name} is a {delta.kind}; recovery adapters are LoRAs")
         kept = (delta.up != 0).any(0)  # the other columns are those of layers that the file has fused with it
-        set_branch(layer, delta.down[kept], delta.up[:, kept] * delta.scale, base.dtype)
+        set_branch(layer, delta.down[kept], delta.up[:, kept] * delta.scale)
     if len(left_out) == len(deltas):
         raise AdapterError(f"{path}: none of its {len(deltas)} layers is packed in this base")
     return left_out
 
 
-def set_branch(layer: PackedLinear, down: Tensor | None, up: Tensor | None, dtype: torch.dtype | None = None) -> None:
-    """Puts a frozen branch beside a packed weight, or takes it away."""
+def set_branch(layer: PackedLinear, down: Tensor | None, up: Tensor | None) -> None:
+    """Puts a frozen branch in bf16 beside a packed weight, or takes it away."""
+    import torch
+
     device = next(layer.buffers()).device
-    layer.low_rank_down = None if down is None else down.detach().to(device, dtype).contiguous()
-    layer.low_rank_up = None if up is None else up.detach().to(device, dtype).contiguous()
+    layer.low_rank_down = None if down is None else down.detach().to(device, torch.bfloat16).contiguous()
+    layer.low_rank_up = None if up is None else up.detach().to(device, torch.bfloat16).contiguous()
