@@ -199,6 +199,7 @@ class ComfyBase(Base):
                 trained.pack(
                     Packing(self.config.quantization, mark, self.packed_cache, self.config.low_rank), self.dtype
                 )
+            self.recover(trained.denoiser)
         self._trained[expert] = trained
         return trained.denoiser
 

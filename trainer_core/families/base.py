@@ -298,7 +298,21 @@ class Base(ABC):
             expert: the name of one of `spec.experts`, whose part is the denoiser of the same place in `spec.parts`.
         """
         place = [one.name for one in self.spec.experts].index(expert)
-        return self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
+        denoiser = self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
+        self.recover(denoiser)
+        return denoiser
+
+    def recover(self, denoiser: nn.Module) -> None:
+        """Puts the job's recovery adapter beside the packed layers of a denoiser, if there is one.
+
+        Raises:
+            ConfigError: if it was made for weights that are held otherwise.
+            AdapterError: if it cannot be read, or is for another base.
+        """
+        if self.config.recovery_adapter is not None:
+            from ..memory.recovery_file import apply_recovery
+
+            apply_recovery(denoiser, self, Path(self.config.recovery_adapter))
 
     def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
         """The same in host memory: blocks that are to be streamed never have to fit on the device. `bring` it then."""

@@ -11,6 +11,7 @@ from ..data.cache import CACHE_FOLDER, TensorCache
 from ..data.prepare import PreparedData
 from ..errors import Interrupted
 from ..families.registry import job_with_family, open_base
+from ..memory.recovery_file import recovery_notes
 from ..runs.events import Listener, Phase, StateChanged, Warning
 from ..runs.requests import PAUSE, STOP, Requests
 from ..runs.run_folder import RunFolder
@@ -62,6 +63,8 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
             progress("checking the base", 0, 1)
             base.encoders_fingerprint()
             base.denoiser_fingerprint()
+            for note in recovery_notes(base):
+                emit(Warning(note))
             prompts = preview_texts(job)
             data.encode_texts([*prompts, negative_text(job)] if prompts else [], progress)
             data.encode_images(progress)
