@@ -288,6 +288,16 @@ class Base(ABC):
         place = [one.name for one in self.spec.experts].index(expert)
         return self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
 
+    def imitated(self) -> Base:
+        """The same base with parts of fake tensors on the CPU, to run inside `memory.imitation.imitating`."""
+        import torch
+
+        twin = type(self)(self.source.imitated(), self.config)
+        for name in ("dtype", "text_encoder_dtype", "vae_dtype"):
+            setattr(twin, name, getattr(self, name))
+        twin.device = torch.device("cpu")
+        return twin
+
     def bring(self, denoiser: nn.Module, device: torch.device | str) -> None:
         """Moves the denoiser to a device: another expert needs the memory, or this one's turn has come."""
         denoiser.to(device)
