@@ -6,8 +6,9 @@ device would take it apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,22 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily as on_real_tens
 __all__ = ["bytes_of", "imitate", "imitating", "on_real_tensors"]
 
 
+_LENGTHS: ContextVar[Mapping[str, int]] = ContextVar("lengths", default={})  # noqa: B039 - never changed
+
+
 @contextmanager
-def imitating() -> Iterator[None]:
-    """Tensors that are made inside are fake; real ones that operations are given count as fake ones."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+def imitating(lengths: Mapping[str, int] | None = None) -> Iterator[None]:
+    """Tensors that are made inside are fake; real ones that operations are given count as fake ones.
+
+    Args:
+        lengths: path of a list of blocks → how many of them models get that are imitated inside.
+    """
+    known = _LENGTHS.set(lengths or {})
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        _LENGTHS.reset(known)
 
 
 def imitate(model: nn.Module, dtype_of: Callable[[str, Tensor], torch.dtype]) -> nn.Module:
@@ -30,6 +42,10 @@ def imitate(model: nn.Module, dtype_of: Callable[[str, Tensor], torch.dtype]) ->
     Args:
         dtype_of: what a tensor is to be, by its name, of those that are saved with the model.
     """
+    for path, length in _LENGTHS.get().items():
+        blocks = model.get_submodule(path)
+        assert isinstance(blocks, nn.ModuleList)
+        del blocks[length:]
     saved = model.state_dict(keep_vars=True)
     made: dict[int, Tensor] = {}
     for path, module in model.named_modules():
