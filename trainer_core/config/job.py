@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..reading import is_file, is_folder, read_regular
 from ..secrets import redacted
 from .data import CacheConfig, DatasetConfig
+from .memory import MemoryConfig
 from .model import AdapterConfig, ModelConfig
 from .model_files import SOURCE, model_file
 from .objective import RegularizationConfig, ValidationConfig
@@ -40,6 +41,7 @@ class JobConfig(Section):
     save: SaveConfig = SaveConfig()
     sample: SampleConfig = SampleConfig()
     cache: CacheConfig = CacheConfig()
+    memory: MemoryConfig = MemoryConfig()
 
     @field_validator("name")
     @classmethod
@@ -178,7 +180,8 @@ def resolved_model(model: ModelConfig, here: Path) -> ModelConfig:
         own = _absolute(here, name)
         files[part] = str(own if is_file(own) else model_file(part, name) or own)
     tokenizers = str(_absolute(here, model.tokenizers)) if model.tokenizers else None
-    absolute: ModelConfig = model.but(files=files, tokenizers=tokenizers)
+    recovery = str(_absolute(here, model.recovery_adapter)) if model.recovery_adapter else None
+    absolute: ModelConfig = model.but(files=files, tokenizers=tokenizers, recovery_adapter=recovery)
     return absolute
 
 

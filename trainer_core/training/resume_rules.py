@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 DATA = "data"
 """Stands for the contents of the data sets, which are no setting."""
 
+_SAME_NUMBERS = "how memory is used changes no number"
 _IN_THE_DIGEST = "the captions themselves are compared"
 MAY_CHANGE: Mapping[str, str] = {
     "name": "names files",
@@ -47,6 +48,12 @@ MAY_CHANGE: Mapping[str, str] = {
     "validation.draws": "measuring does not train",
     "save": "is about the files only; a checkpoint's state is fp32 always",
     "sample": "previews draw from generators of their own",
+    "memory.plan": _SAME_NUMBERS,
+    "memory.limit_gb": _SAME_NUMBERS,
+    "memory.checkpoint_every": _SAME_NUMBERS,
+    "memory.keep_attention": _SAME_NUMBERS,
+    "memory.offload_inputs": _SAME_NUMBERS,
+    "memory.layer_offloading": _SAME_NUMBERS,
     "cache": "holds what would be computed again",
 }
 """Settings, or whole sections, that no later update depends on, each with the reason."""
