@@ -186,6 +186,11 @@ class ComfyBase(Base):
         self._trained[expert] = trained
         return trained.denoiser
 
+    def imitated(self) -> Base:
+        from .imitation import ImitatedBase
+
+        return ImitatedBase.of(self)
+
     def _of(self, denoiser: nn.Module) -> TrainedModel:
         return next(one for one in self._trained.values() if one.denoiser is denoiser)
 
