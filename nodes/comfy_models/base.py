@@ -177,12 +177,17 @@ class ComfyBase(Base):
 
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """A copy that shares the MODEL's weights; the MODEL stays as it is and can be sampled meanwhile."""
+        denoiser = self.load_denoiser_on_host(expert)
+        with computing():
+            self._trained[expert].load()
+        return denoiser
+
+    def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
         place = [one.name for one in self.spec.experts].index(expert)
         with computing():
             trained = TrainedModel(self._linked.models[place])
             if file := self.config.files.get(files.TRAINING_ADAPTER):
                 self._turbo.append(TrainingAdapter(Path(file), trained.model))
-            trained.load()
         self._trained[expert] = trained
         return trained.denoiser
 

@@ -298,6 +298,14 @@ class Base(ABC):
         twin.device = torch.device("cpu")
         return twin
 
+    def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
+        """The same in host memory: blocks that are to be streamed never have to fit on the device. `bring` it then."""
+        import torch
+
+        twin = copy.copy(self)
+        twin.device = torch.device("cpu")
+        return twin.load_denoiser(expert)
+
     def bring(self, denoiser: nn.Module, device: torch.device | str) -> None:
         """Moves the denoiser to a device: another expert needs the memory, or this one's turn has come."""
         denoiser.to(device)

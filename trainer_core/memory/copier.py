@@ -121,7 +121,7 @@ class CudaCopier(Copier):
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "streaming")
-            self._staging = [(_staging(slot.memory.numel()), torch.cuda.Event()) for _ in range(2)]
+            self._staging = [(torch.empty(0, dtype=torch.uint8), torch.cuda.Event()) for _ in range(2)]
         slot.sent = self._thread.submit(self._stage, slot, source)
 
     def wait(self, slot: Slot) -> None:
@@ -133,12 +133,14 @@ class CudaCopier(Copier):
 
     def finish(self) -> None:
         if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = None
+            self._thread.submit(int).result()  # it takes one after the other
         self._stream.synchronize()
 
     def close(self) -> None:
         super().close()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
         self._staging.clear()
         for memory in self._pinned:
             torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
@@ -157,12 +159,14 @@ class CudaCopier(Copier):
             slot.ready.record(self._stream)
 
     def _stage(self, slot: Slot, source: Source) -> None:
-        buffer, left = self._staging[0]
+        buffer, left = self._staging.pop(0)
         left.synchronize()
+        if buffer.numel() < source.size:
+            buffer = _staging(slot.memory.numel())
+        self._staging.append((buffer, left))
         source.write(buffer[: source.size])
         self._send(slot, buffer[: source.size])
         left.record(self._stream)
-        self._staging.reverse()
 
 
 def copier_for(device: torch.device) -> Copier | None:

@@ -1,4 +1,4 @@
-"""How fast weights come to the device, and from when on that costs no time: the model behind streaming's part in a plan."""
+"""How fast weights come to the device, and from when on that costs no time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def transfer_seconds(size: float, link: float) -> float:
 def tokens_to_hide(share: float, bits: float, flops: float, link: float) -> float:
     """From how many tokens per step on a streamed block comes while the others compute.
 
-    A forward pass computes two operations per weight and token. In a backward pass with recomputed blocks half as many
-    tokens do: there are four more for each time that a block comes.
+    A forward pass makes two operations per weight and token. A backward pass that computes its blocks again makes four,
+    and half as many tokens do.
 
     Args:
         share: of the weights, that are streamed.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import combinations
 from typing import Any
 
@@ -51,6 +51,7 @@ def _recomputed(block: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]
         if torch.is_grad_enabled():
             weights = [weight for weight in block.parameters() if weight.requires_grad]
             call = _Call(run, args, kwargs, weights)
+            call.around = vars(block).get("around_backward", nullcontext)
             if weights or any(one.requires_grad for one in call.inputs):
                 return call()
         return run(*args, **kwargs)
@@ -71,6 +72,8 @@ class _Call:
         """What the block gave, with a place for each tensor: the number of a result, or ~ that of an input."""
         self._changed: list[int] = []
         """Numbers of the inputs that the block changes in place."""
+        self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """What is around the second computation and its gradient."""
         self._snapshot = _replaced(self._arguments, self._place)
         """The arguments as they are before the block runs, with the number of an input in place of each tensor."""
         self._contexts = [
@@ -154,6 +157,11 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        with ctx.call.around():
+            return _Recompute._gradients(ctx, *gradients)
+
+    @staticmethod
+    def _gradients(ctx: Any, *gradients: Tensor | None) -> Any:
         call: _Call = ctx.call
         needed = ctx.needs_input_grad[1 : 1 + len(ctx.kept)]
         inputs = [one.value().detach().requires_grad_(need) for one, need in zip(ctx.kept, needed, strict=True)]

@@ -23,6 +23,17 @@ class MemorySettings:
     """The inputs of recomputed blocks wait in host memory."""
     streamed: int = 0
     """Number of blocks whose weights are copied to the device when they are needed."""
+    layer_offloading: float = 0.0
+    """The same as a share of all blocks, where no plan has counted them."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether there are such blocks."""
+        return bool(self.streamed or self.layer_offloading)
+
+    def streamed_of(self, blocks: int) -> int:
+        """How many of a denoiser's blocks that is."""
+        return self.streamed or round(self.layer_offloading * blocks)
 
     @classmethod
     def of(cls, job: JobConfig) -> MemorySettings:

@@ -16,13 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from .blocks import blocks_of
 from .copier import Copier, Slot
+from .settings import MemorySettings
 from .streaming_weights import BlockWeights, shared_tensors
 
 
 def evenly_spread(count: int, total: int) -> list[int]:
     """Which of `total` blocks are streamed, if `count` of them are: those between give the copies time."""
     return [(2 * number + 1) * total // (2 * count) for number in range(count)]
+
+
+def streamed_blocks(denoiser: nn.Module, memory: MemorySettings, copier: Copier) -> Streamed:
+    """Streams as many of a denoiser's blocks as the settings say, out of those that they recompute."""
+    blocks = blocks_of(denoiser)
+    recomputed = dict([*blocks.items()][:: memory.every])
+    return Streamed(denoiser, recomputed, min(memory.streamed_of(len(blocks)), len(recomputed)), copier)
 
 
 class Streamed:
@@ -32,8 +41,8 @@ class Streamed:
     there when the backward pass begins. While one computes, those that follow are on their way: those after it in a
     forward pass, before it in a backward pass. Blocks that come in another order are copied when they are called.
 
-    They have to be recomputed in the backward pass (`recompute_blocks`, called after this): autograd cannot keep weights
-    that make room for others. What is trained never moves.
+    They have to be recomputed in the backward pass (`recompute_blocks`, called after this): autograd cannot keep
+    weights that make room for others. What is trained never moves.
     """
 
     def __init__(
@@ -144,7 +153,9 @@ class Streamed:
         if slot.holds != number:
             self._load(number)
         if not slot.users:
+            slot.holds = None  # if the copy has failed
             self._copier.wait(slot)
+            slot.holds = number
             self._weights[number].put(self._views[number])
         slot.users += 1
         try:

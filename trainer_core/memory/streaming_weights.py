@@ -1,14 +1,17 @@
-"""The frozen tensors of a streamed block: where they belong in its modules, and where they lie in one piece of memory."""
+"""The frozen tensors of a streamed block: where they belong in its modules, and where in one piece of memory."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+_PARAMETER, _BUFFER, _PASSING = "parameter", "buffer", "buffer that is not saved"
 
 ALIGNMENT = 256
 """Bytes. What a GPU's kernels ask of an address, and more than the CPU's do."""
@@ -39,24 +42,28 @@ class BlockWeights:
         Args:
             shared: ids of tensors that belong to other parts of the model, too; they stay where they are.
         """
+        self.size = 0
         self.pinned: Tensor | None = None
-        self._places: list[tuple[nn.Module, str, bool]] = []
-        """Module, name, and whether it is a parameter."""
+        self._places: list[tuple[nn.Module, str, str]] = []
+        """Module, name, and what it is to it."""
         self._tensors: list[Tensor] = []
         """In host memory, one for each place."""
+        self._pieces: list[list[_Piece]] = []
+        """Where each one's plain parts lie."""
+        known: dict[int, list[_Piece]] = {}
         for module in block.modules():
-            for name, tensor, is_parameter in _frozen(module):
+            for name, tensor, kind in _frozen(module):
                 if id(tensor) not in shared:
-                    self._places.append((module, name, is_parameter))
+                    if id(tensor) not in known:
+                        known[id(tensor)] = [self._add(part) for part in _parts(tensor)]
+                    self._places.append((module, name, kind))
                     self._tensors.append(tensor)
-        self._pieces: dict[int, _Piece] = {}
-        """By the ids of `_tensors`' plain parts."""
-        self.size = 0
-        for part in (part for one in self._tensors for part in _parts(one)):
-            if id(part) not in self._pieces:
-                stop = self.size + part.numel() * part.itemsize
-                self._pieces[id(part)] = _Piece(self.size, stop, part.dtype, part.size(), _dense_strides(part))
-                self.size = math.ceil(stop / ALIGNMENT) * ALIGNMENT
+                    self._pieces.append(known[id(tensor)])
+
+    def _add(self, part: Tensor) -> _Piece:
+        start, stop = self.size, self.size + part.numel() * part.itemsize
+        self.size = math.ceil(stop / ALIGNMENT) * ALIGNMENT
+        return _Piece(start, stop, part.dtype, part.size(), _dense_strides(part))
 
     def take(self, pinned: Tensor | None) -> None:
         """Makes attributes of them, in host memory.
@@ -69,21 +76,20 @@ class BlockWeights:
             memory = torch.empty(self.size, dtype=torch.uint8)
         if memory is not None:
             self.write(memory)
-            moved = self.views(memory)
-            pieces = [self._pieces[id(part)] for one in self._tensors for part in _parts(one)]
-            parts = [part for one in moved for part in _parts(one)]
-            self._tensors = moved
-            self._pieces = dict(zip(map(id, parts), pieces, strict=True))
+            self._tensors = self.views(memory)
         self.pinned = pinned
-        for module, name, is_parameter in self._places:
-            del (module._parameters if is_parameter else module._buffers)[name]
-        self.put(self._tensors)
+        for module, name, _ in self._places:
+            delattr(module, name)
+        self.put()
 
     def give_back(self) -> None:
         """Makes parameters and buffers of them again, in host memory."""
-        for (module, name, is_parameter), tensor in zip(self._places, self._tensors, strict=True):
-            del vars(module)[name]
-            (module._parameters if is_parameter else module._buffers)[name] = tensor  # type: ignore[assignment]
+        for (module, name, kind), tensor in zip(self._places, self._tensors, strict=True):
+            delattr(module, name)
+            if kind == _PARAMETER:
+                module.register_parameter(name, cast(nn.Parameter, tensor))
+            else:
+                module.register_buffer(name, tensor, persistent=kind == _BUFFER)
 
     def put(self, tensors: Sequence[Tensor] | None = None) -> None:
         """Lets the modules compute with some tensors, such as `views`; with those in host memory by default."""
@@ -92,11 +98,10 @@ class BlockWeights:
 
     def views(self, memory: Tensor) -> list[Tensor]:
         """The same tensors in other memory (size,), whose version they share: autograd notices when it is written."""
-        made: dict[int, Tensor] = {}
-        for one in self._tensors:
-            if id(one) not in made:
-                made[id(one)] = _rebuilt(one, lambda part: self._pieces[id(part)].view(memory))
-        return [made[id(one)] for one in self._tensors]
+        return [
+            _rebuilt(one, (piece.view(memory) for piece in pieces))
+            for one, pieces in zip(self._tensors, self._pieces, strict=True)
+        ]
 
     @torch.no_grad()
     def write(self, memory: Tensor) -> None:
@@ -104,8 +109,9 @@ class BlockWeights:
         if self.pinned is not None:
             memory.copy_(self.pinned)
             return
-        for part in {id(part): part for one in self._tensors for part in _parts(one)}.values():
-            self._pieces[id(part)].view(memory).copy_(part)
+        for one, pieces in zip(self._tensors, self._pieces, strict=True):
+            for part, piece in zip(_parts(one), pieces, strict=True):
+                piece.view(memory).copy_(part)
 
 
 def shared_tensors(model: nn.Module, blocks: Mapping[str, nn.Module]) -> set[int]:
@@ -124,17 +130,19 @@ def shared_tensors(model: nn.Module, blocks: Mapping[str, nn.Module]) -> set[int
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
-    both = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in both.items() if tensor is not None}
+    named = [module.named_parameters, module.named_buffers]
+    return dict(chain.from_iterable(one(recurse=False, remove_duplicate=False) for one in named))
 
 
-def _frozen(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
-    """The tensors that a module holds, with whether each is a parameter; none of a module that is trained."""
+def _frozen(module: nn.Module) -> Iterator[tuple[str, Tensor, str]]:
+    """The tensors that a module holds, with what each is to it; none of a module that is trained."""
     own = _own(module)
     if not any(one.requires_grad for one in own.values()):
+        passing = module._non_persistent_buffers_set  # noqa: SLF001
         for name, tensor in own.items():
             if _can_move(tensor):
-                yield name, tensor, name in module._parameters
+                kind = _PASSING if name in passing else _BUFFER
+                yield name, tensor, _PARAMETER if isinstance(tensor, nn.Parameter) else kind
 
 
 def _can_move(tensor: Tensor) -> bool:
@@ -153,17 +161,18 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
 
 
-def _rebuilt(tensor: Tensor, moved: Any) -> Tensor:
-    """A tensor whose plain parts are others."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, context = tensor.__tensor_flatten__()
-        inner = {name: _rebuilt(getattr(tensor, name), moved) for name in names}
-        kind: Any = type(tensor)
-        made: Tensor = kind.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
-        vars(made).update({name: value for name, value in vars(tensor).items() if name not in {*names, *vars(made)}})
-    else:
-        made = moved(tensor)
-    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+def _rebuilt(tensor: Tensor, parts: Iterator[Tensor]) -> Tensor:
+    """The same tensor with other plain parts."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        part = next(parts)
+        return nn.Parameter(part, requires_grad=False) if isinstance(tensor, nn.Parameter) else part
+    names, context = tensor.__tensor_flatten__()
+    inner = {name: _rebuilt(getattr(tensor, name), parts) for name in names}
+    kind: Any = type(tensor)
+    made: Tensor = kind.__tensor_unflatten__(inner, context, tensor.size(), tensor.stride())
+    # marks such as that it is a parameter
+    vars(made).update({name: value for name, value in vars(tensor).items() if name not in {*names, *vars(made)}})
+    return made
 
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:

@@ -16,8 +16,11 @@ from torch import nn
 from ..adapters.adapter import Adapter
 from ..errors import ConfigError
 from ..families.device import release_memory
+from ..memory.copier import Copier, copier_for
 from ..memory.settings import MemorySettings
+from ..memory.streaming import Streamed, streamed_blocks
 from ..objective.timesteps import NoiseStages
+from ..runs.events import Listener, Warning
 from .step import Objective
 from .update import Updater
 
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 
     from ..config import JobConfig
     from ..families.base import Base, FamilySpec
-    from ..runs.events import Listener
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Expert:
     adapter: Adapter
     objective: Objective
     updater: Updater
+    streamed: Streamed | None = None
 
     @property
     def lora_file(self) -> str:
@@ -55,16 +58,21 @@ class Experts:
         self._all: list[Expert] = []
         self.stages = stages_of(job, base.spec)
         memory = MemorySettings.of(job)
+        copier = self._copier(memory, emit)
         for number, spec in enumerate(base.spec.experts):
-            denoiser = base.load_denoiser(spec.name).train()
+            load = base.load_denoiser_on_host if copier else base.load_denoiser
+            denoiser = load(spec.name).train()
             adapter = Adapter.of(job, base, denoiser)
+            streamed = streamed_blocks(denoiser, memory, copier) if copier else None
+            if streamed:
+                base.bring(denoiser, base.device)
             if memory.recompute:
                 base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
             updater = Updater(job, objective, adapter, emit)
-            self._all.append(Expert(spec.name, denoiser, adapter, objective, updater))
+            self._all.append(Expert(spec.name, denoiser, adapter, objective, updater, streamed))
             if number:
-                self._put(denoiser, "cpu")
+                self._put(self._all[number], "cpu")
 
     def __iter__(self) -> Iterator[Expert]:
         return iter(self._all)
@@ -91,14 +99,34 @@ class Experts:
 
     def _bring(self, number: int) -> Expert:
         if number != self._active:
-            self._put(self.active.denoiser, "cpu")
+            self._put(self.active, "cpu")
             self._active = number
-            self._put(self.active.denoiser, self._base.device)
+            self._put(self.active, self._base.device)
         return self.active
 
-    def _put(self, denoiser: nn.Module, device: torch.device | str) -> None:
-        self._base.bring(denoiser, device)
+    def _put(self, expert: Expert, device: torch.device | str) -> None:
+        if expert.streamed:
+            expert.streamed.unload()
+        self._base.bring(expert.denoiser, device)
         release_memory(self._base.device)
+
+    def _copier(self, memory: MemorySettings, emit: Listener) -> Copier | None:
+        """What copies the weights of streamed blocks; None if there are none.
+
+        Raises:
+            ConfigError: if blocks are to be streamed and not recomputed.
+        """
+        if not memory.streams:
+            return None
+        if not memory.recompute:
+            raise ConfigError(
+                "memory.layer_offloading: blocks whose weights are streamed are computed again in the backward pass. "
+                "Switch on train.gradient_checkpointing, or set memory.layer_offloading to 0"
+            )
+        copier = copier_for(self._base.device)
+        if copier is None:
+            emit(Warning("memory.layer_offloading does nothing on this device: it computes in the computer's memory"))
+        return copier
 
     # raw or averaged weights
 
