@@ -58,6 +58,7 @@ from .runs.events import (
     CheckpointSaved,
     Event,
     Listener,
+    MemoryPlanned,
     Phase,
     SampleReady,
     Skipped,

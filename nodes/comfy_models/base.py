@@ -191,6 +191,12 @@ class ComfyBase(Base):
         self._trained[expert] = trained
         return trained.denoiser
 
+    def outline(self, expert: str = "") -> nn.Module:
+        found: nn.Module = self._linked.models[
+            [one.name for one in self.spec.experts].index(expert)
+        ].model.diffusion_model
+        return found
+
     def imitated(self) -> Base:
         from .imitation import ImitatedBase
 

@@ -32,7 +32,7 @@ class ImitatedModel(TrainedModel):
         if on_gpu:  # there attention is mostly another function, which keeps as much, and does not run here
             self.options()["transformer_options"]["optimized_attention_override"] = _attention
 
-    def load(self, latents: Sequence[int] = ()) -> None:
+    def load(self, latents: Sequence[int] = ()) -> None:  # noqa: ARG002
         """It is there."""
         self.patcher.pre_run()
 

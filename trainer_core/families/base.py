@@ -288,6 +288,12 @@ class Base(ABC):
         place = [one.name for one in self.spec.experts].index(expert)
         return self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
 
+    def outline(self, expert: str = "") -> nn.Module:
+        """The denoiser's modules and the shapes of its weights; it is not run."""
+        twin = copy.copy(self)
+        twin.source = self.source.without_weights()
+        return twin.load_denoiser(expert)
+
     def imitated(self) -> Base:
         """The same base with parts of fake tensors on the CPU, to run inside `memory.imitation.imitating`."""
         import torch

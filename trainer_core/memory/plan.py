@@ -1,4 +1,4 @@
-"""The memory plan: what a job takes under each setting, and the fastest one that fits. None of them changes a result."""
+"""The memory plan: what a job takes under each setting, and the fastest one that fits. None changes a result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..units import GB
 from .cost import Rates, relative_time
-from .settings import MemorySettings
+from .settings import MemorySettings, label
 
 if TYPE_CHECKING:
     from .prediction import Outline, Use
@@ -48,15 +48,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The setting, in the words that users know."""
-        own = self.settings
-        if not own.recompute:
-            return "no gradient checkpointing"
-        parts = ["gradient checkpointing" + ("" if own.every == 1 else f" of every {_ordinal(own.every)} block")]
-        parts += ["attention outputs kept"] * own.keep_attention
-        parts += ["block inputs in host memory"] * own.offload_inputs
-        parts += [f"layer offloading of {own.streamed} blocks"] * bool(own.streamed)
-        return ", ".join(parts)
+        """The setting in words."""
+        return label(self.settings)
 
 
 class Plan:
@@ -142,6 +135,21 @@ class Plan:
         ]
         return min(found, key=lambda one: (round(one.time, 2), one.host), default=None)
 
+    def tightest(self) -> Row:
+        """The setting that takes least."""
+        return min(self.rows(), key=lambda row: row.peak)
+
+    def correct(self, row: Row, measured: float) -> None:
+        """Takes what a step under a setting took, in bytes, as the measure of all others."""
+        from .tracker import ACTIVATIONS
+
+        activations = row.memory[ACTIVATIONS]
+        self.factor *= max(0.1, (measured - row.peak + activations) / activations)
+
+    def recommended(self, budget: float) -> str:
+        """What makes a job smaller that fits under no setting: what changes its results is the user's to choose."""
+        return "Choose lower bits (model.quantization), smaller datasets.resolutions or a smaller train.batch_size"
+
     def tighter(self, than: Row) -> Row | None:
         """The fastest setting that takes less than another one; None if there is none."""
         return min(
@@ -157,7 +165,3 @@ class Plan:
             if row.fits(budget):
                 return row
         return None
-
-
-def _ordinal(number: int) -> str:
-    return {2: "2nd", 3: "3rd"}.get(number, f"{number}th")

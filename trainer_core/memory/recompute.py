@@ -45,6 +45,12 @@ def recompute_blocks(
         block.forward = _recomputed(block, block.forward)
 
 
+def keep_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Undoes `recompute_blocks`, between two passes."""
+    for block in blocks:
+        block.forward = getattr(block.forward, "recomputes", block.forward)
+
+
 def _recomputed(block: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(run)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -56,6 +62,7 @@ def _recomputed(block: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]
                 return call()
         return run(*args, **kwargs)
 
+    forward.recomputes = run  # type: ignore[attr-defined]
     return forward
 
 

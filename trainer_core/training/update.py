@@ -7,7 +7,7 @@ micro-batch that does not fit into memory is run in pieces.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -72,6 +72,8 @@ class Updater:
         trained = {objective.base.dtype} | ({objective.base.text_encoder_dtype} if job.adapter.text_encoders else set())
         self.scale: int | None = HIGHEST_SCALE if torch.float16 in trained else None
         """The loss is multiplied by 2 to the power of this while it goes back, where that is float16."""
+        self.make_room: Callable[[str], bool] = lambda _: False
+        """Asked before a micro-batch is cut, with the reason: whether from now on a step takes less memory."""
         self.whole = True
         """False while weights, optimizer and moving average are being changed and do not belong together."""
 
@@ -162,6 +164,8 @@ class Updater:
             # out here the exception is gone, and with its frames the graph that filled the memory
             self.optimizer.zero_grad(set_to_none=True)
             release_memory(self.objective.base.device)
+            if self.make_room(reason):
+                continue
             largest = max(len(batch) for batch in batches)
             if self.pieces >= largest:
                 raise TrainingError(f"{out_of_memory(self.job)} ({reason})")
