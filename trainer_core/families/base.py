@@ -322,6 +322,7 @@ class Base(ABC):
     def recompute_blocks(self, denoiser: nn.Module, memory: MemorySettings) -> None:
         """Has the denoiser's blocks computed again in the backward pass instead of kept (gradient checkpointing)."""
         from ..memory.blocks import blocks_of
+        from ..memory.offload import copies_for
         from ..memory.recompute import recompute_blocks
 
         recompute_blocks(
@@ -329,7 +330,7 @@ class Base(ABC):
             blocks_of(denoiser).values(),
             every=memory.every,
             keep_attention=memory.keep_attention,
-            offload=memory.offload_inputs,
+            copies=copies_for(self.device) if memory.offload_inputs else None,
         )
 
     def training_pass(self) -> AbstractContextManager[None]:

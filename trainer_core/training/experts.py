@@ -104,6 +104,11 @@ class Experts:
         """The name of the one for a time."""
         return self._all[self._base.spec.expert_at(t)].name
 
+    def read_late(self) -> bool:
+        """Whether an update need not be waited for: a GPU works on its own, unless experts come and go, or the scale of
+        float16 follows from what became of the last update."""
+        return self._base.device.type == "cuda" and len(self) == 1 and self.active.updater.scale is None
+
     def _bring(self, number: int) -> Expert:
         if number != self._active:
             self._put(self.active, "cpu")
@@ -115,6 +120,8 @@ class Experts:
         if expert.streamed:
             expert.streamed.unload()
         self._base.bring(expert.denoiser, device)
+        for flat in expert.adapter.flats():
+            flat.follow()
         release_memory(self._base.device)
 
     def _copier(self, memory: MemorySettings, emit: Listener) -> Copier | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,16 +69,15 @@ def given(model: nn.Module, batch: int = 2) -> dict[str, Any]:
     }
 
 
-def adapted(
-    model: nn.Module, targets: Sequence[str] = (r".*blocks\..*(to_\w+|to_out\.0|proj\w*|linear\w*|net\.\d(\.proj)?)",)
-) -> Adapter:
-    """The model with an adapter whose weights are not at their start."""
-    layers = [path for path, one in model.named_modules() if isinstance(one, nn.Linear)]
-    assert layers
-    adapter = Adapter(model, AdapterConfig(rank=4), targets, 0)
+def adapted(model: nn.Module, leaves_out: str = "norm") -> Adapter:
+    """An adapter of all linear layers of blocks but those of some name, whose weights are not at their start."""
+    layers = [path for path, one in model.named_modules() if isinstance(one, nn.Linear) and "blocks." in path]
+    adapter = Adapter(model, AdapterConfig(rank=4), [re.escape(path) for path in layers if leaves_out not in path], 0)
     source = torch.Generator().manual_seed(3)
     for weight in adapter.parameters():
         weight.data += torch.randn(weight.shape, generator=source) * 0.05
+    with adapter.finding_siblings(), torch.no_grad():
+        model(**given(model))
     return adapter
 
 
