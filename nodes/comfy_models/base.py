@@ -210,8 +210,18 @@ class ComfyBase(Base):
         return [
             described(one.model.diffusion_model, packing, self.dtype, stays_as_it_is(one))
             for one in self._linked.models
-            for one in self._linked.models
         ]
+
+    def outline(self, expert: str = "") -> nn.Module:
+        found: nn.Module = self._linked.models[
+            [one.name for one in self.spec.experts].index(expert)
+        ].model.diffusion_model
+        return found
+
+    def imitated(self) -> Base:
+        from .imitation import ImitatedBase
+
+        return ImitatedBase.of(self)
 
     def _of(self, denoiser: nn.Module) -> TrainedModel:
         return next(one for one in self._trained.values() if one.denoiser is denoiser)

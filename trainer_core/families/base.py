@@ -314,6 +314,22 @@ class Base(ABC):
 
             apply_recovery(denoiser, self, Path(self.config.recovery_adapter))
 
+    def outline(self, expert: str = "") -> nn.Module:
+        """The denoiser's modules and the shapes of its weights; it is not run."""
+        twin = copy.copy(self)
+        twin.source = self.source.without_weights()
+        return twin.load_denoiser(expert)
+
+    def imitated(self) -> Base:
+        """The same base with parts of fake tensors on the CPU, to run inside `memory.imitation.imitating`."""
+        import torch
+
+        twin = type(self)(self.source.imitated(), self.config)
+        for name in ("dtype", "text_encoder_dtype", "vae_dtype"):
+            setattr(twin, name, getattr(self, name))
+        twin.device = torch.device("cpu")
+        return twin
+
     def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
         """The same in host memory: blocks that are to be streamed never have to fit on the device. `bring` it then."""
         import torch
