@@ -16,6 +16,8 @@ from torch import nn
 from ..adapters.adapter import Adapter
 from ..errors import ConfigError
 from ..families.device import release_memory
+from ..memory.blocks import blocks_of
+from ..memory.compiled import compile_blocks
 from ..memory.settings import MemorySettings
 from ..objective.timesteps import NoiseStages
 from .step import Objective
@@ -58,6 +60,8 @@ class Experts:
         for number, spec in enumerate(base.spec.experts):
             denoiser = base.load_denoiser(spec.name).train()
             adapter = Adapter.of(job, base, denoiser)
+            if job.memory.compile:
+                compile_blocks(blocks_of(denoiser).values(), emit)
             if memory.recompute:
                 base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
