@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ..errors import first_line
 from ..runs.events import Listener, Warning
@@ -20,8 +21,8 @@ pictures. torch itself gives up after 8, and computes as if nothing were compile
 def compile_blocks(blocks: Iterable[nn.Module], emit: Listener) -> None:
     """Compiles blocks; their results are the same to rounding. To be called before they are recomputed or streamed.
 
-    Where compiling fails (no compiler, an operation that it does not know) the user is told, once, and the blocks run
-    as they are.
+    Where compiling fails (no compiler, an operation that it does not know, a model of ComfyUI's inside `mutable_saved`)
+    the user is told, once, and the blocks run as they are.
     """
     state = _State(emit)
     for block in blocks:
@@ -34,9 +35,9 @@ class _State:
     def __init__(self, emit: Listener) -> None:
         self.failed, self._emit = False, emit
 
-    def give_up(self, error: BaseException) -> None:
+    def give_up(self, reason: str) -> None:
         self.failed = True
-        self._emit(Warning(f"memory.compile: blocks cannot be compiled here and run as usual ({first_line(error)})"))
+        self._emit(Warning(f"memory.compile: blocks cannot be compiled here and run as usual ({reason})"))
 
 
 def _compiled(plain: Callable[..., Any], state: _State) -> Callable[..., Any]:
@@ -48,12 +49,14 @@ def _compiled(plain: Callable[..., Any], state: _State) -> Callable[..., Any]:
 
     @functools.wraps(plain)
     def forward(*args: Any, **kwargs: Any) -> Any:
+        if not state.failed and is_in_torch_dispatch_mode():
+            state.give_up("what this model changes in place is watched, and torch compiles nothing that is")
         if not state.failed:
             try:
                 with config.patch(limit):  # of a thread, and the backward pass has its own
                     return compiled(*args, **kwargs)
             except TorchDynamoException as error:
-                state.give_up(error)
+                state.give_up(first_line(getattr(error, "inner_exception", error)))
         return plain(*args, **kwargs)
 
     return forward

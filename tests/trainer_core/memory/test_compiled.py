@@ -14,6 +14,7 @@ from trainer_core.config import JobConfig
 from trainer_core.errors import ConfigError
 from trainer_core.memory.blocks import blocks_of
 from trainer_core.memory.compiled import compile_blocks
+from trainer_core.memory.saved import mutable_saved
 from trainer_core.runs.events import Event, Warning
 
 if TYPE_CHECKING:
@@ -61,6 +62,18 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_the_user_is_told(monkeypatch:
     (warning,) = told
     assert isinstance(warning, Warning)
     assert "no compiler" in warning.message
+
+
+def test_nothing_is_compiled_where_changes_in_place_are_watched() -> None:
+    """torch would say nothing, and compile nothing."""
+    told: list[Event] = []
+    block, x = torch.nn.Linear(3, 3), torch.ones(1, 3)
+    expected = block(x)
+    compile_blocks([block], told.append)
+    with mutable_saved():
+        assert torch.equal(block(x), expected)
+    (warning,) = told
+    assert isinstance(warning, Warning)
 
 
 def test_errors_of_the_model_itself_are_not_taken_for_the_compilers(base: Any) -> None:
