@@ -11,7 +11,7 @@ from ..data.cache import CACHE_FOLDER, TensorCache
 from ..data.prepare import PreparedData
 from ..errors import Interrupted
 from ..families.registry import job_with_family, open_base
-from ..memory.attention import tuned_attention
+from ..memory.attention_kernels import tuned_attention
 from ..runs.events import Listener, Phase, StateChanged, Warning
 from ..runs.requests import PAUSE, STOP, Requests
 from ..runs.run_folder import RunFolder

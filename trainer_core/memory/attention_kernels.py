@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..files import write_atomically
 from ..runs.events import Listener, Phase
@@ -64,8 +65,8 @@ class AttentionKernels:
     def _choose(self, shapes: str, tensors: tuple[Tensor, ...], mask: Tensor | None, kw: dict[str, Any]) -> None:
         """Measures all kernels; where none can compute this, the choice is empty and torch's."""
         seconds: dict[str, float] = {}
-        with torch.inference_mode(False), torch.enable_grad():
-            # values do not matter; only sizes do
+        # only sizes matter; and whoever watches the model's operations must not take these for its own
+        with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
             given = [torch.randn_like(one.detach()).requires_grad_() for one in tensors]
 
             def run() -> None:

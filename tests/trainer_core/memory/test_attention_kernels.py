@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer_core.memory import attention
-from trainer_core.memory.attention import FILE, AttentionKernels, tuned_attention
+from trainer_core.memory import attention_kernels as attention
+from trainer_core.memory.attention_kernels import FILE, AttentionKernels, tuned_attention
 from trainer_core.runs.events import Event
 
 KERNELS = {"one": SDPBackend.FLASH_ATTENTION, "two": SDPBackend.CUDNN_ATTENTION, "three": SDPBackend.MATH}
@@ -86,6 +87,19 @@ def test_kernels_that_fail_are_passed_over_and_without_any_torch_chooses(active:
     kernels(*qkv(6))
     assert active[-1] is None
     assert told == [("1x2x4x8 float32", "three", {"three": 3.0}), ("1x2x6x8 float32", "", {})]
+
+
+def test_measuring_is_not_seen_by_who_watches_the_model(active: list[Any]) -> None:
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **kwargs or {})
+
+    seen: list[str] = []
+    kernels = AttentionKernels({}, KERNELS, timer(dict.fromkeys(KERNELS.values(), 1.0), active))
+    with Watching():
+        kernels(*qkv(4))
+    assert len([name for name in seen if "scaled_dot_product" in name]) == 1
 
 
 def test_masked_and_causal_attention_are_measured_apart(active: list[Any]) -> None:
