@@ -17,6 +17,7 @@ from ..adapters.adapter import Adapter
 from ..errors import ConfigError
 from ..families.device import release_memory
 from ..memory.blocks import blocks_of
+from ..memory.compiled import compile_blocks
 from ..memory.copier import Copier, copier_for
 from ..memory.recompute import keep_blocks
 from ..memory.settings import MemorySettings
@@ -70,6 +71,8 @@ class Experts:
             load = base.load_denoiser_on_host if copier else base.load_denoiser
             denoiser = load(spec.name).train()
             adapter = Adapter.of(job, base, denoiser)
+            if job.memory.compile:
+                compile_blocks(blocks_of(denoiser).values(), emit)
             streamed = streamed_blocks(denoiser, memory, copier) if copier else None
             if streamed:
                 self._move(denoiser, adapter, base.device)
