@@ -57,6 +57,12 @@ def recompute_blocks(
             block.forward = bounded(block.forward)
 
 
+def keep_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Undoes `recompute_blocks`, between two passes."""
+    for block in blocks:
+        block.forward = getattr(block.forward, "recomputes", block.forward)
+
+
 def _recomputed(
     block: nn.Module, run: Callable[..., Any], keep_attention: bool, offload: Offload | None
 ) -> Callable[..., Any]:
@@ -74,6 +80,7 @@ def _recomputed(
                 return call()
         return run(*args, **kwargs)
 
+    forward.recomputes = run  # type: ignore[attr-defined]
     return forward
 
 

@@ -139,7 +139,7 @@ class Flux(KlBase):
 
     def text_fingerprint(self) -> str:
         parts = self.source.fingerprint("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
-        return f"{parts}:{self.text_encoder_dtype}:{MAX_TOKENS}"
+        return f"{parts}:{self.text_precision}:{MAX_TOKENS}"
 
     # the denoiser
 
