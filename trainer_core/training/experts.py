@@ -17,6 +17,7 @@ from ..adapters.adapter import Adapter
 from ..errors import ConfigError
 from ..families.device import release_memory
 from ..objective.timesteps import NoiseStages
+from .parallel import ALONE, Ranks
 from .step import Objective
 from .update import Updater
 
@@ -48,7 +49,7 @@ class Expert:
 class Experts:
     """All experts that a job trains, the noisiest first."""
 
-    def __init__(self, job: JobConfig, base: Base, emit: Listener) -> None:
+    def __init__(self, job: JobConfig, base: Base, emit: Listener, ranks: Ranks = ALONE) -> None:
         """Loads the denoisers and adapts them; text encoders that are to be adapted are loaded already."""
         self._base, self._active = base, 0
         self._all: list[Expert] = []
@@ -59,7 +60,7 @@ class Experts:
             if job.train.gradient_checkpointing:
                 base.recompute_blocks(denoiser)
             objective = Objective(job, base, denoiser, adapter)
-            updater = Updater(job, objective, adapter, emit)
+            updater = Updater(job, objective, adapter, emit, ranks)
             self._all.append(Expert(spec.name, denoiser, adapter, objective, updater))
             if number:
                 self._put(self._all[number], "cpu")
