@@ -45,7 +45,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on a device. A GPU copies out of pinned memory by itself, and would be waited for otherwise."""
+    """A tensor of the CPU on a device. A GPU copies out of pinned memory by itself, and is waited for otherwise."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
