@@ -23,6 +23,7 @@ from trainer_core.families import registry
 from trainer_core.runs.requests import STOP, ask
 from trainer_core.runs.run_folder import RunFolder
 from trainer_core.safetensors_file import read_tensors
+from trainer_core.training.experts import Experts
 from trainer_core.training.loop import Trainer
 
 from .family import Provider
@@ -41,7 +42,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def job_by(job_of: Callable[..., JobConfig]) -> Callable[..., JobConfig]:
-    """Four pictures in batches of 3 or 2 · 2, so that one rank has now and then less than the other, or nothing."""
+    """Four pictures, so that of some micro-batches one rank has less than the other, or nothing."""
 
     def make(size: int, steps: int = 6, **train: Any) -> JobConfig:
         return job_of(
@@ -116,11 +117,12 @@ def whole(job_by: Callable[..., JobConfig], tmp_path: Path) -> RunFolder:
     return run
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(("size", "late"), [(1, False), (2, True)])
 def test_two_give_what_one_gives_with_twice_the_batch(
-    size: int, job_by: Callable[..., JobConfig], tmp_path: Path
+    size: int, late: bool, job_by: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With SGD, which does not make much of the last bits of a gradient."""
+    """With SGD, which does not make much of the last bits of a gradient; also where updates are known late."""
+    monkeypatch.setattr(Experts, "read_late", lambda _: late)
     settings = {"optimizer": "SGD", "learning_rate": 0.1}
     run, codes = trained(job_by(size, **settings), tmp_path / "two")
     assert codes == [0, 0], (tmp_path / "two" / "rank1.txt").read_text()
