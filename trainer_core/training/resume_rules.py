@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import JobConfig, Section, resolved, validated
 from ..errors import ConfigError, ResumeRefused
 from .environment import environment
+from .optimizers import is_fused
 
 if TYPE_CHECKING:
     from ..data.prepare import PreparedData
@@ -71,7 +72,10 @@ def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, st
     return {
         "config": settings_text(job),
         **known,
-        "environment": json.dumps(environment(base.device, job.train.optimizer)),
+        "environment": json.dumps(
+            environment(base.device, job.train.optimizer)
+            | ({"optimizer step": "fused"} if is_fused(job.train, base.device) else {})
+        ),
         "encoded_by": data.encoded_by(),
         **({"ranks": str(ranks)} if ranks > 1 else {}),
     }

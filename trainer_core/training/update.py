@@ -239,6 +239,8 @@ class Updater:
 
         The place for the norm comes last.
         """
+        for flat in self._flats:
+            flat.follow()
         shown = self._gradients_that_fit(batches, scale)
         like = shown.get(MAIN, self._flats[0].gradient)
         numbers = torch.zeros(2 * len(_TERMS) + 1, dtype=like.dtype, device=like.device)

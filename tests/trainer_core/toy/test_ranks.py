@@ -9,7 +9,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 from trainer_core.cli import main
 from trainer_core.config import JobConfig, dump_job
 from trainer_core.families import registry
-from trainer_core.runs.requests import STOP, ask
+from trainer_core.runs.requests import CONTINUE, PAUSE, STOP, ask
 from trainer_core.runs.run_folder import RunFolder
 from trainer_core.safetensors_file import read_tensors
 from trainer_core.training.experts import Experts
@@ -34,10 +36,12 @@ Hook = Callable[[Trainer, int], None]
 """Called after each step with the rank."""
 
 
-@pytest.fixture(autouse=True)
-def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_PROVIDERS", [])
-    registry.register_provider(Provider())
+@pytest.fixture(autouse=True, scope="module")
+def toy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_PROVIDERS", [])
+        registry.register_provider(Provider())
+        yield
 
 
 @pytest.fixture
@@ -110,11 +114,18 @@ def last(run: RunFolder) -> dict[str, bytes]:
     return {**found, "losses": repr(run.losses()).encode()}
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept") / "whole"
+
+
 @pytest.fixture
-def whole(job_by: Callable[..., JobConfig], tmp_path: Path) -> RunFolder:
-    run, codes = trained(job_by(2), tmp_path / "whole")
-    assert codes == [0, 0], (tmp_path / "whole" / "rank0.txt").read_text()
-    return run
+def whole(job_by: Callable[..., JobConfig], kept: Path) -> RunFolder:
+    """A run that nothing disturbs, made once."""
+    if not kept.is_dir():
+        _, codes = trained(job_by(2), kept)
+        assert codes == [0, 0], (kept / "rank0.txt").read_text()
+    return RunFolder.open(kept / "tiny")
 
 
 @pytest.mark.parametrize(("size", "late"), [(1, False), (2, True)])
@@ -174,6 +185,26 @@ def test_a_stop_that_one_hears_stops_both(whole: RunFolder, job_by: Callable[...
     assert codes == [130, 0], (tmp_path / "stopped" / "rank0.txt").read_text()
     assert run.status()["state"] == "stopped"
     assert resumed(run) == [0, 0]
+    assert last(run) == last(whole)
+
+
+def test_a_pause_is_one_of_both(whole: RunFolder, job_by: Callable[..., JobConfig], tmp_path: Path) -> None:
+    """Both give back what they hold, and go on when the user says so."""
+
+    def go_on(run: RunFolder) -> None:
+        while run.status()["state"] != "paused":
+            time.sleep(0.02)
+        ask(run.path, CONTINUE)
+
+    def pause(trainer: Trainer, rank: int) -> None:
+        if trainer.step == 3 and rank == 0 and not (trainer.run.path / "once").exists():
+            (trainer.run.path / "once").touch()
+            ask(trainer.run.path, PAUSE)
+            threading.Thread(target=go_on, args=(trainer.run,)).start()
+
+    run, codes = trained(job_by(2), tmp_path / "paused", pause)
+    assert codes == [0, 0], (tmp_path / "paused" / "rank0.txt").read_text()
+    assert "paused at step 3" in (run.path / "log.txt").read_text()
     assert last(run) == last(whole)
 
 
