@@ -168,7 +168,7 @@ def measured(given: argparse.Namespace, model: str, row: str) -> dict[str, Any]:
         if run.error:
             raise run.error
         steps = [one for one in run.run.metrics() if "seconds_per_step" in one]
-        predicted = next((one["predicted_memory"] for one in run.run.metrics() if "predicted_memory" in one), None)
+        predicted = next((one["memory_predicted"] for one in run.run.metrics() if "memory_predicted" in one), None)
     counted = [one["seconds_per_step"] for one in steps[min(_UNCOUNTED, len(steps) - 1) :]]
     return {"seconds": statistics.median(counted), "peak": steps[-1]["peak_memory"], "predicted": predicted}
 
