@@ -8,17 +8,18 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer_core.api import family_names, open_base
-from ..trainer_core.config import ModelConfig, validated
+from ..trainer_core.config import ModelConfig, description, validated
 from ..trainer_core.errors import ConfigError
 from . import host, sockets
 from .base_files import EMBEDDED, FROM_SOURCE, NO_ADAPTER, OPTIONAL, PARTS, file_of, named_source, source_names
 from .comfy_models.files import TRAINING_ADAPTER
 from .comfy_models.links import linked_model
 from .comfy_models.spec import FAMILY
-from .settings import QUANTIZE_BASE, values
+from .settings import QUANTIZATION, QUANTIZE_BASE, values
 from .widgets import widgets
 
 AUTO = ModelConfig().family
+_SETTINGS = (*QUANTIZE_BASE, *QUANTIZATION)
 _SOURCE = (
     "Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry and trains on any computer), "
     "or a file of ComfyUI's models folders. For a folder or a repository use folder_or_repo."
@@ -71,6 +72,15 @@ class QuantizeBase(io.ComfyNode):
                 io.Model.Input("model_low_noise_link", optional=True, tooltip=_LOW_NOISE),
                 *(_part(name) for name in OPTIONAL),
                 io.Vae.Input("audio_vae", optional=True, tooltip=_AUDIO_VAE),
+                *widgets(QUANTIZATION),
+                io.Combo.Input(
+                    "recovery_adapter",
+                    options=[NO_ADAPTER, *host.model_names("loras")],
+                    default=NO_ADAPTER,
+                    tooltip=description(ModelConfig, "recovery_adapter"),
+                    advanced=True,
+                    optional=True,
+                ),
             ],
             outputs=[sockets.Base.Output("base", tooltip="The base, for Train LoRA and Preview Samples.")],
         )
@@ -86,6 +96,7 @@ class QuantizeBase(io.ComfyNode):
         vae_model: Any = None,
         model_low_noise_link: Any = None,
         audio_vae: Any = None,
+        recovery_adapter: str = NO_ADAPTER,
         **settings: Any,
     ) -> io.NodeOutput:
         chosen = {part: settings.pop(part, FROM_SOURCE) for part in PARTS}
@@ -94,10 +105,13 @@ class QuantizeBase(io.ComfyNode):
             for part, name in chosen.items()
             if name not in (FROM_SOURCE, NO_ADAPTER)
         }
+        held = values(_SETTINGS, settings)["model"]
+        if recovery_adapter != NO_ADAPTER:
+            held["recovery_adapter"] = str(host.model_file("loras", recovery_adapter))
         if model is not None and family in (AUTO, FAMILY):
             models = (model,) if model_low_noise_link is None else (model, model_low_noise_link)
             own = {part: file for part, file in files.items() if part == TRAINING_ADAPTER}
-            fields = {"device": host.device(), "files": own, **values(QUANTIZE_BASE, settings)["model"]}
+            fields = {"device": host.device(), "files": own, **held}
             linked, text = linked_model(models, clip, vae_model, fields, audio_vae)
             return io.NodeOutput(linked, ui=host.shown_text(text))
         fields = {
@@ -105,12 +119,13 @@ class QuantizeBase(io.ComfyNode):
             "source": _source(source, folder_or_repo, model),
             "device": host.device(),
             "files": files,
-            **values(QUANTIZE_BASE, settings)["model"],
+            **held,
         }
         base = validated(ModelConfig, fields)
-        if Path(base.source).is_file():
-            open_base(base)  # says now what is wrong with a file; a repository would be downloaded
-        return io.NodeOutput(base)
+        if base.source != EMBEDDED and not Path(base.source).exists():  # a repository that would be downloaded
+            return io.NodeOutput(base)
+        told = open_base(base).precision_told()  # says now what is wrong with a file
+        return io.NodeOutput(base, ui=host.shown_text("\n".join(told)) if told else None)
 
 
 def _part(name: str) -> io.Input:

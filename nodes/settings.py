@@ -13,6 +13,7 @@ from ..trainer_core.config import (
     AdapterConfig,
     CacheConfig,
     DatasetConfig,
+    MemoryConfig,
     ModelConfig,
     RegularizationConfig,
     SampleConfig,
@@ -36,6 +37,7 @@ PARTS: dict[type[Section], str] = {
     SaveConfig: "save",
     SampleConfig: "sample",
     CacheConfig: "cache",
+    MemoryConfig: "memory",
 }
 """Where a section is found in a job."""
 
@@ -103,14 +105,16 @@ def advanced(table: Iterable[Setting]) -> list[Setting]:
 
 
 def values(table: Iterable[Setting], shown: Mapping[str, Any]) -> Values:
-    """The fields' values, by part, of a node's widgets.
+    """The fields' values, by part, of a node's widgets; prompts of before a widget came leave it out.
 
     Raises:
         ConfigError: for a text that says nothing.
     """
     found: Values = {}
     for setting in table:
-        found.setdefault(PARTS[setting.section], {})[setting.field] = setting.value(shown[setting.widget])
+        found.setdefault(PARTS[setting.section], {})[setting.field] = setting.value(
+            shown.get(setting.widget, setting.default)
+        )
     return found
 
 
@@ -129,6 +133,10 @@ def checked(table: Iterable[Setting], shown: Mapping[str, Any]) -> Values:
 
 _TORCH_OPTIMIZERS = ("ASGD", "Adadelta", "Adagrad", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 """What every torch that we run on has."""
+
+_LATER = {"optional": True}
+"""A widget that came to its node later: ComfyUI puts required ones before those that are not, and workflows keep values
+by position."""
 
 LOAD_DATASET = (
     Setting(DatasetConfig, "resolutions", text=WHOLE_NUMBERS),
@@ -180,6 +188,11 @@ QUANTIZE_BASE = (
     Setting(ModelConfig, "text_encoder_dtype", options={"display_name": "text encoder precision"}),
     Setting(ModelConfig, "vae_dtype", options={"display_name": "VAE precision"}, advanced=True),
 )
+QUANTIZATION = (
+    Setting(ModelConfig, "quantization", options=_LATER),
+    Setting(ModelConfig, "text_encoder_quantization", options=_LATER),
+    Setting(ModelConfig, "low_rank", advanced=True, options=_LATER),
+)
 TRAIN_LORA = (
     Setting(TrainConfig, "steps"),
     Setting(TrainConfig, "learning_rate", options={"step": 1e-6}),
@@ -228,6 +241,14 @@ TRAINING_OPTIONS = (
     Setting(TrainConfig, "deterministic", advanced=True),
     Setting(TrainConfig, "noise_offset", advanced=True),
     Setting(TrainConfig, "text_encoder_lr", empty=0.0, options={"step": 1e-6}, advanced=True),
+    Setting(MemoryConfig, "plan", "memory", advanced=True, options=_LATER),
+    Setting(MemoryConfig, "limit_gb", "memory_limit_gb", empty=0.0, advanced=True, options={"step": 0.5, **_LATER}),
+    Setting(MemoryConfig, "layer_offloading", advanced=True, options=_LATER),
+    Setting(MemoryConfig, "checkpoint_every", advanced=True, options=_LATER),
+    Setting(MemoryConfig, "keep_attention", advanced=True, options=_LATER),
+    Setting(MemoryConfig, "offload_inputs", advanced=True, options=_LATER),
+    Setting(MemoryConfig, "compile", advanced=True, options=_LATER),
+    Setting(MemoryConfig, "attention", advanced=True, options=_LATER),
 )
 REGULARIZATION = (
     Setting(RegularizationConfig, "output_preservation"),
@@ -261,7 +282,7 @@ SAMPLE_SETTINGS = (
 BY_NODE: dict[str, tuple[Setting, ...]] = {
     "FoundryLoadDataset": LOAD_DATASET,
     "FoundryCaptionWithTrigger": CAPTION_WITH_TRIGGER,
-    "FoundryQuantizeBase": QUANTIZE_BASE,
+    "FoundryQuantizeBase": (*QUANTIZE_BASE, *QUANTIZATION),
     "FoundryConfigureLoRA": CONFIGURE_LORA,
     "FoundryTrainLoRA": TRAIN_LORA,
     "FoundryTrainingOptions": TRAINING_OPTIONS,

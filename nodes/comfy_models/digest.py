@@ -15,7 +15,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from .structure import attributes
+from ...trainer_core.memory.structure import attributes
 
 if TYPE_CHECKING:
     from hashlib import _Hash

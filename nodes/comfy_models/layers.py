@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import nn
 
 from ...trainer_core.adapters.operations import layers_of
+from ...trainer_core.memory.blocks import ATTENTION, attends, members
+from ...trainer_core.units import part_of
 
 EXCEPTIONS = {
     r"(.+\.)?distilled_guidance_layer\..+": "Chroma: it makes the modulation of all blocks at once",
@@ -22,29 +24,12 @@ EXCEPTIONS = {
 }
 """Layers of blocks that are not adapted, as regular expressions over whole paths, and why."""
 
-_ATTENTION = re.compile(r"(?:.*\.)?(?:\w*(?:attn|attention)\w*(?:\..+)?|q|k|v|qkv|linear1)")
-"""Attention, by its path in a block. `linear1` is q, k, v and the feed-forward's first layer in FLUX's single ones."""
 _MODULATION = re.compile(
     r"(?:.*\.)?(?:\w*ada_?ln\w*|(?:\w+_)?mod(?:ulation)?(?:_\w+)?|mod[cx]+|\w*norm\d*|emb_layers|mapper(?:_\w+)?"
     r"|time_pos_embed)(?:\..+)?",
     re.IGNORECASE,
 )
 """What scales and shifts by the time or another condition."""
-_LISTS = (nn.ModuleList, nn.ModuleDict)
-
-
-def repeated_blocks(diffusion_model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks that a model is made of, by path, none inside another: those to recompute one by one.
-
-    They are the members of lists with attention; in a U-Net transformer blocks and residual blocks. Encoders within
-    the model and EXCEPTIONS are among them.
-    """
-    found: dict[str, nn.Module] = {}
-    for path, member in _members(diffusion_model, deep=True).items():
-        inner = {f"{path}.{below}": block for below, block in repeated_blocks(member).items()}
-        if inner or any(not operation.kernel for _, operation in layers_of(member).values()):
-            found |= inner or {path: member}
-    return found
 
 
 def targets(diffusion_model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -55,7 +40,7 @@ def targets(diffusion_model: nn.Module) -> dict[str, tuple[str, ...]]:
     """
     linear = {path: inside for path, inside, is_linear in _layers(diffusion_model) if is_linear}
     modulation = {path for path, inside in linear.items() if _MODULATION.fullmatch(inside)}
-    attention = {path for path, inside in linear.items() if _ATTENTION.fullmatch(inside)} - modulation
+    attention = {path for path, inside in linear.items() if ATTENTION.fullmatch(inside)} - modulation
     return {
         "attention": _patterns(path for path in linear if path in attention),
         "attention_mlp": _patterns(path for path in linear if path not in modulation),
@@ -73,51 +58,18 @@ def described(diffusion_model: nn.Module, patterns: Sequence[str]) -> str:
     chosen = re.compile("|".join(patterns) or r"(?!)")
     sizes = {path: math.prod(operation.weight_shape) for path, (_, operation) in layers_of(diffusion_model).items()}
     layers = [size for path, size in sizes.items() if chosen.fullmatch(path)]
-    whole = sum(sizes.values())
-    unit, name = next(one for one in ((10**9, "billion "), (10**6, "million "), (1, "")) if whole >= one[0])
-    part, whole_in_units = (f"{number / unit:.{1 if name else 0}f}" for number in (sum(layers), whole))
-    return f"{len(layers)} layers ({part} of {whole_in_units} {name}weights)"
+    return f"{len(layers)} layers ({part_of(sum(layers), sum(sizes.values()))}weights)"
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, str, bool]]:
     """The layers of repeated blocks and of what is beside them: path, path within the block, whether it is linear."""
     excepted = re.compile("|".join(EXCEPTIONS))
-    for path, member in (_members(model) or _members(model, deep=True)).items():
+    for path, member in (members(model) or members(model, deep=True)).items():
         layers = layers_of(member)
-        attends = _attends(layers)
+        attention = attends(layers)
         for inside, (_, operation) in layers.items():
             if not excepted.fullmatch(f"{path}.{inside}"):
-                yield f"{path}.{inside}", inside, not operation.kernel or (attends and {*operation.kernel} == {1})
-
-
-def _members(model: nn.Module, deep: bool = False) -> dict[str, nn.Module]:
-    """The members of lists that have attention, and their like in sequences; `deep`: of lists within parts, too."""
-    found: dict[str, nn.Module] = {}
-    for name, child in model.named_children():
-        if isinstance(child, _LISTS) and _attends(layers_of(child)):
-            found |= _flat(child, name)
-        elif deep:
-            found |= {f"{name}.{path}": member for path, member in _members(child, deep).items()}
-    kinds = {type(member) for member in found.values()}
-    for name, child in model.named_children():
-        if isinstance(child, nn.Sequential):  # a U-Net's middle
-            found |= {path: member for path, member in _flat(child, name).items() if type(member) in kinds}
-    return found
-
-
-def _flat(parent: nn.Module, path: str) -> dict[str, nn.Module]:
-    """What a list holds that has layers and is none, by path; the stages of a U-Net are lists themselves."""
-    found: dict[str, nn.Module] = {}
-    for name, child in parent.named_children():
-        if isinstance(child, (*_LISTS, nn.Sequential)):
-            found |= _flat(child, f"{path}.{name}")
-        elif (layers := layers_of(child)) and "" not in layers:
-            found[f"{path}.{name}"] = child
-    return found
-
-
-def _attends(paths: Iterable[str]) -> bool:
-    return any(map(_ATTENTION.fullmatch, paths))
+                yield f"{path}.{inside}", inside, not operation.kernel or (attention and {*operation.kernel} == {1})
 
 
 def _patterns(paths: Iterable[str]) -> tuple[str, ...]:

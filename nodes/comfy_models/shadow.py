@@ -8,9 +8,12 @@ from types import MethodType
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from .structure import Rebuild
+from ...trainer_core.memory.structure import Rebuild, never_open
+
+never_open(ModelPatcher)
 
 _PAGING = {
     *("_v", "_v_signature", "_v_weight", "_v_bias", "_v_block", "_v_block_faulted", "_prefetch", "_pin_state"),

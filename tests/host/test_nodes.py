@@ -27,7 +27,16 @@ NODES = {
     "FoundryPreviewSamples",
     "FoundryLoadBase",
 }
-LISTS = {"warm_start", "source", "vae", "training_adapter", "model_low_noise", "sampler", "scheduler"}
+LISTS = {
+    "warm_start",
+    "source",
+    "vae",
+    "training_adapter",
+    "recovery_adapter",
+    "model_low_noise",
+    "sampler",
+    "scheduler",
+}
 LISTS |= {"text_encoder", *(f"text_encoder_{number}" for number in (2, 3, 4))}
 """Widgets that list the files, and the samplers, that this ComfyUI has."""
 NEW_MODULES = """

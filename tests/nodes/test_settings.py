@@ -25,6 +25,7 @@ OWN_WIDGETS = {
     ("model", "family"): "one of the families that there are",
     ("model", "source"): "one of the files that ComfyUI lists, or folder_or_repo",
     ("model", "files"): "a list of the files that ComfyUI lists, for each part",
+    ("model", "recovery_adapter"): "one of the LoRA files that ComfyUI lists",
     ("sample", "sampler"): "one of the samplers that ComfyUI lists",
     ("sample", "scheduler"): "one of the schedulers that ComfyUI lists",
 }
@@ -79,9 +80,14 @@ def test_nodes_have_the_widgets_of_their_tables_and_few_more(settings: ModuleTyp
     known = json.loads((ROOT / "tests" / "host" / "node_info.json").read_text(encoding="utf-8"))
     for kind, table in settings.BY_NODE.items():
         inputs = known[kind]["inputs"]
-        names = [name for name, (group, kind_, _) in inputs.items() if group == "required" and not _is_socket(kind_)]
-        assert set(names) - {one.widget for one in table} == MORE_WIDGETS.get(kind, set())
-        assert {one.widget for one in table} <= set(names)
+        tables = {one.widget for one in table}
+        names = {
+            name
+            for name, (group, kind_, _) in inputs.items()
+            if not _is_socket(kind_) and (group == "required" or name in tables)
+        }
+        assert names - tables == MORE_WIDGETS.get(kind, set())
+        assert tables <= names
         for one in table:
             assert inputs[one.widget][2]["default"] == one.default
             assert inputs[one.widget][2].get("advanced", False) == one.advanced

@@ -13,6 +13,7 @@ from trainer_core.config import (
     CacheConfig,
     DatasetConfig,
     JobConfig,
+    MemoryConfig,
     ModelConfig,
     RegularizationConfig,
     SampleConfig,
@@ -36,6 +37,7 @@ SECTIONS = (
     SaveConfig,
     SampleConfig,
     CacheConfig,
+    MemoryConfig,
 )
 
 

@@ -27,6 +27,13 @@ def job(**changes: Any) -> dict[str, Any]:
     return {"name": "tiny", "datasets": [{"folder": "pictures"}], **changes}
 
 
+def test_memory_may_be_one_word() -> None:
+    assert validated(JobConfig, job(memory="manual")).memory.plan == "manual"
+    assert validated(JobConfig, job()).memory.plan == "auto"
+    with pytest.raises(ConfigError, match=r"memory\.plan"):
+        validated(JobConfig, job(memory="little"))
+
+
 # the trigger
 
 
@@ -174,6 +181,7 @@ PECULIAR: dict[str, st.SearchStrategy[Any]] = {
     "source": st.just("embedded") | st.just("owner/model"),
     "files": st.dictionaries(st.sampled_from(["text_encoder", "vae"]), folders),
     "tokenizers": st.none() | folders,
+    "recovery_adapter": st.none() | folders,
     "warm_start": st.none() | folders,
     "folder": folders,
     "mask_folder": st.none() | folders,

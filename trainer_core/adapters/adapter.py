@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig, JobConfig
 from ..errors import AdapterError
+from ..memory.blocks import blocks_of
 from .deltas import Delta, Deltas, LowRank, mapped
 from .flat import Flat
-from .layers import KINDS, AdaptedLayer
+from .fused import Siblings, Watch
+from .layers import KINDS, AdaptedLayer, LoraLayer
 from .operations import operation_of
+from .working import Working
 
 if TYPE_CHECKING:
     from ..families.base import Base
@@ -90,8 +93,12 @@ class Adapter:
             except AdapterError as error:
                 raise AdapterError(f"adapter.type: {path}: {error}. Set it to lora, which does not need it") from None
             model.set_submodule(path, self.layers[name])
-        if len(self.layers) == count:
+        own = list(self.layers.values())[count:]
+        if not own:
             raise AdapterError(f"adapter.targets: no layer of the {root.replace('_', ' ') or 'base'} matches")
+        working = Working(model, [parameter for layer in own for parameter in layer.trained.values()])
+        for layer in own:
+            layer.working = working
 
     # weights
 
@@ -165,6 +172,36 @@ class Adapter:
         return {f"{name}.{key}": value for name, layer in self.layers.items() for key, value in layer.trained.items()}
 
     # how it acts
+
+    @property
+    def knows_siblings(self) -> bool:
+        """Whether it is known which layers read the same tensor, where it matters."""
+        return all(layer.siblings is not None for layer in self._fused())
+
+    @contextmanager
+    def finding_siblings(self) -> Iterator[None]:
+        """Around one pass without gradients: layers that are given the same tensor in it share work from then on.
+
+        Sums are then taken in another order. So that no bit depends on what was computed before, it comes before
+        everything else. They are of one block, or of none: blocks are computed again one by one.
+        """
+        blocks = [f"{path}." for path in blocks_of(self.roots[""])]
+        names = {layer: name for name, layer in self.layers.items()}
+        watch = Watch({layer: next(filter(names[layer].startswith, blocks), "") for layer in self._fused()})
+        self.seed_dropout()
+        for layer in self._fused():
+            layer.siblings = watch
+        try:
+            yield
+        finally:
+            for layer in self._fused():
+                layer.siblings = Siblings([layer])
+            for siblings in watch.found():
+                for layer in siblings.layers:
+                    layer.siblings = siblings
+
+    def _fused(self) -> Iterator[LoraLayer]:
+        return (layer for layer in self.layers.values() if isinstance(layer, LoraLayer) and layer.is_fused)
 
     def seed_dropout(self, *place: int | str) -> None:
         """Says where the next forward pass is, for dropout; nowhere: nothing is dropped."""

@@ -74,7 +74,7 @@ class LowRank:
         rows = (-1, *(1 for _ in layer.kernel))  # a convolution's channels come before its places
         factor = (self.dora_scale / self.norms).view(rows)
         plain = y.to(x.dtype) if bias is None else y.to(x.dtype) - bias.to(x).view(rows)
-        return ((factor - 1) * plain + factor * (self.scale * delta)) * strength
+        return ((factor - 1).to(x.dtype) * plain + factor.to(x.dtype) * (self.scale * delta)) * strength
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,13 @@ def mapped(delta: _Delta, *, device: torch.device | None = None, dtype: torch.dt
         if isinstance(value, Tensor)
     }
     return replace(delta, **moved)
+
+
+def computing_in(dtype: torch.dtype, delta: _Delta) -> _Delta:
+    """The same delta whose products are computed in a precision, with its graph; a DoRA's lengths stay as they are."""
+    products = (part.name for part in fields(delta) if part.name not in ("dora_scale", "norms", "magnitude"))
+    tensors = {name: value for name in products if isinstance(value := getattr(delta, name), Tensor)}
+    return replace(delta, **{name: value.to(dtype) for name, value in tensors.items()})
 
 
 def swapped(delta: Delta, name: str = "") -> Delta:

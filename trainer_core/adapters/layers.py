@@ -12,40 +12,28 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig
 from ..errors import AdapterError
-from ..randomness import generator, seed_of
-from .deltas import Delta, Hadamard, Kronecker, LowRank, changed_norms, row_norms
+from ..randomness import generator
+from .deltas import Delta, Hadamard, Kronecker, LowRank, changed_norms, computing_in, row_norms
+from .dropout import SeededDropout
+from .fused import Siblings, low_rank
 from .operations import Operation, dense_weight, device_of, with_gradient
+from .working import Working, computing_dtype
 
 _ASKED = {"weight", "bias", "in_features", "out_features", "in_channels", "out_channels"}
 _ASKED |= {"kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "transposed"}
 """What models ask of their layers beside calling them."""
 
 
-class SeededDropout(nn.Module):
-    """Dropout whose mask is a function of (place, layer), so that it is the same when activations are recomputed."""
-
-    def __init__(self, rate: float, layer: str) -> None:
-        super().__init__()
-        self.rate, self.layer = rate, layer
-        self.place: tuple[int | str, ...] = ()
-        self._source: torch.Generator | None = None
-        """Made once: only its seed is new each time, so that it holds nothing that a pass could leave behind."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not self.place or not self.rate:
-            return x
-        if self._source is None or self._source.device != x.device:
-            self._source = torch.Generator(device=x.device)
-        self._source.manual_seed(seed_of("lora_dropout", self.layer, *self.place))
-        keep = torch.rand(x.shape, generator=self._source, device=x.device) >= self.rate
-        return x * keep / (1 - self.rate)
-
-
 class AdaptedLayer(nn.Module, ABC):
     """A layer that `operation_of` knows, with its delta: y = layer(x) + strength · ΔW x.
 
-    The trained tensors are fp32 whatever the layer's precision; under autocast they compute in its precision.
+    The trained tensors are fp32 whatever the layer's precision; they compute in the layer's.
     """
+
+    skips_product = False
+    """Set while a block is recomputed whose output nobody looks at: a LoRA on a linear layer then gives a tensor with
+    any values, with the graph that it has otherwise."""
+    working: Working
 
     def __init__(
         self,
@@ -96,8 +84,8 @@ class AdaptedLayer(nn.Module, ABC):
         if not self.enabled:
             return y
         bias = getattr(self.base_layer, "bias", None)
-        given = self.dropout(x.to(next(iter(self.trained.values())).dtype))
-        return (y + self.delta().added(self.operation, given, y, bias, self.strength)).to(y.dtype)
+        delta = computing_in(computing_dtype(x), self.delta())
+        return (y + delta.added(self.operation, self.dropout(x), y, bias, self.strength)).to(y.dtype)
 
     def __getattr__(self, name: str) -> Any:
         """The frozen layer's own of what models ask. Nothing else: ComfyUI knows its layers by further attributes."""
@@ -110,6 +98,19 @@ class AdaptedLayer(nn.Module, ABC):
 
 class LoraLayer(AdaptedLayer):
     """LoRA: A starts uniform (Kaiming, as in the reference), B at zero."""
+
+    siblings: Siblings | None = None
+    """The layers that are given the same tensor, this one among them; None until it is known."""
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether it computes by functions of its own (`fused`)."""
+        return not self.operation.kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.enabled and self.is_fused and not torch.compiler.is_compiling():
+            return low_rank(self, x)
+        return super().forward(x)
 
     def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:  # noqa: ARG002
         down = _kaiming((rank, *self.operation.weight_shape[1:]), self._random("lora_init"))
@@ -130,6 +131,7 @@ class LoraLayer(AdaptedLayer):
 class DoraLayer(LoraLayer):
     """DoRA: W' = m · (W + ΔW) / ‖W + ΔW‖ row by row; m starts as ‖W‖. The norm has no gradient (paper, §4.3)."""
 
+    is_fused = False
     _norms: Tensor
     """‖W‖ of each row (out,)"""
 

@@ -20,6 +20,7 @@ from ..config import (
     CacheConfig,
     DatasetConfig,
     JobConfig,
+    MemoryConfig,
     ModelConfig,
     RegularizationConfig,
     SampleConfig,
@@ -69,6 +70,7 @@ _SHOWN = {
     "save": ("every",),
     "sample": ("prompts", "every"),
     "cache": ("limit_gb",),
+    "memory": ("plan",),
 }
 """What a beginner should see first. One setting at least: YAML reads a section of nothing but comments as null."""
 
@@ -112,6 +114,7 @@ def starter_job(file: str = "job.yaml") -> str:
         "save": demo.save,
         "sample": SampleConfig(prompts=(f"a red {PLACEHOLDER} on a white background",), every=demo.save.every),
         "cache": demo.cache,
+        "memory": demo.memory,
     }
     return _text(_HEAD.format(file=file), "my_first_lora", demo.preview_trigger, recipe, ())
 
@@ -131,6 +134,7 @@ def preset_job(file: str, subject: Subject, vram_gb: float, spec: FamilySpec) ->
         "save": validated(SaveConfig, parts["save"]),
         "sample": validated(SampleConfig, {"prompts": prompts, **parts["sample"]}),
         "cache": CacheConfig(),
+        "memory": MemoryConfig(),
     }
     head = _PRESET_HEAD.format(subject=subject, title=spec.title, vram=vram_gb, file=file)
     return _text(head, f"my_{subject}", "ohwx", recipe, changes)

@@ -6,7 +6,8 @@ what the setting does and when to change it.
 
 from .data import CacheConfig, DatasetConfig
 from .job import JobConfig, dump_job, load_job, plain_name, resolved, resolved_model
-from .model import LINKS, AdapterConfig, ModelConfig, Precision
+from .memory import MemoryConfig
+from .model import LINKS, AdapterConfig, ModelConfig, Precision, Quantization
 from .model_files import SOURCE, register_model_files
 from .objective import RegularizationConfig, ValidationConfig
 from .output import SampleConfig, SaveConfig
@@ -20,8 +21,10 @@ __all__ = [
     "CacheConfig",
     "DatasetConfig",
     "JobConfig",
+    "MemoryConfig",
     "ModelConfig",
     "Precision",
+    "Quantization",
     "RegularizationConfig",
     "SampleConfig",
     "SaveConfig",

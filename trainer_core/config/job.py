@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..reading import is_file, is_folder, read_regular
 from ..secrets import redacted
 from .data import CacheConfig, DatasetConfig
+from .memory import MemoryConfig
 from .model import AdapterConfig, ModelConfig
 from .model_files import SOURCE, model_file
 from .objective import RegularizationConfig, ValidationConfig
@@ -40,6 +41,7 @@ class JobConfig(Section):
     save: SaveConfig = SaveConfig()
     sample: SampleConfig = SampleConfig()
     cache: CacheConfig = CacheConfig()
+    memory: MemoryConfig = MemoryConfig()
 
     @field_validator("name")
     @classmethod
@@ -80,6 +82,8 @@ class JobConfig(Section):
                 f"sample.controls: {len(self.sample.controls)} for {len(self.sample.prompts)} prompts; give one for "
                 "all, or one for each"
             )
+        if self.memory.compile and self.adapter.dropout:
+            raise ValueError("memory.compile: dropout would be compiled anew in each step; set adapter.dropout to 0")
         if "ema" in (self.save.weights, self.sample.weights) and self.train.ema_decay is None:
             raise ValueError("weights: ema needs train.ema_decay")
         return self
@@ -178,7 +182,8 @@ def resolved_model(model: ModelConfig, here: Path) -> ModelConfig:
         own = _absolute(here, name)
         files[part] = str(own if is_file(own) else model_file(part, name) or own)
     tokenizers = str(_absolute(here, model.tokenizers)) if model.tokenizers else None
-    absolute: ModelConfig = model.but(files=files, tokenizers=tokenizers)
+    recovery = str(_absolute(here, model.recovery_adapter)) if model.recovery_adapter else None
+    absolute: ModelConfig = model.but(files=files, tokenizers=tokenizers, recovery_adapter=recovery)
     return absolute
 
 

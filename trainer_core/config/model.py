@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from .section import Section
+from .section import Section, empty_is_none
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+Quantization = Literal["none", "float8", "int8", "6bit", "5bit", "4bit", "nf4", "3bit", "2bit", "uint4", "uint3"]
 
 LINKS = "comfyui:"
 """How the source of a base begins that came over the links of a ComfyUI graph; a digest of what they held follows."""
@@ -45,7 +47,30 @@ class ModelConfig(Section):
     )
     text_encoder_dtype: Precision = Field("auto", description="Precision of the text encoders.")
     vae_dtype: Precision = Field("auto", description="Precision of the VAE; auto is float32, which loses nothing.")
+    quantization: Quantization = Field(
+        "none",
+        description="How the denoiser's frozen layers are held: none is as they come; float8, int8 and 6bit cost "
+        "hardly any accuracy, 5bit and 4bit some, 3bit and 2bit ask for a recovery adapter. nf4 is bitsandbytes'; "
+        "uint4 and uint3 are what AI Toolkit's recovery adapters (ARA) were made for.",
+    )
+    text_encoder_quantization: Quantization = Field("none", description="The same for the text encoders.")
+    recovery_adapter: str | None = Field(
+        None,
+        description="A recovery adapter (.safetensors) for a quantized denoiser: gives back what quantization loses, "
+        "and is no part of the LoRA. `lora-foundry recover` makes one.",
+    )
+    low_rank: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Rank of a part of each quantized weight that is kept in full precision; 0 is none, 16 is usual.",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps …")
+
+    @field_validator("recovery_adapter")
+    @classmethod
+    def _empty_is_none(cls, value: str | None) -> str | None:
+        return empty_is_none(value)
 
     @model_validator(mode="before")
     @classmethod

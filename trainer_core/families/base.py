@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import ModelConfig
 from ..errors import BaseModelError
 from .conditioning import MAIN, Collated, Conditioning, Streams, TextEmbedding
 from .device import pick_device, pick_dtype, upload
 from .names import Place
+from .precision import packing_of, precision_told
 from .sources.source import EMBEDDED, Source, open_source
 from .spec import FamilySpec, Part, SamplingDefaults
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ..data.cache import TensorCache
+    from ..memory.settings import MemorySettings
     from ..objective.schedule import Schedule
     from .names import Shapes
     from .sources.layout import Layout
@@ -39,6 +42,10 @@ class Base(ABC):
     spec: FamilySpec
     layout: ClassVar[Layout | None] = None
     """How the family's parts lie in single files; None if it reads folders only."""
+    packed_cache: TensorCache | None = None
+    """Where quantized weights are kept for the next start; None: they are made each time."""
+    packs_on: torch.device | None = None
+    """Where weights are quantized, if that is not `device`."""
 
     def __init__(self, source: Source, config: ModelConfig) -> None:
         self.source, self.config = source, config
@@ -175,6 +182,12 @@ class Base(ABC):
 
     # text
 
+    @property
+    def text_precision(self) -> str:
+        """What the text encoders are held in, for `text_fingerprint`."""
+        quantization = self.config.text_encoder_quantization
+        return f"{self.text_encoder_dtype}{'' if quantization == 'none' else f' {quantization}'}"
+
     @abstractmethod
     def load_text_encoders(self) -> None:
         """Loads tokenizers and text encoders to the device."""
@@ -271,12 +284,12 @@ class Base(ABC):
     # the denoiser
 
     def load_part(self, part: Part, dtype: torch.dtype) -> nn.Module:
-        """A part as a frozen model on the device.
+        """A part as a frozen model on the device, quantized as the job says.
 
         Raises:
             BaseModelError: if it is not there, truncated, incomplete, or is something else.
         """
-        return self.source.load(part.name, part.load_class(), dtype, self.device)
+        return self.source.load(part.name, part.load_class(), dtype, self.device, packing_of(self, part))
 
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """The frozen denoiser on the device, in `self.dtype`; each call gives a fresh one, which the caller owns.
@@ -285,7 +298,49 @@ class Base(ABC):
             expert: the name of one of `spec.experts`, whose part is the denoiser of the same place in `spec.parts`.
         """
         place = [one.name for one in self.spec.experts].index(expert)
-        return self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
+        denoiser = self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
+        self.recover(denoiser)
+        return denoiser
+
+    def recover(self, denoiser: nn.Module) -> None:
+        """Puts the job's recovery adapter beside the packed layers of a denoiser, if there is one.
+
+        Raises:
+            ConfigError: if it was made for weights that are held otherwise.
+            AdapterError: if it cannot be read, or is for another base.
+        """
+        if self.config.recovery_adapter is not None:
+            from ..memory.recovery_file import apply_recovery
+
+            apply_recovery(denoiser, self, Path(self.config.recovery_adapter))
+
+    def outline(self, expert: str = "") -> nn.Module:
+        """The denoiser's modules and the shapes of its weights; it is not run."""
+        twin = copy.copy(self)
+        twin.source = self.source.without_weights()
+        return twin.load_denoiser(expert)
+
+    def imitated(self) -> Base:
+        """The same base with parts of fake tensors on the CPU, to run inside `memory.imitation.imitating`."""
+        import torch
+
+        twin = type(self)(self.source.imitated(), self.config)
+        for name in ("dtype", "text_encoder_dtype", "vae_dtype"):
+            setattr(twin, name, getattr(self, name))
+        twin.device = torch.device("cpu")
+        return twin
+
+    def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
+        """The same in host memory: blocks that are to be streamed never have to fit on the device. `bring` it then."""
+        import torch
+
+        twin = copy.copy(self)
+        twin.device, twin.packs_on = torch.device("cpu"), self.device
+        return twin.load_denoiser(expert)
+
+    def precision_told(self) -> list[str]:
+        """A line for each part that is quantized: how many of its weights, its size before and after."""
+        return precision_told(self)
 
     def bring(self, denoiser: nn.Module, device: torch.device | str) -> None:
         """Moves the denoiser to a device: another expert needs the memory, or this one's turn has come."""
@@ -294,9 +349,19 @@ class Base(ABC):
     def close(self) -> None:  # noqa: B027 - most have nothing to give back
         """Gives back what a host keeps for the denoisers that were loaded; they are not used any more."""
 
-    def recompute_blocks(self, denoiser: nn.Module) -> None:
-        """Has the denoiser's blocks computed again in the backward pass instead of kept (gradient checkpointing)."""
-        cast(Any, denoiser).enable_gradient_checkpointing()  # every diffusers model has it
+    def recompute_blocks(self, denoiser: nn.Module, memory: MemorySettings) -> None:
+        """Has the denoiser's blocks computed again in the backward pass instead of kept, as far as the settings say."""
+        from ..memory.blocks import blocks_of
+        from ..memory.offload import copies_for
+        from ..memory.recompute import recompute_blocks
+
+        recompute_blocks(
+            denoiser,
+            blocks_of(denoiser).values(),
+            every=memory.every if memory.recompute else 0,
+            keep_attention=memory.keep_attention,
+            copies=copies_for(self.device) if memory.offload_inputs else None,
+        )
 
     def training_pass(self) -> AbstractContextManager[None]:
         """What is around the forward and backward passes of each micro-batch."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import JobConfig, Section, resolved, validated
+from ..content import sha256_once
 from ..errors import ConfigError, ResumeRefused
 from .environment import environment
 from .optimizers import is_fused
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 DATA = "data"
 """Stands for the contents of the data sets, which are no setting."""
 
+_SAME_NUMBERS = "how memory is used changes no number"
 _IN_THE_DIGEST = "the captions themselves are compared"
 MAY_CHANGE: Mapping[str, str] = {
     "name": "names files",
@@ -48,6 +50,12 @@ MAY_CHANGE: Mapping[str, str] = {
     "validation.draws": "measuring does not train",
     "save": "is about the files only; a checkpoint's state is fp32 always",
     "sample": "previews draw from generators of their own",
+    "memory.plan": _SAME_NUMBERS,
+    "memory.limit_gb": _SAME_NUMBERS,
+    "memory.checkpoint_every": _SAME_NUMBERS,
+    "memory.keep_attention": _SAME_NUMBERS,
+    "memory.offload_inputs": _SAME_NUMBERS,
+    "memory.layer_offloading": _SAME_NUMBERS,
     "cache": "holds what would be computed again",
 }
 """Settings, or whole sections, that no later update depends on, each with the reason."""
@@ -58,8 +66,8 @@ MAY_BE_ACCEPTED: Mapping[str, str] = {
 }
 """What changes the updates to come, and may do so by explicit wish: the reason for wishing it."""
 
-_PLACES = {"datasets.folder", "datasets.mask_folder", "datasets.control_folders"}
-"""Folders. Another one may be named, but not one where there was none."""
+_PLACES = {"datasets.folder", "datasets.mask_folder", "datasets.control_folders", "model.recovery_adapter"}
+"""Folders and files whose contents are compared. Another one may be named, but not one where there was none."""
 
 
 def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, str], ranks: int = 1) -> dict[str, str]:
@@ -87,11 +95,15 @@ def settings_text(job: JobConfig) -> str:
 
 
 def digests(data: PreparedData, base: Base) -> dict[str, str]:
-    """What the data and the base are, wherever they lie: dataset_digest, base_hash, encoders_hash, base_settings."""
+    """What the data and the base are, wherever they lie: dataset_digest, base_hash, encoders_hash, recovery_hash,
+    base_settings.
+    """
+    recovery = base.config.recovery_adapter
     return {
         "dataset_digest": data.digest(),
         "base_hash": base.denoiser_fingerprint(),
         "encoders_hash": base.encoders_fingerprint(),
+        "recovery_hash": sha256_once(Path(recovery)) if recovery else "",
         "base_settings": json.dumps(base.settings(), sort_keys=True),
     }
 
@@ -134,6 +146,8 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
         changed["model.source"] = "its text encoders, tokenizers or VAE are not those of before"
     elif other := _other_base_settings(saved, now, job):
         changed["model.source"] = other
+    if saved.get("recovery_hash", "") != now.get("recovery_hash", "") and "model.recovery_adapter" not in changed:
+        changed["model.recovery_adapter"] = "its weights are not those of before"
     if saved["dataset_digest"] != now["dataset_digest"] and not any("datasets" in field for field in changed):
         changed[DATA] = _other_data(job_then, job)
     refused = {field: what for field, what in changed.items() if field not in accept}

@@ -11,6 +11,8 @@ from ..data.cache import CACHE_FOLDER, TensorCache
 from ..data.prepare import PreparedData
 from ..errors import Interrupted
 from ..families.registry import job_with_family, open_base
+from ..memory.attention_kernels import tuned_attention
+from ..memory.recovery_file import recovery_notes
 from ..runs.events import Listener, Phase, StateChanged, Warning
 from ..runs.requests import PAUSE, STOP, Requests
 from ..runs.run_folder import RunFolder
@@ -63,10 +65,13 @@ def work(
             progress("scanning the data", 0, 1)
             cache = TensorCache(run.path.parent / CACHE_FOLDER)
             # on another device, or on more threads, encoders give other last bits
+            base.packed_cache = cache
             data = PreparedData(job, base, cache, json.dumps(environment(base.device)))
             progress("checking the base", 0, 1)
             base.encoders_fingerprint()
             base.denoiser_fingerprint()
+            for note in recovery_notes(base):
+                emit(Warning(note))
             prompts = preview_texts(job)
             data.encode_texts([*prompts, negative_text(job)] if prompts else [], progress)
             data.encode_images(progress)
@@ -76,10 +81,13 @@ def work(
                 cache.prune(int(job.cache.limit_gb * GB))
             progress("loading the base", 0, 1)
             waiting = waiting and not ranks.tell("ready")
-            trainer = Trainer(run, job, base, data, emit, requests, findings, ranks)
-            trainer.restore(accept)
-            run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
-            finished = trainer.train()
+            # each of several processes would measure for itself, and a resumed run could not do as all of them did
+            attention = job.memory.attention if ranks.count == 1 else "default"
+            with tuned_attention(run.path, base.device, attention, emit):
+                trainer = Trainer(run, job, base, data, emit, requests, findings, ranks)
+                trainer.restore(accept)
+                run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
+                finished = trainer.train()
     except Interrupted:
         if waiting:
             ranks.tell()

@@ -71,6 +71,9 @@ class Objective:
         settings, place = self.job.regularization, (batch.number, number)
         guidance = self._guidance(self._dataset(batch), batch.t)
         self.adapter.set_strength(self._dataset(batch).adapter_strength)
+        if not self.adapter.knows_siblings:
+            with torch.no_grad(), self.adapter.finding_siblings():
+                self.predict(noisy, batch.t, batch.captioned, guidance)
         yield self._main(batch, noisy, guidance, place)
         if batch.of_class is not None:
             # where the trigger is absent (a dropped caption), both prompts are the same: nothing to preserve

@@ -35,7 +35,7 @@ class Copy:
         adapters, config = module("trainer_core.adapters.adapter"), module("trainer_core.config")
         self.model = _part("shadow").shadow(patcher.model)
         denoiser, layers = self.model.diffusion_model, _part("layers")
-        blocks, convolutions = layers.repeated_blocks(denoiser), layers.conv_targets(denoiser)
+        convolutions = layers.conv_targets(denoiser)
         self.adapter = adapters.Adapter(
             denoiser,
             config.AdapterConfig(rank=4, conv_rank=2 if convolutions else None),
@@ -47,7 +47,8 @@ class Copy:
         for weight in self.adapter.parameters():
             weight.data += torch.randn(weight.shape, generator=source) * 0.05
         if recompute:
-            _part("recompute").recompute_blocks(denoiser, blocks.values())
+            blocks = module("trainer_core.memory.blocks").blocks_of(denoiser)
+            module("trainer_core.memory.recompute").recompute_blocks(denoiser, blocks.values())
 
     def loss(self, name: str) -> Any:
         model = MODELS[name]
@@ -58,7 +59,7 @@ class Copy:
         """Of the loss, by the name of the weight."""
         import torch
 
-        with _part("kernels").differentiable(), _part("recompute").mutable_saved():
+        with _part("kernels").differentiable(), module("trainer_core.memory.saved").mutable_saved():
             self.loss(name).backward()
         named = self.adapter._named().items()
         return {key: torch.zeros_like(weight) if weight.grad is None else weight.grad for key, weight in named}

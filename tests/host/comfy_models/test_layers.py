@@ -113,7 +113,7 @@ def test_every_model_has_blocks_with_layers_that_an_adapter_fits(name: str) -> N
     assert attention < default <= everything
     operations = module("trainer_core.adapters.operations")
     assert all(operations.operation_of(denoiser.get_submodule(path)) for path in everything)
-    blocks = layers().repeated_blocks(denoiser)
+    blocks = module("trainer_core.memory.blocks").blocks_of(denoiser)
     assert all(denoiser.get_submodule(path) is block for path, block in blocks.items())
     assert not any(path.startswith(f"{other}.") for path in blocks for other in blocks)
     around = {path for path in everything if not any(path.startswith(f"{block}.") for block in blocks)}

@@ -64,7 +64,7 @@ def gradients(name: str, recompute: bool, offloaded: bool = False) -> list[Any]:
     for parameter in adapter.parameters():
         parameter.data += torch.randn(parameter.shape, generator=source) * 0.05
     if recompute:
-        base.recompute_blocks(denoiser)
+        base.recompute_blocks(denoiser, module("trainer_core.memory.settings").MemorySettings())
     (text,) = base.encode_prompts(["a red cube"])
     noisy = {"main": model.streams()[0]}
     with base.training_pass():

@@ -54,7 +54,7 @@ def test_every_layer_gets_a_gradient(name: str) -> None:
     import torch
 
     adapters, config = module("trainer_core.adapters.adapter"), module("trainer_core.config")
-    layers, recompute = module("nodes.comfy_models.layers"), module("nodes.comfy_models.recompute")
+    layers, recompute = module("nodes.comfy_models.layers"), module("trainer_core.memory.recompute")
     billions, model = REAL[name]
     found = model.found()
     found.set_inference_dtype(torch.bfloat16, None)
@@ -64,11 +64,11 @@ def test_every_layer_gets_a_gradient(name: str) -> None:
     assert sum(one.numel() for one in denoiser.parameters()) / 1e9 == pytest.approx(billions, rel=0.01)
     with torch.device("meta"):
         adapter = adapters.Adapter(denoiser, config.AdapterConfig(rank=16), layers.targets(denoiser)["all"], 0)
-    recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser).values())
+    recompute.recompute_blocks(denoiser, module("trainer_core.memory.blocks").blocks_of(denoiser).values())
     draw = Shapes()
     options = model.text(draw) | model.given(draw)
     streams = [draw(*shape) for shape in model.latents]
-    with module("nodes.comfy_models.kernels").differentiable(), recompute.mutable_saved():
+    with module("nodes.comfy_models.kernels").differentiable(), module("trainer_core.memory.saved").mutable_saved():
         said = predict(whole, streams, [[options.pop("cross_attn"), options]], 0.5)
         assert [one.shape for one in said] == [one.shape for one in streams]
         sum(one.float().square().mean() for one in said).backward()

@@ -21,7 +21,7 @@ class Trained:
         self, name: str, model: Any, *, recomputed: bool, mixed: bool = False, targets: str = "attention"
     ) -> None:
         zoo, layers = MODELS[name], module("nodes.comfy_models.layers")
-        recompute = module("nodes.comfy_models.recompute")
+        recompute = module("trainer_core.memory.recompute")
         self.model = module("nodes.comfy_models.shadow").shadow(model)
         denoiser = self.model.diffusion_model
         config = module("trainer_core.config").AdapterConfig(rank=2)
@@ -31,8 +31,8 @@ class Trained:
         for weight in adapter.parameters():
             weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())) * 0.05
         if recomputed:
-            recompute.recompute_blocks(denoiser, layers.repeated_blocks(denoiser).values())
-        with module("nodes.comfy_models.kernels").differentiable(), recompute.mutable_saved():
+            recompute.recompute_blocks(denoiser, module("trainer_core.memory.blocks").blocks_of(denoiser).values())
+        with module("nodes.comfy_models.kernels").differentiable(), module("trainer_core.memory.saved").mutable_saved():
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
                 said = predict(self.model, zoo.streams(), zoo.conditioning())
                 loss = sum((one.float() - 1).square().mean() for one in said)
@@ -42,7 +42,7 @@ class Trained:
 
     def _kept(self) -> int:
         """Bytes, beside the model's own weights."""
-        saved = module("nodes.comfy_models.saved")
+        saved = module("trainer_core.memory.saved")
         own = {piece for weight in self.model.parameters() for piece in saved.memory(weight)}
         kept = [next(iter(some)).tensor for piece, some in saved._active._kept.items() if some and piece not in own]
         return sum(one.untyped_storage().nbytes() for one in kept)
@@ -102,3 +102,17 @@ def dequantize(denoiser: Any) -> None:
         if hasattr(layer, "layout_type"):
             layer.weight = torch.nn.Parameter(layer.weight.dequantize(), requires_grad=False)
             layer.layout_type = layer.quant_format = None
+
+
+def test_a_quantized_tensor_is_kept() -> None:
+    """Its values lie in several tensors."""
+    import comfy.quant_ops
+
+    saved = module("trainer_core.memory.saved")
+    weight = comfy.quant_ops.QuantizedTensor.from_float(torch.eye(32), "TensorCoreFP8E4M3Layout", scale="recalculate")
+    with saved.mutable_saved():
+        kept = saved.keep(weight)
+        assert kept.value() is weight
+        weight._params.scale.zero_()
+        weight._qdata.view(torch.uint8).zero_()
+        assert torch.equal(kept.value().dequantize(), torch.eye(32))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer_core.adapters.adapter import Adapter
 from trainer_core.adapters.applied import applied
-from trainer_core.adapters.layers import SeededDropout
+from trainer_core.adapters.dropout import SeededDropout
 from trainer_core.config import AdapterConfig
 from trainer_core.errors import AdapterError
 from trainer_core.families.flux1.model import SPEC

@@ -32,6 +32,12 @@ MUST_AGREE: dict[str, Any] = {
     "model.dtype": "bfloat16",
     "model.text_encoder_dtype": "bfloat16",
     "model.vae_dtype": "bfloat16",
+    "model.quantization": "int8",
+    "model.text_encoder_quantization": "int8",
+    "model.recovery_adapter": "/loras/recovery.safetensors",
+    "model.low_rank": 16,
+    "memory.compile": True,
+    "memory.attention": "default",
     "adapter.rank": 8,
     "adapter.alpha": 1.0,
     "adapter.dropout": 0.1,
@@ -130,6 +136,12 @@ MAY_DIFFER: dict[str, Any] = {
     "train.skip_limit": 3,
     "train.log_every": 10,
     "validation.draws": 8,
+    "memory.plan": "manual",
+    "memory.limit_gb": 8.0,
+    "memory.checkpoint_every": 2,
+    "memory.keep_attention": True,
+    "memory.offload_inputs": True,
+    "memory.layer_offloading": 0.5,
     "save.every": 10,
     "save.keep": 2,
     "save.keep_best": False,
@@ -285,6 +297,15 @@ def test_other_weights_are_refused_wherever_they_lie() -> None:
         check_resume(told(JOB, base_hash="b2"), told(JOB), accept=MAY_BE_ACCEPTED)
     with pytest.raises(ResumeRefused, match="text encoders, tokenizers or VAE are not those of before"):
         check_resume(told(JOB, encoders_hash="e2"), told(JOB), accept=MAY_BE_ACCEPTED)
+
+
+def test_another_recovery_adapter_is_refused_wherever_it_lies() -> None:
+    def with_adapter(place: str, digest: str) -> dict[str, str]:
+        return told(with_value(JOB, "model.recovery_adapter", place), recovery_hash=digest)
+
+    assert check_resume(with_adapter("/b.safetensors", "r1"), with_adapter("/a.safetensors", "r1")) == []
+    with pytest.raises(ResumeRefused, match=r"model\.recovery_adapter: its weights are not those of before"):
+        check_resume(with_adapter("/a.safetensors", "r2"), with_adapter("/a.safetensors", "r1"))
 
 
 # --- by explicit wish, and what is told ------------------------------------------------------------------------------

@@ -139,9 +139,16 @@ class Flux(KlBase):
 
     def text_fingerprint(self) -> str:
         parts = self.source.fingerprint("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
-        return f"{parts}:{self.text_encoder_dtype}:{MAX_TOKENS}"
+        return f"{parts}:{self.text_precision}:{MAX_TOKENS}"
 
     # the denoiser
+
+    def load_denoiser(self, expert: str = "") -> nn.Module:
+        from .blocks import install
+
+        denoiser = super().load_denoiser(expert)
+        install(denoiser)
+        return denoiser
 
     def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: Collated) -> Streams:
         import torch

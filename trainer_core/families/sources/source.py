@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...config import SampleConfig, TrainConfig, validated
 from ...errors import BaseModelError, ConfigError
+from ...memory.packing import outline
 from ...reading import is_file, is_folder
 from .diffusers_folder import FolderPart, load_weights, read_object, reading
 from .hub import INDEX, download
-from .loading import empty_model
+from .loading import empty_model, imitation
 from .single_file import open_file, separate_parts
 from .tokenizers import load_tokenizer, tokenizer_folder, tokenizer_mark
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ...memory.packing import Packing
     from ..spec import FamilySpec
     from .layout import Layout
 
@@ -51,8 +53,8 @@ class Part(Protocol):
     def config(self) -> dict[str, Any]:
         """Its configuration, as diffusers or transformers writes it."""
 
-    def load(self, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """It as a model of a class of diffusers or transformers."""
+    def load(self, kind: type, dtype: torch.dtype, device: torch.device, packing: Packing | None = None) -> nn.Module:
+        """It as a model of a class of diffusers or transformers; with `packing`, layers of its blocks are packed."""
 
     def check(self) -> None:
         """Raises a BaseModelError if it is not complete, as far as can be told without reading its weights."""
@@ -94,21 +96,28 @@ class Source:
             return dict(self.schedule)
         return self._part(part).config()
 
-    def load(self, part: str, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def load(
+        self, part: str, kind: type, dtype: torch.dtype, device: torch.device, packing: Packing | None = None
+    ) -> nn.Module:
         """A part as a model of a class, on the device and in the precision, frozen and in evaluation mode.
 
         Args:
             part: "unet", "transformer", "vae", "text_encoder" or "text_encoder_2".
             kind: class of diffusers or transformers, such as UNet2DConditionModel.
+            packing: how the weights of its blocks are packed; None: not.
 
         Raises:
             BaseModelError: if it is not there, truncated, incomplete, or is something else.
         """
-        return self._part(part).load(kind, dtype, device).eval().requires_grad_(False)
+        return self._part(part).load(kind, dtype, device, packing).eval().requires_grad_(False)
 
     def without_weights(self) -> Source:
         """The same source, whose parts load as models on the meta device: with modules and shapes, at no cost."""
         return _Outline(**{one.name: getattr(self, one.name) for one in fields(self)})
+
+    def imitated(self) -> Source:
+        """The same source, whose parts load as models of fake tensors (`memory.imitation`), to run at no cost."""
+        return _Imitated(**{one.name: getattr(self, one.name) for one in fields(self)})
 
     def tokenizer(self, part: str) -> Any:
         """A tokenizer of transformers, "tokenizer" or "tokenizer_2".
@@ -183,9 +192,27 @@ class Source:
 class _Outline(Source):
     """See `Source.without_weights`."""
 
+    def load(
+        self,
+        part: str,
+        kind: type,
+        dtype: torch.dtype,
+        device: torch.device,  # noqa: ARG002
+        packing: Packing | None = None,
+    ) -> nn.Module:
+        with reading(self.folder):
+            made = empty_model(kind, self.config(part)).eval().requires_grad_(False)
+        if packing:
+            outline(made, packing, dtype)
+        return made
+
+
+class _Imitated(Source):
+    """See `Source.imitated`."""
+
     def load(self, part: str, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG002
         with reading(self.folder):
-            return empty_model(kind, self.config(part)).eval().requires_grad_(False)
+            return imitation(kind, self.config(part), dtype).eval().requires_grad_(False)
 
 
 def open_source(

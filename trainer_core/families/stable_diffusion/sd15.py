@@ -156,7 +156,7 @@ class StableDiffusion(KlBase):
         release_memory(self.device)
 
     def text_fingerprint(self) -> str:
-        return f"{self.source.fingerprint(*self.spec.text_parts)}:{self.text_encoder_dtype}:{TOKENS}"
+        return f"{self.source.fingerprint(*self.spec.text_parts)}:{self.text_precision}:{TOKENS}"
 
     def _tokenizer(self, part: Part) -> Any:
         return self.source.tokenizer(part.tokenizer)

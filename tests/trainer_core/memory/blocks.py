@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
+import torch
+from torch import nn
 
-from ..pack import module
-
-torch = pytest.importorskip("torch")
-nn = torch.nn
-
-
-def recompute() -> Any:
-    return module("nodes.comfy_models.recompute")
+from trainer_core.memory.recompute import recompute_blocks
+from trainer_core.memory.saved import mutable_saved
 
 
-class Block(nn.Module):  # type: ignore[misc, name-defined]
+class Block(nn.Module):
     """A trained layer, and a function of it and of what the block is given."""
 
     def __init__(self, function: Callable[..., Any], seed: int = 0) -> None:
@@ -39,8 +34,8 @@ def outcome(
     blocks = nn.ModuleList(Block(function, seed) for seed in range(3)).to(dtype or torch.float32)
     x = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(9)).to(dtype or torch.float32).requires_grad_()
     if recomputed:
-        recompute().recompute_blocks(blocks, blocks)
-        with recompute().mutable_saved():
+        recompute_blocks(blocks, blocks)
+        with mutable_saved():
             said = around(blocks, x * 1)
             said.float().square().mean().backward()
         assert [block.runs for block in blocks] == [2, 2, 2]

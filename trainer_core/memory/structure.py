@@ -12,22 +12,27 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 Replace = Callable[[Any], Any]
 """What takes the place of a part; NotImplemented: look inside."""
 
-_CLOSED = (
-    *(type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, Enum, Tensor, nn.Module, ModelPatcher),
+_closed: tuple[type, ...] = (
+    *(type, ModuleType, FunctionType, BuiltinFunctionType, MethodType, Enum, Tensor, nn.Module),
     *(threading.Thread, weakref.ref, torch.Generator),
 )
 """Never opened: they are no containers of values, or lead to everything that is loaded."""
 
 
+def never_open(kind: type) -> None:
+    """Has objects of a host's type not looked into: they lead to everything that is loaded."""
+    global _closed
+    _closed = (*_closed, kind)
+
+
 def attributes(value: Any) -> dict[str, Any]:
     """What a plain Python object holds, in its `__dict__` or slots; nothing for what is no such object."""
-    if isinstance(value, _CLOSED):
+    if isinstance(value, _closed):
         return {}
     slots = [name for kind in type(value).__mro__ for name in _names(getattr(kind, "__slots__", ()))]
     return {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})

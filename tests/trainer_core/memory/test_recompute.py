@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from ..pack import module
-from .blocks import Block, check, in_turn, recompute
+from trainer_core.errors import TrainingError
+from trainer_core.memory.recompute import recompute_blocks
+from trainer_core.memory.saved import mutable_saved
 
-torch = pytest.importorskip("torch")
+from .blocks import Block, check, in_turn
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -106,10 +108,9 @@ def test_a_block_that_changes_one_of_several_parts_of_a_tensor() -> None:
 
     check(changes, lambda layer, x, scale: x + layer(x) * scale, around, without)
     block = Block(changes)
-    recompute().recompute_blocks(block, [block])
+    recompute_blocks(block, [block])
     x = torch.ones(3, 4)
-    errors = module("trainer_core.errors")
-    with recompute().mutable_saved(), pytest.raises(errors.TrainingError, match="given twice"):
+    with mutable_saved(), pytest.raises(TrainingError, match="given twice"):
         block(x[:2], x[1:])
 
 
@@ -117,8 +118,8 @@ def test_tensors_of_the_model_itself_as_results() -> None:
     """They get no graph that would outlive the pass."""
     table = torch.ones(4)
     block = Block(lambda layer, x: (layer(x), table))
-    recompute().recompute_blocks(block, [block])
-    with recompute().mutable_saved():
+    recompute_blocks(block, [block])
+    with mutable_saved():
         x, found = block(torch.ones(1, 4))
         (x * found).sum().backward()
     assert table.grad_fn is None

@@ -6,22 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
-from ..pack import module
-
-torch = pytest.importorskip("torch")
-
-
-def saved() -> Any:
-    return module("nodes.comfy_models.saved")
+from trainer_core.memory.saved import keep, mutable_saved
 
 
 def test_only_changed_inputs_are_copied() -> None:
     """A clone costs memory: what no one changes is kept as it is."""
-    with saved().mutable_saved():
+    with mutable_saved():
         base = torch.arange(6.0)
-        whole, part, other = saved().keep(base), saved().keep(base[4:]), saved().keep(torch.ones(3))
-        again = saved().keep(base.detach())
+        whole, part, other = keep(base), keep(base[4:]), keep(torch.ones(3))
+        again = keep(base.detach())
         assert whole.value().data_ptr() == base.data_ptr()
         base[0] = 9  # another address than that of what is kept
         assert whole.value().tolist() == [0, 1, 2, 3, 4, 5]
@@ -38,7 +33,7 @@ def test_saved_values_outlive_their_tensors() -> None:
     """New tensors at an old one's address are not taken for it, as torch's own context does now and then."""
     for _ in range(100):
         weight = torch.ones(1, requires_grad=True)
-        with saved().mutable_saved():
+        with mutable_saved():
             total: Any = 0
             for value in range(1, 5):
                 x = torch.full((1000,), float(value)) + 0
@@ -52,7 +47,7 @@ def test_saved_values_outlive_their_tensors() -> None:
 def test_a_change_through_another_view_is_noticed() -> None:
     """Where torch's own context gives wrong gradients without an error."""
     weight = torch.ones(3, requires_grad=True)
-    with saved().mutable_saved():
+    with mutable_saved():
         base = torch.arange(6.0)
         loss = (weight * base[3:]).sum()
         base.zero_()
@@ -62,8 +57,8 @@ def test_a_change_through_another_view_is_noticed() -> None:
 
 def test_contexts_nest() -> None:
     weight = torch.ones(2, requires_grad=True)
-    with saved().mutable_saved():
-        with saved().mutable_saved():
+    with mutable_saved():
+        with mutable_saved():
             x = torch.ones(2)
             loss = (weight * x).sum()
         x.zero_()
@@ -85,22 +80,9 @@ def test_contexts_nest() -> None:
     ],
 )
 def test_every_way_to_write(change: Callable[[Any], Any]) -> None:
-    with saved().mutable_saved():
+    with mutable_saved():
         base = torch.arange(6.0)
-        kept = saved().keep(base[1:4])
+        kept = keep(base[1:4])
         change(base)
         assert base.tolist() != [0, 1, 2, 3, 4, 5]
         assert kept.value().tolist() == [1, 2, 3]
-
-
-def test_a_quantized_weight() -> None:
-    """Its values lie in several tensors."""
-    import comfy.quant_ops
-
-    weight = comfy.quant_ops.QuantizedTensor.from_float(torch.eye(32), "TensorCoreFP8E4M3Layout", scale="recalculate")
-    with saved().mutable_saved():
-        kept = saved().keep(weight)
-        assert kept.value() is weight
-        weight._params.scale.zero_()
-        weight._qdata.view(torch.uint8).zero_()
-        assert torch.equal(kept.value().dequantize(), torch.eye(32))
