@@ -35,6 +35,13 @@ def test_losses_and_weights_are_those_of_the_whole_model(count: int, ring: int) 
     assert bool(streaming.copier.copies) == bool(count)
 
 
+@pytest.mark.parametrize("quantization", ["int8", "4bit"])
+def test_quantized_weights_are_streamed_as_they_are(quantization: str) -> None:
+    streaming = Training(4, seed=1, quantization=quantization)
+    assert {torch.uint8, torch.int8} & {one.dtype for _, one in flux_tensors(streaming)}
+    assert same(streaming.outcome(), Training(recompute=False, quantization=quantization).outcome())
+
+
 def test_weights_that_cannot_be_page_locked_stay_where_they_are() -> None:
     streaming = Training(4, pins=False)
     before = {name: one.data_ptr() for name, one in flux_tensors(streaming)}
