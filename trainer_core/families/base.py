@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import ModelConfig
 from ..errors import BaseModelError
-from ..memory.packing import Packing
 from .conditioning import MAIN, Collated, Conditioning, Streams, TextEmbedding
 from .device import pick_device, pick_dtype
 from .names import Place
+from .precision import packing_of, precision_told
 from .sources.source import EMBEDDED, Source, open_source
 from .spec import FamilySpec, Part, SamplingDefaults
 
@@ -283,28 +283,13 @@ class Base(ABC):
 
     # the denoiser
 
-    @property
-    def precision(self) -> str:
-        """What the denoiser is held in and computes in, such as "6bit, computed in bfloat16"."""
-        computed = str(self.dtype).removeprefix("torch.")
-        held, rank = self.config.quantization, self.config.low_rank
-        return computed if held == "none" else f"{held}{f' + rank {rank}' if rank else ''}, computed in {computed}"
-
     def load_part(self, part: Part, dtype: torch.dtype) -> nn.Module:
         """A part as a frozen model on the device, quantized as the job says.
 
         Raises:
             BaseModelError: if it is not there, truncated, incomplete, or is something else.
         """
-        name = {"denoiser": self.config.quantization, "text_encoder": self.config.text_encoder_quantization}.get(
-            part.role, "none"
-        )
-        if name == "none":
-            return self.source.load(part.name, part.load_class(), dtype, self.device)
-        mark = self.source.fingerprint(part.name) if self.packed_cache else ""
-        rank = self.config.low_rank if part.role == "denoiser" else 0
-        packing = Packing(name, mark, self.packed_cache, rank, self.packs_on)
-        return self.source.load(part.name, part.load_class(), dtype, self.device, packing)
+        return self.source.load(part.name, part.load_class(), dtype, self.device, packing_of(self, part))
 
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """The frozen denoiser on the device, in `self.dtype`; each call gives a fresh one, which the caller owns.
@@ -313,7 +298,37 @@ class Base(ABC):
             expert: the name of one of `spec.experts`, whose part is the denoiser of the same place in `spec.parts`.
         """
         place = [one.name for one in self.spec.experts].index(expert)
-        return self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
+        denoiser = self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
+        self.recover(denoiser)
+        return denoiser
+
+    def recover(self, denoiser: nn.Module) -> None:
+        """Puts the job's recovery adapter beside the packed layers of a denoiser, if there is one.
+
+        Raises:
+            ConfigError: if it was made for weights that are held otherwise.
+            AdapterError: if it cannot be read, or is for another base.
+        """
+        if self.config.recovery_adapter is not None:
+            from ..memory.recovery_file import apply_recovery
+
+            apply_recovery(denoiser, self, Path(self.config.recovery_adapter))
+
+    def outline(self, expert: str = "") -> nn.Module:
+        """The denoiser's modules and the shapes of its weights; it is not run."""
+        twin = copy.copy(self)
+        twin.source = self.source.without_weights()
+        return twin.load_denoiser(expert)
+
+    def imitated(self) -> Base:
+        """The same base with parts of fake tensors on the CPU, to run inside `memory.imitation.imitating`."""
+        import torch
+
+        twin = type(self)(self.source.imitated(), self.config)
+        for name in ("dtype", "text_encoder_dtype", "vae_dtype"):
+            setattr(twin, name, getattr(self, name))
+        twin.device = torch.device("cpu")
+        return twin
 
     def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
         """The same in host memory: blocks that are to be streamed never have to fit on the device. `bring` it then."""
@@ -323,6 +338,10 @@ class Base(ABC):
         twin.device, twin.packs_on = torch.device("cpu"), self.device
         return twin.load_denoiser(expert)
 
+    def precision_told(self) -> list[str]:
+        """A line for each part that is quantized: how many of its weights, its size before and after."""
+        return precision_told(self)
+
     def bring(self, denoiser: nn.Module, device: torch.device | str) -> None:
         """Moves the denoiser to a device: another expert needs the memory, or this one's turn has come."""
         denoiser.to(device)
@@ -331,7 +350,7 @@ class Base(ABC):
         """Gives back what a host keeps for the denoisers that were loaded; they are not used any more."""
 
     def recompute_blocks(self, denoiser: nn.Module, memory: MemorySettings) -> None:
-        """Has the denoiser's blocks computed again in the backward pass instead of kept (gradient checkpointing)."""
+        """Has the denoiser's blocks computed again in the backward pass instead of kept, as far as the settings say."""
         from ..memory.blocks import blocks_of
         from ..memory.offload import copies_for
         from ..memory.recompute import recompute_blocks
@@ -339,7 +358,7 @@ class Base(ABC):
         recompute_blocks(
             denoiser,
             blocks_of(denoiser).values(),
-            every=memory.every,
+            every=memory.every if memory.recompute else 0,
             keep_attention=memory.keep_attention,
             copies=copies_for(self.device) if memory.offload_inputs else None,
         )

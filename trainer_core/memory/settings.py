@@ -43,3 +43,15 @@ class MemorySettings:
             return cls(recompute)
         every, layer_offloading = memory.checkpoint_every, memory.layer_offloading
         return cls(recompute, every, memory.keep_attention, memory.offload_inputs, layer_offloading=layer_offloading)
+
+
+def label(settings: MemorySettings) -> str:
+    """Settings in the words that users know."""
+    if not settings.recompute:
+        return "no gradient checkpointing"
+    ordinal = {2: "2nd", 3: "3rd"}.get(settings.every, f"{settings.every}th")
+    parts = ["gradient checkpointing" + ("" if settings.every == 1 else f" of every {ordinal} block")]
+    parts += ["attention outputs kept"] * settings.keep_attention
+    parts += ["block inputs in host memory"] * settings.offload_inputs
+    parts += [f"layer offloading of {settings.streamed} blocks"] * bool(settings.streamed)
+    return ", ".join(parts)

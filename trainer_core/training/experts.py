@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -16,7 +16,10 @@ from torch import nn
 from ..adapters.adapter import Adapter
 from ..errors import ConfigError
 from ..families.device import release_memory
+from ..memory.blocks import blocks_of
+from ..memory.compiled import compile_blocks
 from ..memory.copier import Copier, copier_for
+from ..memory.recompute import keep_blocks
 from ..memory.settings import MemorySettings
 from ..memory.streaming import Streamed, streamed_blocks
 from ..objective.timesteps import NoiseStages
@@ -52,22 +55,28 @@ class Expert:
 class Experts:
     """All experts that a job trains, the noisiest first."""
 
-    def __init__(self, job: JobConfig, base: Base, emit: Listener) -> None:
-        """Loads the denoisers and adapts them; text encoders that are to be adapted are loaded already."""
+    def __init__(self, job: JobConfig, base: Base, emit: Listener, memory: MemorySettings | None = None) -> None:
+        """Loads the denoisers and adapts them; text encoders that are to be adapted are loaded already.
+
+        Args:
+            memory: how memory is spent; if not told, as the job says.
+        """
         self._base, self._active = base, 0
         self._all: list[Expert] = []
         self.stages = stages_of(job, base.spec)
-        memory = MemorySettings.of(job)
+        memory = memory or MemorySettings.of(job)
+        self._emit = emit
         copier = self._copier(memory, emit)
         for number, spec in enumerate(base.spec.experts):
             load = base.load_denoiser_on_host if copier else base.load_denoiser
             denoiser = load(spec.name).train()
             adapter = Adapter.of(job, base, denoiser)
+            if job.memory.compile:
+                compile_blocks(blocks_of(denoiser).values(), emit)
             streamed = streamed_blocks(denoiser, memory, copier) if copier else None
             if streamed:
                 self._move(denoiser, adapter, base.device)
-            if memory.recompute:
-                base.recompute_blocks(denoiser, memory)
+            base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
             updater = Updater(job, objective, adapter, emit)
             self._all.append(Expert(spec.name, denoiser, adapter, objective, updater, streamed))
@@ -137,6 +146,19 @@ class Experts:
         if copier is None:
             emit(Warning("memory.layer_offloading does nothing on this device: it computes in the computer's memory"))
         return copier
+
+    def spend(self, memory: MemorySettings) -> None:
+        """Spends memory in another way from now on, between two passes; gradients stay as they are."""
+        copier = self._copier(memory, self._emit)
+        for number, one in enumerate(self._all):
+            keep_blocks(blocks_of(one.denoiser).values())
+            if one.streamed:
+                one.streamed.choose(memory.streamed)
+            elif copier:
+                self._all[number] = replace(one, streamed=streamed_blocks(one.denoiser, memory, copier))
+            if memory.recompute:
+                self._base.recompute_blocks(one.denoiser, memory)
+        release_memory(self._base.device)
 
     # raw or averaged weights
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..adapters.metadata import lora_metadata
 from ..data.cache import CacheMiss
 from ..errors import DatasetError, FoundryError, Interrupted, SaveError, TrainingError, first_line
-from ..families.device import is_out_of_memory, peak_memory, release_memory
+from ..families.device import forget_peak, is_out_of_memory, peak_memory, release_memory, training_memory
+from ..memory.settings import label
 from ..runs.events import CheckpointSaved, Listener, StepDone, ValidationDone, Warning
 from ..runs.requests import SAMPLE, SAVE, Requests
 from .advice import advice
 from .batch_source import BatchSource, Prefetched
 from .determinism import Findings
 from .experts import Experts
+from .fitting import Fitting
 from .previews import Previews
 from .resume_rules import check_resume, digests, facts, sampled_hashes
 from .state import Progress, load_state, lora_files, read_facts, state_file, warm_start
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from .update import Batches, Made
 
 _T = TypeVar("_T")
+_SETTLED = 2
+"""Steps after which everything that training needs is in memory."""
 
 
 class Trainer:
@@ -53,7 +57,10 @@ class Trainer:
         self.previews = Previews(run, job, base, data, emit)  # by the VAE, before the denoiser takes the memory
         if job.adapter.text_encoders:
             base.load_text_encoders()  # stay loaded: captions are encoded anew in each step
-        self.experts = Experts(job, base, emit)
+        self.fitting = Fitting(job, base, data, emit)
+        self.experts = Experts(job, base, emit, self.fitting.settings)
+        for one in self.experts:
+            one.updater.make_room = self._make_room
         self.batches = BatchSource(job, base, data, timesteps_of(job, base), self.experts.stages)
         self.progress = Progress()
         self.saved = 0
@@ -61,6 +68,8 @@ class Trainer:
         self._digests = digests(data, base)
         self._times: deque[float] = deque(maxlen=20)
         self.updates = Updates(run, job, self.experts, self.progress, self.findings, emit, self.report)
+        self._reported = 0
+        """Steps made here."""
         self._left_out: set[tuple[str, int]] = set()
         for hint in advice(job):
             emit(Warning(hint))
@@ -89,6 +98,7 @@ class Trainer:
             self.validate()
         if self._lacks_samples():
             self.draw_samples()
+        forget_peak(self.base.device)
         try:
             while self.step < job.train.steps and not self.requests.interrupts:
                 with self.findings.probing():
@@ -154,10 +164,37 @@ class Trainer:
         except CacheMiss:
             raise DatasetError("what is written to the cache vanishes at once: is something clearing it?") from None
 
+    def _make_room(self, reason: str) -> bool:
+        """After a lack of memory: whether the step is to be tried again, now that it takes less."""
+        settings = self.fitting.tighter()
+        if settings is None:
+            return False
+        self.experts.spend(settings)
+        self.emit(
+            Warning(
+                f"memory is not enough ({reason}): from now on {label(settings)}, which is the same step and takes "
+                "longer"
+            )
+        )
+        return True
+
+    def _compare_memory(self) -> None:
+        """After the first real steps: whether they took what was planned."""
+        measured, row = training_memory(self.base.device), self.fitting.row
+        if measured is None or row is None:
+            return
+        self.run.append_metrics({"step": self.step, "memory_predicted": round(row.peak), "memory_measured": measured})
+        settings = self.fitting.corrected(measured)
+        if settings is not None:
+            self.experts.spend(settings)
+
     # --- what it tells and keeps -------------------------------------------------------------------------------------
 
     def report(self, made: Made, seconds: float, rate: float) -> None:
         """Writes the metrics line and tells the listeners."""
+        self._reported += 1
+        if self._reported == _SETTLED:
+            self._compare_memory()
         self.progress.losses.append(made.loss)
         self._times.append(seconds)
         mean, steps = sum(self._times) / len(self._times), self.job.train.steps

@@ -115,6 +115,8 @@ class Updater:
         trained = {objective.base.dtype} | ({objective.base.text_encoder_dtype} if job.adapter.text_encoders else set())
         self.scale: int | None = HIGHEST_SCALE if torch.float16 in trained else None
         """The loss is multiplied by 2 to the power of this while it goes back, where that is float16."""
+        self.make_room: Callable[[str], bool] = lambda _: False
+        """Asked before a micro-batch is cut, with the reason: whether from now on a step takes less memory."""
         self.whole = True
         """False while weights, optimizer and moving average are being changed and do not belong together."""
         self._fine: Tensor | None = None
@@ -259,6 +261,8 @@ class Updater:
                 reason = first_line(error)
             # out here the exception is gone, and with its frames the graph that filled the memory
             release_memory(self.objective.base.device)
+            if self.make_room(reason):
+                continue
             largest = max(len(batch) for batch in batches)
             if self.pieces >= largest:
                 raise TrainingError(f"{out_of_memory(self.job)} ({reason})")

@@ -139,6 +139,18 @@ def empty_model(kind: Any, config: dict[str, Any]) -> nn.Module:
         return kind.from_config(config) if diffusers_model else kind(kind.config_class.from_dict(config))
 
 
+def imitation(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    """What `fill` makes of an empty model on the CPU, with fake tensors; inside `memory.imitation.imitating`."""
+    import torch
+
+    from ...memory.imitation import imitate, on_real_tensors
+
+    with on_real_tensors():
+        model = empty_model(kind, config)
+    precise = _precise_modules(model, dtype)
+    return imitate(model, lambda name, _: torch.float32 if precise & set(name.split(".")) else dtype)
+
+
 def _check(files: Sequence[TensorFile], targets: dict[str, Tensor], by_key: dict[str, dict[Place, list[str]]]) -> None:
     where = {key: file for file in files for key in file.shapes}
     if missing := sorted(by_key.keys() - where.keys()):
