@@ -49,6 +49,7 @@ from .families.registry import (
 from .families.sources.tokenizers import register_tokenizers
 from .job import TrainingJob
 from .loras import FoundLora, find_lora
+from .memory.recovery_job import RecoverySettings, make_recovery
 from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
 from .presets import warning as preset_warning
 from .resuming import ASK, IF_CHANGED, Beginning, accepted_by, beginning, changed_job
@@ -58,6 +59,7 @@ from .runs.events import (
     CheckpointSaved,
     Event,
     Listener,
+    MemoryPlanned,
     Phase,
     SampleReady,
     Skipped,

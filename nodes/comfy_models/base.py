@@ -183,6 +183,12 @@ class ComfyBase(Base):
 
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """A copy that shares the MODEL's weights; the MODEL stays as it is and can be sampled meanwhile."""
+        denoiser = self.load_denoiser_on_host(expert)
+        with computing():
+            self._trained[expert].load()
+        return denoiser
+
+    def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
         place = [one.name for one in self.spec.experts].index(expert)
         with computing():
             trained = TrainedModel(self._linked.models[place])
@@ -193,7 +199,7 @@ class ComfyBase(Base):
                 trained.pack(
                     Packing(self.config.quantization, mark, self.packed_cache, self.config.low_rank), self.dtype
                 )
-            trained.load()
+            self.recover(trained.denoiser)
         self._trained[expert] = trained
         return trained.denoiser
 
@@ -204,8 +210,18 @@ class ComfyBase(Base):
         return [
             described(one.model.diffusion_model, packing, self.dtype, stays_as_it_is(one))
             for one in self._linked.models
-            for one in self._linked.models
         ]
+
+    def outline(self, expert: str = "") -> nn.Module:
+        found: nn.Module = self._linked.models[
+            [one.name for one in self.spec.experts].index(expert)
+        ].model.diffusion_model
+        return found
+
+    def imitated(self) -> Base:
+        from .imitation import ImitatedBase
+
+        return ImitatedBase.of(self)
 
     def _of(self, denoiser: nn.Module) -> TrainedModel:
         return next(one for one in self._trained.values() if one.denoiser is denoiser)

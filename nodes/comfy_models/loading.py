@@ -211,6 +211,7 @@ class TrainedModel:
             _unload(one)
         room = _PASSES * self.model.memory_required(list(latents)) if latents else 0
         if not there or self._room is None or room > self._room:
+            self.patcher.size = 0  # counted anew: weights that are streamed are not its business
             comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
             self._room = room
         for parameter in self.denoiser.parameters():

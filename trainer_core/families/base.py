@@ -44,6 +44,8 @@ class Base(ABC):
     """How the family's parts lie in single files; None if it reads folders only."""
     packed_cache: TensorCache | None = None
     """Where quantized weights are kept for the next start; None: they are made each time."""
+    packs_on: torch.device | None = None
+    """Where weights are quantized, if that is not `device`."""
 
     def __init__(self, source: Source, config: ModelConfig) -> None:
         self.source, self.config = source, config
@@ -296,7 +298,45 @@ class Base(ABC):
             expert: the name of one of `spec.experts`, whose part is the denoiser of the same place in `spec.parts`.
         """
         place = [one.name for one in self.spec.experts].index(expert)
-        return self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
+        denoiser = self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
+        self.recover(denoiser)
+        return denoiser
+
+    def recover(self, denoiser: nn.Module) -> None:
+        """Puts the job's recovery adapter beside the packed layers of a denoiser, if there is one.
+
+        Raises:
+            ConfigError: if it was made for weights that are held otherwise.
+            AdapterError: if it cannot be read, or is for another base.
+        """
+        if self.config.recovery_adapter is not None:
+            from ..memory.recovery_file import apply_recovery
+
+            apply_recovery(denoiser, self, Path(self.config.recovery_adapter))
+
+    def outline(self, expert: str = "") -> nn.Module:
+        """The denoiser's modules and the shapes of its weights; it is not run."""
+        twin = copy.copy(self)
+        twin.source = self.source.without_weights()
+        return twin.load_denoiser(expert)
+
+    def imitated(self) -> Base:
+        """The same base with parts of fake tensors on the CPU, to run inside `memory.imitation.imitating`."""
+        import torch
+
+        twin = type(self)(self.source.imitated(), self.config)
+        for name in ("dtype", "text_encoder_dtype", "vae_dtype"):
+            setattr(twin, name, getattr(self, name))
+        twin.device = torch.device("cpu")
+        return twin
+
+    def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
+        """The same in host memory: blocks that are to be streamed never have to fit on the device. `bring` it then."""
+        import torch
+
+        twin = copy.copy(self)
+        twin.device, twin.packs_on = torch.device("cpu"), self.device
+        return twin.load_denoiser(expert)
 
     def precision_told(self) -> list[str]:
         """A line for each part that is quantized: how many of its weights, its size before and after."""
@@ -310,16 +350,17 @@ class Base(ABC):
         """Gives back what a host keeps for the denoisers that were loaded; they are not used any more."""
 
     def recompute_blocks(self, denoiser: nn.Module, memory: MemorySettings) -> None:
-        """Has the denoiser's blocks computed again in the backward pass instead of kept (gradient checkpointing)."""
+        """Has the denoiser's blocks computed again in the backward pass instead of kept, as far as the settings say."""
         from ..memory.blocks import blocks_of
+        from ..memory.offload import copies_for
         from ..memory.recompute import recompute_blocks
 
         recompute_blocks(
             denoiser,
             blocks_of(denoiser).values(),
-            every=memory.every,
+            every=memory.every if memory.recompute else 0,
             keep_attention=memory.keep_attention,
-            offload=memory.offload_inputs,
+            copies=copies_for(self.device) if memory.offload_inputs else None,
         )
 
     def training_pass(self) -> AbstractContextManager[None]:

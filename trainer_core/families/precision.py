@@ -24,7 +24,8 @@ def packing_of(base: Base, part: Part) -> Packing | None:
     if name == "none":
         return None
     mark = base.source.fingerprint(part.name) if base.packed_cache else ""
-    return Packing(name, mark, base.packed_cache, base.config.low_rank if part.role == "denoiser" else 0)
+    rank = base.config.low_rank if part.role == "denoiser" else 0
+    return Packing(name, mark, base.packed_cache, rank, base.packs_on)
 
 
 def precision_of(base: Base) -> str:

@@ -2,8 +2,8 @@
 
     y = Q x + up (down x)
 
-`split` takes the largest part out of a weight before the rest is packed (SVDQuant, Li et al. 2024): what is packed is
-then smaller. `fitted` looks at what the layer is given and finds the branch that makes its output right (reduced-rank
+`largest` of the weight is taken out of it before the rest is packed (SVDQuant, Li et al. 2024): what is packed is then
+smaller. `fitted` looks at what the layer is given and finds the branch that makes its output right (reduced-rank
 regression): errors count as far as inputs ask for them.
 """
 
@@ -41,13 +41,6 @@ def largest(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         left = basis @ inner
     root = values[:rank].sqrt()  # half to each side, so that neither is small
     return root[:, None] * right[:rank], left[:, :rank] * root
-
-
-def split(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A weight (out, in) as (what is to be packed, down, up), in fp32: their sum is the weight."""
-    weight = weight.float()
-    down, up = largest(weight, rank)
-    return weight - up @ down, down, up
 
 
 def fitted(across: Tensor, covariance: Tensor, error: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,8 @@ class Packing:
     """Where packed weights are kept for the next start."""
     low_rank: int = 0
     """Rank of the part of each weight that is not packed but stays beside it in bf16."""
+    device: torch.device | None = None
+    """Where weights are packed, if that is not where they come to lie: another one may round otherwise."""
 
     def layers(self, model: nn.Module) -> dict[str, tuple[nn.Module, Packing]]:
         """The linear layers of a model's blocks by path, with how each is packed; routers are not."""

@@ -16,6 +16,7 @@ from .float8 import Float8
 from .format import Format
 from .int8 import Int8
 from .nf4 import Nf4
+from .uint import Uint
 
 _FORMATS: dict[str, Format] = {
     "float8": Float8(),
@@ -24,7 +25,9 @@ _FORMATS: dict[str, Format] = {
     "5bit": FIVE,
     "4bit": FOUR,
     "nf4": Nf4(),
+    "uint4": Uint(4),
     "3bit": THREE,
+    "uint3": Uint(3),
     "2bit": TWO,
 }
 NAMES = tuple(_FORMATS)
