@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from ..families.conditioning import Streams
     from .calibration import Probe
 
-_RATE = 0.02
-"""Of Adam, in terms of a branch's own size; it falls to zero."""
+_RATE = 0.01
+"""Of Adam, in terms of a branch's own size, for blocks; half of it for the whole. It falls to zero."""
 _BRANCH = ("down", "up")
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a block."""
@@ -147,7 +147,7 @@ def _recover_block(
             [(one.float() - aim.to(one.device)).square().sum() / size.to(one.device) for one, aim, size in pairs]
         ).sum()
 
-    _refine(base, layers.values(), loss, len(calls), steps)
+    _refine(base, layers.values(), loss, len(calls), steps, _RATE)
     with torch.no_grad():
         after = relative_error(_all_outputs(base, block, calls), [one for target in targets for one in target])
     return before, after
@@ -171,7 +171,7 @@ def _refine_whole(
         apart = [(found[name] - aim.to(base.device)).square().sum() for name, aim in wanted[number].items()]
         return torch.stack(apart).sum() / scale.to(base.device)
 
-    _refine(base, layers.values(), loss, len(probes), steps, partial(progress, "recovering the whole"))
+    _refine(base, layers.values(), loss, len(probes), steps, _RATE / 2, partial(progress, "recovering the whole"))
 
 
 def _refine(
@@ -180,13 +180,14 @@ def _refine(
     loss: Callable[[int], Tensor],
     count: int,
     steps: int,
+    rate: float,
     progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
 ) -> None:
     """Adam on the branches of some layers, over `count` losses in turn."""
     if not steps:
         return
     with torch.enable_grad(), base.training_pass(), _trained(layers) as weights:
-        groups = [{"params": [one], "lr": _RATE * one.detach().square().mean().sqrt().item()} for one in weights]
+        groups = [{"params": [one], "lr": rate * one.detach().square().mean().sqrt().item()} for one in weights]
         optimizer = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         for step in range(steps):
