@@ -8,6 +8,7 @@ from pathlib import Path
 from ..trainer_core.api import (
     CheckpointSaved,
     Event,
+    MemoryPlanned,
     Phase,
     SampleReady,
     Skipped,
@@ -43,6 +44,8 @@ class TrainingView:
     steps: int = 0
     samples: list[Path] = field(default_factory=list)
     """Of the latest step that has any."""
+    memory: str = ""
+    """How the run fits into memory."""
     _sample_step: int = -1
     _phase: str = "starting"
     _last: StepDone | None = None
@@ -62,6 +65,8 @@ class TrainingView:
         elif isinstance(event, Phase):
             count = f" {event.done}/{event.total}" if event.total > 1 else ""
             self._phase = f"{event.what}{count}"
+        elif isinstance(event, MemoryPlanned):
+            self.memory = event.message
         elif isinstance(event, SampleReady):
             if event.step != self._sample_step:
                 self._sample_step, self.samples = event.step, []
@@ -90,6 +95,8 @@ class TrainingView:
             lines.append(self._validation_text())
         if self.skipped:
             lines.append(self._skipped_text())
+        if self.memory:
+            lines.append(self.memory)
         if self._phase:
             lines.append(self._phase)
         if saved_as:

@@ -59,6 +59,7 @@ from .runs.events import (
     CheckpointSaved,
     Event,
     Listener,
+    MemoryPlanned,
     Phase,
     SampleReady,
     Skipped,

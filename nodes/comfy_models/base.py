@@ -20,12 +20,12 @@ from ...trainer_core.families.conditioning import AUDIO, MAIN, Conditioning, Str
 from ...trainer_core.families.names import Place
 from ...trainer_core.families.sources.source import Source
 from ...trainer_core.families.spec import FamilySpec
-from ...trainer_core.memory.packing import Packing
+from ...trainer_core.memory.packing import Packing, described
 from ...trainer_core.memory.saved import mutable_saved
 from . import controls, files, sampling, traits, video
 from . import sound as sounds
 from .conditioning import Options, moved, to_embedding, to_options
-from .loading import Linked, TrainedModel, recall, sampling_of
+from .loading import Linked, TrainedModel, recall, sampling_of, stays_as_it_is
 from .media import decoded, encoded
 from .prediction import computing, predicted
 from .quantized import as_loaded
@@ -183,6 +183,12 @@ class ComfyBase(Base):
 
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """A copy that shares the MODEL's weights; the MODEL stays as it is and can be sampled meanwhile."""
+        denoiser = self.load_denoiser_on_host(expert)
+        with computing():
+            self._trained[expert].load()
+        return denoiser
+
+    def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
         place = [one.name for one in self.spec.experts].index(expert)
         with computing():
             trained = TrainedModel(self._linked.models[place])
@@ -194,9 +200,28 @@ class ComfyBase(Base):
                     Packing(self.config.quantization, mark, self.packed_cache, self.config.low_rank), self.dtype
                 )
             self.recover(trained.denoiser)
-            trained.load()
         self._trained[expert] = trained
         return trained.denoiser
+
+    def precision_told(self) -> list[str]:
+        if self.config.quantization == "none":
+            return []
+        packing = Packing(self.config.quantization, low_rank=self.config.low_rank)
+        return [
+            described(one.model.diffusion_model, packing, self.dtype, stays_as_it_is(one))
+            for one in self._linked.models
+        ]
+
+    def outline(self, expert: str = "") -> nn.Module:
+        found: nn.Module = self._linked.models[
+            [one.name for one in self.spec.experts].index(expert)
+        ].model.diffusion_model
+        return found
+
+    def imitated(self) -> Base:
+        from .imitation import ImitatedBase
+
+        return ImitatedBase.of(self)
 
     def _of(self, denoiser: nn.Module) -> TrainedModel:
         return next(one for one in self._trained.values() if one.denoiser is denoiser)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ...trainer_core.adapters.operations import layers_of
 from ...trainer_core.memory.blocks import ATTENTION, attends, members
+from ...trainer_core.units import part_of
 
 EXCEPTIONS = {
     r"(.+\.)?distilled_guidance_layer\..+": "Chroma: it makes the modulation of all blocks at once",
@@ -57,10 +58,7 @@ def described(diffusion_model: nn.Module, patterns: Sequence[str]) -> str:
     chosen = re.compile("|".join(patterns) or r"(?!)")
     sizes = {path: math.prod(operation.weight_shape) for path, (_, operation) in layers_of(diffusion_model).items()}
     layers = [size for path, size in sizes.items() if chosen.fullmatch(path)]
-    whole = sum(sizes.values())
-    unit, name = next(one for one in ((10**9, "billion "), (10**6, "million "), (1, "")) if whole >= one[0])
-    part, whole_in_units = (f"{number / unit:.{1 if name else 0}f}" for number in (sum(layers), whole))
-    return f"{len(layers)} layers ({part} of {whole_in_units} {name}weights)"
+    return f"{len(layers)} layers ({part_of(sum(layers), sum(sizes.values()))}weights)"
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, str, bool]]:

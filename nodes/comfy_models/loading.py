@@ -6,7 +6,7 @@ What comes over links is never changed. We train a copy of the model's structure
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -188,13 +188,7 @@ class TrainedModel:
 
         What the file or another loader has quantized stays, and what nodes change each time that it computes.
         """
-        changed = self.patcher.weight_wrapper_patches
-
-        def stays(path: str, layer: nn.Module) -> bool:
-            plain = type(layer.weight) in (Tensor, nn.Parameter)
-            return not plain or f"diffusion_model.{path}.weight" in changed
-
-        pack_in_place(self.denoiser, packing, self.patcher.load_device, dtype, stays)
+        pack_in_place(self.denoiser, packing, self.patcher.load_device, dtype, stays_as_it_is(self.patcher))
 
     @property
     def denoiser(self) -> nn.Module:
@@ -217,6 +211,7 @@ class TrainedModel:
             _unload(one)
         room = _PASSES * self.model.memory_required(list(latents)) if latents else 0
         if not there or self._room is None or room > self._room:
+            self.patcher.size = 0  # counted anew: weights that are streamed are not its business
             comfy.model_management.load_models_gpu([self.patcher], memory_required=room)
             self._room = room
         for parameter in self.denoiser.parameters():
@@ -247,6 +242,16 @@ class TrainedModel:
             )
             self._options = options
         return self._options
+
+
+def stays_as_it_is(patcher: Any) -> Callable[[str, nn.Module], bool]:
+    """Which layers of a MODEL, by their path and themselves, are not quantized by us."""
+
+    def stays(path: str, layer: nn.Module) -> bool:
+        plain = type(layer.weight) in (Tensor, nn.Parameter)
+        return not plain or f"diffusion_model.{path}.weight" in patcher.weight_wrapper_patches
+
+    return stays
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

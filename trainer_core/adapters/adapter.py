@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ..config import AdapterConfig, JobConfig
 from ..errors import AdapterError
+from ..memory.blocks import blocks_of
 from .deltas import Delta, Deltas, LowRank, mapped
+from .flat import Flat
 from .fused import Siblings, Watch
 from .layers import KINDS, AdaptedLayer, LoraLayer
 from .operations import operation_of
@@ -53,6 +56,7 @@ class Adapter:
         for root, model in self.roots.items():
             model.requires_grad_(False)
             self._adapt(root, model, text_targets if root else targets, () if root else conv_targets, seed)
+        self._flats = self._flattened()
 
     @classmethod
     def of(cls, job: JobConfig, base: Base, denoiser: nn.Module) -> Adapter:
@@ -106,6 +110,18 @@ class Adapter:
         """Those of them that are in text encoders; they come last."""
         roots = tuple(f"{root}." for root in self.roots if root)
         return [parameter for name, parameter in self._named().items() if roots and name.startswith(roots)]
+
+    def flats(self) -> list[Flat]:
+        """All parameters as buffers: those of the denoiser, and if text encoders are adapted, those of all of them."""
+        return self._flats
+
+    def _flattened(self) -> list[Flat]:
+        """First tensors of all layers come first, so that A of q, k and v are neighbours (`flat.together`)."""
+        text = {id(parameter) for parameter in self.text_parameters()}
+        rows = zip_longest(*(layer.trained.values() for layer in self.layers.values()))
+        ordered = [parameter for row in rows for parameter in row if parameter is not None]
+        groups = [[one for one in ordered if (id(one) in text) == of_text] for of_text in (False, True)]
+        return [Flat(group) for group in groups if group]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all weights, such as `<module path>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank)."""
@@ -167,9 +183,11 @@ class Adapter:
         """Around one pass without gradients: layers that are given the same tensor in it share work from then on.
 
         Sums are then taken in another order. So that no bit depends on what was computed before, it comes before
-        everything else.
+        everything else. They are of one block, or of none: blocks are computed again one by one.
         """
-        watch = Watch()
+        blocks = [f"{path}." for path in blocks_of(self.roots[""])]
+        names = {layer: name for name, layer in self.layers.items()}
+        watch = Watch({layer: next(filter(names[layer].startswith, blocks), "") for layer in self._fused()})
         self.seed_dropout()
         for layer in self._fused():
             layer.siblings = watch

@@ -8,13 +8,14 @@ gradients to x of all these layers are summed up in one tensor.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..memory.again import Again, again
 from .dropout import dropped
 from .frozen import add_input_gradient, is_own, without_graph
 from .operations import with_gradient
@@ -70,7 +71,8 @@ class Reading:
         self._cast = None if x.dtype == dtype else x.detach().to(dtype)
         self.total = _Total(x.requires_grad and torch.is_grad_enabled())
         weights = [layer.working.of(down, dtype) for layer, down in zip(layers, downs, strict=True)]
-        found = _Down.apply(self.total, layers[0].dropout, weights, self._cast, x, *downs)
+        kept = again(x) if self._cast is None else None
+        found = _Down.apply(self.total, layers[0].dropout, weights, kept, self._cast, x, *downs)
         self.waiting: dict[LoraLayer, Tensor] = dict(zip(layers, found, strict=True))
 
     def is_for(self, layer: LoraLayer, x: Tensor) -> bool:
@@ -85,18 +87,20 @@ class Reading:
 
 
 class Watch(Siblings):
-    """Sees in one pass which layers are given the same tensor."""
+    """Sees in one pass which layers of a block are given the same tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_of: Mapping[LoraLayer, str]) -> None:
         super().__init__([])
+        self._block_of = block_of
         self._seen: list[tuple[weakref.ref[Tensor], Any, list[LoraLayer]]] = []
         self._known: set[LoraLayer] = set()
 
     def reading(self, layer: LoraLayer, x: Tensor) -> Reading:
         if layer not in self._known:
             self._known.add(layer)
-            same = (own for given, state, own in reversed(self._seen) if given() is x and state == _state(x))
-            own = next(same, None)
+            block, now = self._block_of[layer], _state(x)
+            same = (own for given, state, own in reversed(self._seen) if given() is x and state == now)
+            own = next((own for own in same if self._block_of[own[0]] == block), None)
             if own is None:
                 self._seen.append((weakref.ref(x), _state(x), [layer]))
             else:
@@ -137,12 +141,20 @@ class _Down(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, total: _Total, dropout: Any, weights: list[Tensor], cast: Tensor | None, x: Tensor, *_: Tensor
+        ctx: Any,
+        total: _Total,
+        dropout: Any,
+        weights: list[Tensor],
+        how: Again | None,
+        cast: Tensor | None,
+        x: Tensor,
+        *_: Tensor,
     ) -> tuple[Tensor, ...]:
         given = x if cast is None else cast
+        ctx.again = how
         ctx.total, ctx.seed, ctx.rate, ctx.like = total, dropout.seed, dropout.rate, (x.shape, x.dtype)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(given, *weights)
+        ctx.save_for_backward(*weights, *([given] if how is None else how.inputs))
         rows = given.reshape(-1, given.shape[-1])
         if ctx.seed is not None:
             rows = dropped(rows, ctx.seed, ctx.rate)
@@ -152,7 +164,8 @@ class _Down(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        given, *weights = ctx.saved_tensors
+        count = len(gradients)
+        weights, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         shape, dtype = ctx.like
         ctx.total.is_done = True
         x_gradient = ctx.total.take()
@@ -160,17 +173,17 @@ class _Down(torch.autograd.Function):
         found: list[Tensor | None] = [None] * len(weights)
         if reached:
             h_gradient = _stacked([gradients[k].T for k in reached]).T  # type: ignore[union-attr]
-            if ctx.needs_input_grad[4]:
+            if ctx.needs_input_grad[5]:
                 x_gradient = _with_branch(x_gradient, h_gradient, _stacked([weights[k] for k in reached]), ctx)
-            rows = given.reshape(-1, given.shape[-1])
+            rows = (kept[0] if ctx.again is None else ctx.again(kept)).reshape(-1, shape[-1])
             if ctx.seed is not None:
                 rows = dropped(rows, ctx.seed, ctx.rate)
             parts = (h_gradient.T @ rows).split([len(weights[k]) for k in reached])
             for k, part in zip(reached, parts, strict=True):
-                found[k] = part.to(torch.promote_types(part.dtype, torch.float32))
+                found[k] = _for_master(part)
         if x_gradient is not None:
             x_gradient = x_gradient.view(shape).to(dtype)
-        return None, None, None, None, x_gradient, *found
+        return *(None,) * 5, x_gradient, *found
 
 
 def _with_branch(total: Tensor | None, h_gradient: Tensor, down: Tensor, ctx: Any) -> Tensor:
@@ -216,10 +229,16 @@ class _Up(torch.autograd.Function):
         rows = gradient.reshape(-1, len(up)).to(h.dtype)
         if ctx.has_product and ctx.total.is_needed:
             ctx.total.add(ctx.layer.base_layer, rows)
-        up_gradient = (rows.T @ h).mul_(ctx.scale)
+        h_gradient, up_gradient = rows @ up, rows.T @ h
+        if ctx.scale != 1:
+            h_gradient.mul_(ctx.scale)
+            up_gradient.mul_(ctx.scale)
         product_gradient = None if ctx.has_product else gradient
-        fp32 = torch.promote_types(h.dtype, torch.float32)
-        return *(None,) * 5, product_gradient, (rows @ up).mul_(ctx.scale), up_gradient.to(fp32)
+        return *(None,) * 5, product_gradient, h_gradient, _for_master(up_gradient)
+
+
+def _for_master(gradient: Tensor) -> Tensor:
+    return gradient.float() if gradient.dtype.itemsize < 4 else gradient
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

@@ -123,6 +123,8 @@ class Progress:
             self.say(f"saved {event.path}")
         elif isinstance(event, api.SampleReady):
             self.say(f"drew {event.clip or event.path}")
+        elif isinstance(event, api.MemoryPlanned):
+            self.say(event.message)
         elif isinstance(event, api.Warning):
             self.say(f"warning: {event.message}")
         elif isinstance(event, api.Skipped):

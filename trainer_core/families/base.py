@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import ModelConfig
 from ..errors import BaseModelError
-from ..memory.packing import Packing
 from .conditioning import MAIN, Collated, Conditioning, Streams, TextEmbedding
 from .device import pick_device, pick_dtype
 from .names import Place
+from .precision import packing_of, precision_told
 from .sources.source import EMBEDDED, Source, open_source
 from .spec import FamilySpec, Part, SamplingDefaults
 
@@ -44,6 +44,8 @@ class Base(ABC):
     """How the family's parts lie in single files; None if it reads folders only."""
     packed_cache: TensorCache | None = None
     """Where quantized weights are kept for the next start; None: they are made each time."""
+    packs_on: torch.device | None = None
+    """Where weights are quantized, if that is not `device`."""
 
     def __init__(self, source: Source, config: ModelConfig) -> None:
         self.source, self.config = source, config
@@ -281,28 +283,13 @@ class Base(ABC):
 
     # the denoiser
 
-    @property
-    def precision(self) -> str:
-        """What the denoiser is held in and computes in, such as "6bit, computed in bfloat16"."""
-        computed = str(self.dtype).removeprefix("torch.")
-        held, rank = self.config.quantization, self.config.low_rank
-        return computed if held == "none" else f"{held}{f' + rank {rank}' if rank else ''}, computed in {computed}"
-
     def load_part(self, part: Part, dtype: torch.dtype) -> nn.Module:
         """A part as a frozen model on the device, quantized as the job says.
 
         Raises:
             BaseModelError: if it is not there, truncated, incomplete, or is something else.
         """
-        name = {"denoiser": self.config.quantization, "text_encoder": self.config.text_encoder_quantization}.get(
-            part.role, "none"
-        )
-        if name == "none":
-            return self.source.load(part.name, part.load_class(), dtype, self.device)
-        mark = self.source.fingerprint(part.name) if self.packed_cache else ""
-        rank = self.config.low_rank if part.role == "denoiser" else 0
-        packing = Packing(name, mark, self.packed_cache, rank)
-        return self.source.load(part.name, part.load_class(), dtype, self.device, packing)
+        return self.source.load(part.name, part.load_class(), dtype, self.device, packing_of(self, part))
 
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """The frozen denoiser on the device, in `self.dtype`; each call gives a fresh one, which the caller owns.
@@ -327,6 +314,34 @@ class Base(ABC):
 
             apply_recovery(denoiser, self, Path(self.config.recovery_adapter))
 
+    def outline(self, expert: str = "") -> nn.Module:
+        """The denoiser's modules and the shapes of its weights; it is not run."""
+        twin = copy.copy(self)
+        twin.source = self.source.without_weights()
+        return twin.load_denoiser(expert)
+
+    def imitated(self) -> Base:
+        """The same base with parts of fake tensors on the CPU, to run inside `memory.imitation.imitating`."""
+        import torch
+
+        twin = type(self)(self.source.imitated(), self.config)
+        for name in ("dtype", "text_encoder_dtype", "vae_dtype"):
+            setattr(twin, name, getattr(self, name))
+        twin.device = torch.device("cpu")
+        return twin
+
+    def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
+        """The same in host memory: blocks that are to be streamed never have to fit on the device. `bring` it then."""
+        import torch
+
+        twin = copy.copy(self)
+        twin.device, twin.packs_on = torch.device("cpu"), self.device
+        return twin.load_denoiser(expert)
+
+    def precision_told(self) -> list[str]:
+        """A line for each part that is quantized: how many of its weights, its size before and after."""
+        return precision_told(self)
+
     def bring(self, denoiser: nn.Module, device: torch.device | str) -> None:
         """Moves the denoiser to a device: another expert needs the memory, or this one's turn has come."""
         denoiser.to(device)
@@ -335,16 +350,17 @@ class Base(ABC):
         """Gives back what a host keeps for the denoisers that were loaded; they are not used any more."""
 
     def recompute_blocks(self, denoiser: nn.Module, memory: MemorySettings) -> None:
-        """Has the denoiser's blocks computed again in the backward pass instead of kept (gradient checkpointing)."""
+        """Has the denoiser's blocks computed again in the backward pass instead of kept, as far as the settings say."""
         from ..memory.blocks import blocks_of
+        from ..memory.offload import copies_for
         from ..memory.recompute import recompute_blocks
 
         recompute_blocks(
             denoiser,
             blocks_of(denoiser).values(),
-            every=memory.every,
+            every=memory.every if memory.recompute else 0,
             keep_attention=memory.keep_attention,
-            offload=memory.offload_inputs,
+            copies=copies_for(self.device) if memory.offload_inputs else None,
         )
 
     def training_pass(self) -> AbstractContextManager[None]:

@@ -82,6 +82,33 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; on a CPU those of the computer."""
+    import torch
+
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.current_allocated_memory())
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def forget_peak(device: torch.device) -> None:
+    """The most memory used is that from now on, where the device counts it."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def training_memory(device: torch.device) -> int | None:
+    """Most bytes that tensors took since `forget_peak`; None where nobody counts them (on a CPU)."""
+    return peak_memory(device) if device.type == "cuda" else None
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullcontext[None]:
     """Runs fp32 LoRA layers in a model's precision; nothing to do where that is fp32."""
     import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -17,15 +17,24 @@ _LISTS = (nn.ModuleList, nn.ModuleDict)
 def blocks_of(denoiser: nn.Module) -> dict[str, nn.Module]:
     """The blocks that a model is made of, by path, none inside another: those to recompute, or to stream, one by one.
 
-    They are the members of lists with attention; in a U-Net transformer blocks and residual blocks. Encoders within
-    the model are among them.
+    They are the members of lists with attention, and in a U-Net residual blocks too. Encoders within the model are
+    among them. They come in the order in which they are computed, as far as the model's structure tells it.
     """
-    found: dict[str, nn.Module] = {}
-    for path, member in members(denoiser, deep=True).items():
-        inner = {f"{path}.{below}": block for below, block in blocks_of(member).items()}
-        if inner or any(not operation.kernel for _, operation in layers_of(member).values()):
-            found |= inner or {path: member}
-    return found
+    modules = dict(denoiser.named_modules())
+    attending = _attending(denoiser)
+    stages = {above for path in attending for above in _above(path) if not isinstance(modules[above], _LISTS)}
+    kinds = {
+        type(member)
+        for stage in stages
+        for name, child in modules[stage].named_children()
+        if isinstance(child, nn.ModuleList)
+        for path, member in _flat(child, f"{stage}.{name}").items()
+        if path not in stages and path not in attending and _is_residual(member)
+    }
+    residual = {path for path, one in modules.items() if type(one) in kinds}
+    found = (attending.keys() | residual) - {above for path in residual for above in _above(path)}
+    order = sorted(modules, key=_turn) if residual else modules  # of diffusers' U-Nets
+    return {path: modules[path] for path in order if path in found}
 
 
 def members(model: nn.Module, deep: bool = False) -> dict[str, nn.Module]:
@@ -48,6 +57,16 @@ def attends(paths: Iterable[str]) -> bool:
     return any(map(ATTENTION.fullmatch, paths))
 
 
+def _attending(model: nn.Module) -> dict[str, nn.Module]:
+    """The smallest members of lists with attention."""
+    found: dict[str, nn.Module] = {}
+    for path, member in members(model, deep=True).items():
+        inner = {f"{path}.{below}": block for below, block in _attending(member).items()}
+        if inner or _is_linear(member):
+            found |= inner or {path: member}
+    return found
+
+
 def _flat(parent: nn.Module, path: str) -> dict[str, nn.Module]:
     """What a list holds that has layers and is none, by path; the stages of a U-Net are lists themselves."""
     found: dict[str, nn.Module] = {}
@@ -57,3 +76,31 @@ def _flat(parent: nn.Module, path: str) -> dict[str, nn.Module]:
         elif (layers := layers_of(child)) and "" not in layers:
             found[f"{path}.{name}"] = child
     return found
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it has other layers than convolutions."""
+    return any(not operation.kernel for _, operation in layers_of(module).values())
+
+
+def _is_residual(module: nn.Module) -> bool:
+    """Whether it has convolutions and other layers, as the residual blocks of U-Nets have."""
+    return _is_linear(module) and any(operation.kernel for _, operation in layers_of(module).values())
+
+
+def _above(path: str) -> Iterator[str]:
+    """The paths of what a module is in, but for the model itself."""
+    while path := path.rpartition(".")[0]:
+        yield path
+
+
+def _turn(path: str) -> list[tuple[int, bool]]:
+    """When a part of a U-Net is computed: down, middle, up; in a stage its lists in turn, attention last."""
+    stage, *parts = path.split(".")
+    turns = [(next((k for k, name in enumerate(("down", "mid", "up")) if stage.startswith(name)), -1), False)]
+    name = ""
+    for part in parts:
+        if part.isdecimal():
+            turns.append((int(part), attends([name])))
+        name = part
+    return turns

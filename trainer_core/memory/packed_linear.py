@@ -46,6 +46,12 @@ class PackedLinear(nn.Module):
         return cls(encode(linear.weight, name), linear.bias, linear.weight.dtype)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weight is, also while it is no buffer (`memory.streaming`)."""
+        part: Tensor = getattr(self, _PART + self._parts[0])
+        return part.device
+
+    @property
     def packed(self) -> Packed:
         """The weight as the formats know it; the low-rank branch is not in it."""
         parts = {name: getattr(self, _PART + name) for name in self._parts}
@@ -124,7 +130,7 @@ class _Unpacked(Tensor):
 
     @staticmethod
     def __new__(cls, layer: PackedLinear) -> _Unpacked:
-        shape, device = (layer.out_features, layer.in_features), next(layer.buffers()).device
+        shape, device = (layer.out_features, layer.in_features), layer.device
         made = Tensor._make_wrapper_subclass(cls, shape, dtype=layer.dtype, device=device)  # type: ignore[attr-defined]  # noqa: SLF001
         made.layer = layer
         return made

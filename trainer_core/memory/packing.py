@@ -5,6 +5,7 @@ Embedders, modulation, norms and the last layer stay as they are: they are few, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..data.cache import TensorCache, key_of
 from ..errors import BaseModelError
+from ..units import part_of, size
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from .packed_linear import PackedLinear
 
 _BRANCH = ("low_rank_down", "low_rank_up")
+_FEW = 16
+"""Outputs: a layer with fewer chooses what others compute, as routers do, and costs nothing."""
 _VERSION = 1
 """Of what is in the cache: a higher one when the same weight is packed otherwise."""
 MODULATION = re.compile(
@@ -32,7 +36,7 @@ MODULATION = re.compile(
 
 
 def packable(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers of a model's blocks whose weights are packed, by path: all but modulation."""
+    """The linear layers of a model's blocks whose weights are packed, by path: all but modulation and routers."""
     from ..adapters.operations import layers_of
     from .blocks import blocks_of
 
@@ -40,7 +44,7 @@ def packable(model: nn.Module) -> dict[str, nn.Module]:
         f"{block}.{path}": layer
         for block, module in blocks_of(model).items()
         for path, (layer, operation) in layers_of(module).items()
-        if not operation.kernel and not MODULATION.fullmatch(path)
+        if not operation.kernel and operation.outputs >= _FEW and not MODULATION.fullmatch(path)
     }
 
 
@@ -56,6 +60,8 @@ class Packing:
     """Where packed weights are kept for the next start."""
     low_rank: int = 0
     """Rank of the part of each weight that is not packed but stays beside it in bf16."""
+    device: torch.device | None = None
+    """Where weights are packed, if that is not where they come to lie: another one may round otherwise."""
 
     def cached(self, path: str, layer: nn.Module, dtype: torch.dtype, device: torch.device) -> PackedLinear | None:
         """A layer with its weight from the cache, on the device; None if it is not there, or is none.
@@ -147,6 +153,24 @@ def pack_in_place(
         for hook in layer._forward_hooks.values():  # noqa: SLF001 - torch has no other way to move one
             own.register_forward_hook(hook)
         model.set_submodule(path, own.to(device_of(layer)))
+
+
+def described(
+    model: nn.Module,
+    packing: Packing,
+    dtype: torch.dtype,
+    stays: Callable[[str, nn.Module], bool] = lambda path, layer: False,  # noqa: ARG005
+) -> str:
+    """What packing makes of a model, such as "6bit, 148 layers (8.6 of 11.9 billion weights): 22.2 GB → 12.6 GB"."""
+    from .formats import Packed, format_of
+
+    shapes = [shape_of(layer) for path, layer in packable(model).items() if not stays(path, layer)]
+    blanks = [Packed.blank(format_of(packing.name, shape), shape, "meta") for shape in shapes]
+    branches = sum(2 * min(packing.low_rank, *shape) * sum(shape) for shape in shapes)
+    count, whole = sum(map(math.prod, shapes)), sum(one.numel() for one in model.parameters())
+    before = whole * dtype.itemsize
+    after = before - count * dtype.itemsize + sum(one.nbytes for one in blanks) + branches
+    return f"{packing.name}, {len(shapes)} layers ({part_of(count, whole)}weights): {size(before)} → {size(after)}"
 
 
 def outline(model: nn.Module, packing: Packing, dtype: torch.dtype) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import combinations
 from typing import Any
 
@@ -15,8 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainingError
+from .attention import KeptAttention
+from .bounded import bounded
+from .liveness import graph
+from .offload import Copies, Inputs, Offload
 from .saved import keep, memory, version
 from .structure import Rebuild
+from .unread import Unread
 
 
 def recompute_blocks(
@@ -24,16 +29,19 @@ def recompute_blocks(
     blocks: Iterable[nn.Module],
     *,
     every: int = 1,
-    keep_attention: bool = False,  # noqa: ARG001
-    offload: bool = False,  # noqa: ARG001
+    keep_attention: bool = False,
+    copies: Copies | None = None,
 ) -> None:
     """Makes blocks of a model keep nothing but their inputs for the backward pass, and compute the rest again.
 
-    Gradients are the same. Where blocks change what they are given, or others do, the model trains inside
-    `mutable_saved` only; outside of it this is a RuntimeError. Where nothing needs a gradient the blocks run as before.
+    Gradients are the same, bit for bit, whichever are. Where blocks change what they are given, or others do, the
+    model trains inside `mutable_saved` only; outside of it this is a RuntimeError. Where nothing needs a gradient the
+    blocks run as before.
 
     Args:
-        every: only each n-th block is computed again.
+        every: only each n-th block is computed again; 0: none.
+        keep_attention: what attention gives is kept, too, and not computed again.
+        copies: has the inputs wait in host memory.
 
     Raises:
         ValueError: if one is of another model, such as the one that this one shadows; nothing is changed then.
@@ -41,30 +49,58 @@ def recompute_blocks(
     blocks, own = list(blocks), {*model.modules()}
     if not own.issuperset(blocks):
         raise ValueError("blocks of another model")
-    for block in blocks[::every]:
-        block.forward = _recomputed(block, block.forward)
+    offload = None if copies is None else Offload(copies)
+    for number, block in enumerate(blocks):
+        if every and number % every == 0:
+            block.forward = _recomputed(block, block.forward, keep_attention, offload)
+        else:
+            block.forward = bounded(block.forward)
 
 
-def _recomputed(block: nn.Module, run: Callable[..., Any]) -> Callable[..., Any]:
+def keep_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Undoes `recompute_blocks`, between two passes."""
+    for block in blocks:
+        block.forward = getattr(block.forward, "recomputes", block.forward)
+
+
+def _recomputed(
+    block: nn.Module, run: Callable[..., Any], keep_attention: bool, offload: Offload | None
+) -> Callable[..., Any]:
+    unread = Unread(block)
+
     @functools.wraps(run)
     def forward(*args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
             weights = [weight for weight in block.parameters() if weight.requires_grad]
-            call = _Call(run, args, kwargs, weights)
+            call = _Call(run, args, kwargs, weights, unread)
             if weights or any(one.requires_grad for one in call.inputs):
+                call.around = vars(block).get("around_backward", nullcontext)
+                call.attention = KeptAttention() if keep_attention else None
+                call.offload = offload
                 return call()
         return run(*args, **kwargs)
 
+    forward.recomputes = run  # type: ignore[attr-defined]
     return forward
 
 
 class _Call:
     """One call of a block."""
 
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """What is around the second computation and its gradient."""
+    attention: KeptAttention | None = None
+    offload: Offload | None = None
+
     def __init__(
-        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], weights: Sequence[Tensor]
+        self,
+        run: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        weights: Sequence[Tensor],
+        unread: Unread,
     ) -> None:
-        self._run, self._arguments, self.weights = run, (args, kwargs), weights
+        self._run, self._arguments, self.weights, self._unread = run, (args, kwargs), weights, unread
         self.inputs: list[Tensor] = []
         """The tensors in the arguments, each once."""
         self._outputs: Any = None
@@ -95,11 +131,15 @@ class _Call:
         del self.inputs, self._arguments, self._outputs  # the graph holds this call, and they hold the graph
         return given
 
+    def kept(self) -> Inputs:
+        """The inputs, kept for the backward pass."""
+        return self.offload.keep(self.inputs) if self.offload else Inputs([keep(one.detach()) for one in self.inputs])
+
     def first(self) -> tuple[Tensor, ...]:
         """The block on its arguments themselves, without a graph: new values of changed inputs, then results."""
         versions = [*map(version, self.inputs)]
         args, kwargs = self._arguments
-        with self._autocast():
+        with self._autocast(), self.attention.keeping() if self.attention else nullcontext():
             given = self._run(*args, **kwargs)
         self._changed = [number for number, one in enumerate(self.inputs) if version(one) != versions[number]]
         places = {id(one): ~number for number, one in enumerate(self.inputs)}
@@ -123,15 +163,25 @@ class _Call:
         return *(one.clone() for one in changed), *given
 
     def again(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The same, with a graph to `inputs`, which have the values that those had before."""
-        free = [one.clone() if number in self._changed else one for number, one in enumerate(inputs)]
-        args, kwargs = _filled(self._snapshot, lambda number: free[number])
-        with self._autocast():
+        """The same, with a graph to `inputs`, which have the values that those had before.
+
+        Raises:
+            TrainingError: if results depend on trained values that neither the block nor its arguments show: their
+                gradient would be lost.
+        """
+        way = self._unread.way((self._snapshot, [one.args for one in self._contexts]), inputs)
+        with self._autocast(), self.attention.given() if self.attention else nullcontext(), way:
+            free = [one.clone() if number in self._changed else one for number, one in enumerate(inputs)]
+            args, kwargs = _filled(self._snapshot, lambda number: free[number])
             given = self._run(*args, **kwargs)
         known = {id(one) for one in free}
         results: dict[int, Tensor] = {}
         _replaced(given, lambda one: one if id(one) in known else results.setdefault(id(one), one))
-        return [*(free[number] for number in self._changed), *results.values()]
+        found = [*(free[number] for number in self._changed), *results.values()]
+        if way.is_new:
+            _check_graph(found, [*inputs, *self.weights])
+            way.learn(found)
+        return found
 
     def _place(self, tensor: Tensor) -> _Place:
         self.inputs.append(tensor)
@@ -149,20 +199,25 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.kept = call, [keep(one.detach()) for one in call.inputs]
+        ctx.call, ctx.kept = call, call.kept()
         return call.first()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        with ctx.call.around():
+            return _Recompute._gradients(ctx, *gradients)
+
+    @staticmethod
+    def _gradients(ctx: Any, *gradients: Tensor | None) -> Any:
         call: _Call = ctx.call
-        needed = ctx.needs_input_grad[1 : 1 + len(ctx.kept)]
-        inputs = [one.value().detach().requires_grad_(need) for one, need in zip(ctx.kept, needed, strict=True)]
-        del ctx.kept, ctx.call  # what they hold is free when this call ends
+        kept = ctx.kept.values()
+        needed = ctx.needs_input_grad[1 : 1 + len(kept)]
+        inputs = [one.detach().requires_grad_(need) for one, need in zip(kept, needed, strict=True)]
+        del ctx.kept, ctx.call, kept  # what they hold is free when this call ends
         with torch.enable_grad():
             results = zip(call.again(inputs), gradients, strict=True)
             pairs = [(one, gradient) for one, gradient in results if gradient is not None and one.requires_grad]
-            wanted = [*(one for one in inputs if one.requires_grad), *call.weights]
-            _check_graph([one for one, _ in pairs], wanted)
+        wanted = [*(one for one in inputs if one.requires_grad), *call.weights]
         if not pairs:
             return (None,) * (1 + len(needed) + len(call.weights))
         outputs, given = zip(*pairs, strict=True)
@@ -171,25 +226,15 @@ class _Recompute(torch.autograd.Function):
 
 
 def _check_graph(results: Iterable[Tensor], known: Iterable[Tensor]) -> None:
-    """Raises:
-    TrainingError: if results depend on trained values that neither the block nor its arguments show: their gradient
-        would be lost.
-    """
+    """Raises TrainingError if results depend on a trained leaf that is not known."""
     expected = {id(one) for one in known}
-    waiting = [one.grad_fn for one in results]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in graph(results):
         variable = getattr(node, "variable", None)  # of leaves only
         if variable is not None and id(variable) not in expected:
             raise TrainingError(
                 "a block of this model is given trained values in a form that cannot be looked into, so that it cannot "
                 "be recomputed. Adapt fewer layers (adapter.targets) or switch off train.gradient_checkpointing"
             )
-        waiting.extend(following for following, _ in node.next_functions)
 
 
 class _Place:

@@ -35,38 +35,45 @@ class Kept:
             self.tensor.record_stream(torch.cuda.current_stream(self.tensor.device))
         return self.tensor
 
+    def before_change(self, clones: dict[tuple[Any, ...], Tensor]) -> None:
+        """Becomes a clone, the same one as others of the same values."""
+        shown = _shown(self.tensor)
+        if shown not in clones:
+            clones[shown] = self.tensor.clone()
+        self.tensor = clones[shown]
+
 
 class _CopyBeforeChange(TorchDispatchMode):
     """Clones what is kept before an operation writes into its memory."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: defaultdict[int, WeakSet[Kept]] = defaultdict(WeakSet)
+        self._kept: defaultdict[int, WeakSet[Any]] = defaultdict(WeakSet)
         """By their memory, which is theirs as long as they are here: those that have a clone are not."""
 
     def keep(self, tensor: Tensor) -> Kept:
         kept = Kept(tensor, self)
-        for piece in memory(tensor):
-            self._kept[piece].add(kept)
+        self.watch(tensor, kept)
         return kept
+
+    def watch(self, tensor: Tensor, who: Any) -> None:
+        """Calls `who.before_change`, once, before the tensor's memory is changed."""
+        for piece in memory(tensor):
+            self._kept[piece].add(who)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for number, name in _written(func):
-            value = args[number] if number < len(args) else kwargs.get(name)
+        for value in written_of(func, args, kwargs):
             for tensor in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(tensor, Tensor):
-                    self._clone(tensor)
+                    self._changes(tensor)
         return func(*args, **kwargs)
 
-    def _clone(self, changed: Tensor) -> None:
-        for piece in memory(changed):
+    def _changes(self, tensor: Tensor) -> None:
+        for piece in memory(tensor):
             clones: dict[tuple[Any, ...], Tensor] = {}
-            for kept in self._kept.pop(piece, ()):
-                shown = _shown(kept.tensor)
-                if shown not in clones:
-                    clones[shown] = kept.tensor.clone()
-                kept.tensor = clones[shown]
+            for who in self._kept.pop(piece, ()):
+                who.before_change(clones)
 
 
 _active: _CopyBeforeChange | None = None
@@ -111,6 +118,12 @@ def keep(tensor: Tensor) -> Kept | Unchanged:
     return Unchanged(tensor) if _active is None else _active.keep(tensor)
 
 
+def on_change(tensor: Tensor, who: Any) -> None:
+    """Inside `mutable_saved`, calls `who.before_change`, once, before the tensor's memory is changed in place."""
+    if _active is not None:
+        _active.watch(tensor, who)
+
+
 def version(tensor: Tensor) -> int:
     """How often a tensor's memory was changed in place."""
     return 0 if tensor.is_inference() else tensor._version  # noqa: SLF001 # an inference tensor is not changed here
@@ -129,6 +142,11 @@ def _shown(tensor: Tensor) -> tuple[Any, ...]:
     if type(tensor) is not Tensor:
         return (id(tensor),)
     return tensor.storage_offset(), tensor.size(), tensor.stride(), tensor.dtype
+
+
+def written_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operation writes into."""
+    return [args[number] if number < len(args) else kwargs.get(name) for number, name in _written(func)]
 
 
 @functools.cache

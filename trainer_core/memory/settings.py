@@ -23,8 +23,35 @@ class MemorySettings:
     """The inputs of recomputed blocks wait in host memory."""
     streamed: int = 0
     """Number of blocks whose weights are copied to the device when they are needed."""
+    layer_offloading: float = 0.0
+    """The same as a share of all blocks, where no plan has counted them."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether there are such blocks."""
+        return bool(self.streamed or self.layer_offloading)
+
+    def streamed_of(self, blocks: int) -> int:
+        """How many of a denoiser's blocks that is."""
+        return self.streamed or round(self.layer_offloading * blocks)
 
     @classmethod
     def of(cls, job: JobConfig) -> MemorySettings:
         """As a job says."""
-        return cls(recompute=job.train.gradient_checkpointing)
+        recompute, memory = job.train.gradient_checkpointing, job.memory
+        if memory.plan != "manual":
+            return cls(recompute)
+        every, layer_offloading = memory.checkpoint_every, memory.layer_offloading
+        return cls(recompute, every, memory.keep_attention, memory.offload_inputs, layer_offloading=layer_offloading)
+
+
+def label(settings: MemorySettings) -> str:
+    """Settings in the words that users know."""
+    if not settings.recompute:
+        return "no gradient checkpointing"
+    ordinal = {2: "2nd", 3: "3rd"}.get(settings.every, f"{settings.every}th")
+    parts = ["gradient checkpointing" + ("" if settings.every == 1 else f" of every {ordinal} block")]
+    parts += ["attention outputs kept"] * settings.keep_attention
+    parts += ["block inputs in host memory"] * settings.offload_inputs
+    parts += [f"layer offloading of {settings.streamed} blocks"] * bool(settings.streamed)
+    return ", ".join(parts)

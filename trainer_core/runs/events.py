@@ -87,6 +87,13 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True)
+class MemoryPlanned(Event):
+    """How the run is to fit into memory, or how well it did, in one line."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Warning(Event):
     """Something the user should know, though the run goes on."""
 
@@ -104,4 +111,6 @@ def log_line(event: Event) -> str:
         return f"{event.what} ({event.done} of {event.total})"
     if isinstance(event, Skipped):
         return f"step {event.step}: a batch is passed over, its {event.what} is not finite ({', '.join(event.images)})"
+    if isinstance(event, MemoryPlanned):
+        return event.message
     return f"warning: {event.message}" if isinstance(event, Warning) else repr(event)

@@ -74,6 +74,13 @@ class Requests:
                 path.unlink()
 
     @property
+    def any(self) -> bool:
+        """Whether there are some."""
+        self._read_files()
+        with self._lock:
+            return bool(self._asked)
+
+    @property
     def interrupts(self) -> bool:
         """Whether work that is no training step (encoding, previews) should end early."""
         self._read_files()

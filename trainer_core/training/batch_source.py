@@ -38,6 +38,8 @@ class TrainBatch:
 
     number: int
     """Of the update, in the run's draws."""
+    everyone: tuple[Sample, ...]
+    """All samples of the micro-batch, of which this process may train a part."""
     samples: list[Sample]
     clean: Streams
     """Latents with a batch dimension, main (N, C, H, W), drawn from the VAE's posterior."""
@@ -123,6 +125,7 @@ class BatchSource:
         within = self.timesteps.within(*self.stages.limits(self.stages.stage(number)))
         return TrainBatch(
             number,
+            tuple(samples),
             samples,
             clean,
             noise=stacked(

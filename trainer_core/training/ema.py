@@ -7,47 +7,62 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..adapters.flat import Flat, located
 from ..errors import RunError
 
 _COUNT = "count"
 
 
 class EMA:
-    """Averages of parameters in fp32, on the parameters' devices, which start as the parameters are.
+    """Averages of parameters in fp32, which start as the parameters are; one kernel for each buffer.
 
     After update n (0, 1, …): average ← d · average + (1 - d) · parameter, where d is the decay, or with warm-up
     min(decay, (1 + n) / (10 + n)), so that the first weights, which know nothing, are soon forgotten.
 
     Args:
         parameters: What is averaged; their order names them in `state_dict`.
+        flats: Where all of them lie.
         decay: Between 0 and 1; about 1 / (1 - decay) updates are averaged over.
         warmup: Whether the average follows faster at first.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float, warmup: bool) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, parameters: Sequence[nn.Parameter], flats: Sequence[Flat], decay: float, warmup: bool) -> None:
         self.decay, self.warmup = decay, warmup
         self.count = 0
-        self.averages = [p.detach().to(torch.float32, copy=True) for p in self.parameters]
+        self._flats = list(flats)
+        self._places = [(self._flats.index(flat), number) for flat, number in located(parameters, flats)]
+        self._buffers = [flat.weights.clone() for flat in self._flats]
         self._in_place = False
 
+    @property
+    def averages(self) -> list[Tensor]:
+        """The average of each parameter, in its shape."""
+        return [self._flats[one].view(self._buffers[one], number) for one, number in self._places]
+
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes the parameters as they are now into the average; to be called once after each optimizer step."""
+    def update(self, fine: Tensor | None = None) -> None:
+        """Takes the parameters as they are now into the average; to be called once after each optimizer step.
+
+        Args:
+            fine: True or False on the device: whether the step was made. If not, the average stays, bit for bit; the
+                `count` is for the caller to set back.
+        """
         if self._in_place:
             raise RuntimeError("the averages are in the parameters' place: they cannot be averaged with themselves")
         warm = (1 + self.count) / (10 + self.count)
-        average_all = get_ema_multi_avg_fn(min(self.decay, warm) if self.warmup else self.decay)
-        average_all(self.averages, [p.detach().float() for p in self.parameters], None)
+        share = 1 - (min(self.decay, warm) if self.warmup else self.decay)
+        for number, flat in enumerate(self._flats):
+            average = self._buffers[number] = self._buffers[number].to(flat.weights.device)
+            # of numbers that are finite, a share of 0 takes nothing
+            average.lerp_(flat.weights, share if fine is None else torch.where(fine, share, 0.0))
         self.count += 1
 
     @torch.no_grad()
     def restart(self) -> None:
         """Begins anew from the parameters as they are now, such as after a warm start."""
-        for average, parameter in zip(self.averages, self.parameters, strict=True):
-            average.copy_(parameter)
+        for average, flat in zip(self._buffers, self._flats, strict=True):
+            average.copy_(flat.weights)
         self.count = 0
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -80,10 +95,10 @@ class EMA:
         """
         if self._in_place:
             raise RuntimeError("the averages are in the parameters' place already")
-        raw = [p.detach().clone() for p in self.parameters]
+        raw = [flat.weights.clone() for flat in self._flats]
         self._in_place = True
         try:
-            self._put(self.averages)
+            self._put(self._buffers)
             yield
         finally:
             self._put(raw)
@@ -91,5 +106,5 @@ class EMA:
 
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
+        for flat, value in zip(self._flats, values, strict=True):
+            flat.weights.copy_(value)

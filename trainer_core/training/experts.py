@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -16,8 +16,14 @@ from torch import nn
 from ..adapters.adapter import Adapter
 from ..errors import ConfigError
 from ..families.device import release_memory
+from ..memory.blocks import blocks_of
+from ..memory.compiled import compile_blocks
+from ..memory.copier import Copier, copier_for
+from ..memory.recompute import keep_blocks
 from ..memory.settings import MemorySettings
+from ..memory.streaming import Streamed, streamed_blocks
 from ..objective.timesteps import NoiseStages
+from ..runs.events import Listener, Warning
 from .step import Objective
 from .update import Updater
 
@@ -26,7 +32,6 @@ if TYPE_CHECKING:
 
     from ..config import JobConfig
     from ..families.base import Base, FamilySpec
-    from ..runs.events import Listener
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Expert:
     adapter: Adapter
     objective: Objective
     updater: Updater
+    streamed: Streamed | None = None
 
     @property
     def lora_file(self) -> str:
@@ -49,22 +55,33 @@ class Expert:
 class Experts:
     """All experts that a job trains, the noisiest first."""
 
-    def __init__(self, job: JobConfig, base: Base, emit: Listener) -> None:
-        """Loads the denoisers and adapts them; text encoders that are to be adapted are loaded already."""
+    def __init__(self, job: JobConfig, base: Base, emit: Listener, memory: MemorySettings | None = None) -> None:
+        """Loads the denoisers and adapts them; text encoders that are to be adapted are loaded already.
+
+        Args:
+            memory: how memory is spent; if not told, as the job says.
+        """
         self._base, self._active = base, 0
         self._all: list[Expert] = []
         self.stages = stages_of(job, base.spec)
-        memory = MemorySettings.of(job)
+        memory = memory or MemorySettings.of(job)
+        self._emit = emit
+        copier = self._copier(memory, emit)
         for number, spec in enumerate(base.spec.experts):
-            denoiser = base.load_denoiser(spec.name).train()
+            load = base.load_denoiser_on_host if copier else base.load_denoiser
+            denoiser = load(spec.name).train()
             adapter = Adapter.of(job, base, denoiser)
-            if memory.recompute:
-                base.recompute_blocks(denoiser, memory)
+            if job.memory.compile:
+                compile_blocks(blocks_of(denoiser).values(), emit)
+            streamed = streamed_blocks(denoiser, memory, copier) if copier else None
+            if streamed:
+                self._move(denoiser, adapter, base.device)
+            base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
             updater = Updater(job, objective, adapter, emit)
-            self._all.append(Expert(spec.name, denoiser, adapter, objective, updater))
+            self._all.append(Expert(spec.name, denoiser, adapter, objective, updater, streamed))
             if number:
-                self._put(denoiser, "cpu")
+                self._put(self._all[number], "cpu")
 
     def __iter__(self) -> Iterator[Expert]:
         return iter(self._all)
@@ -89,15 +106,58 @@ class Experts:
         """The name of the one for a time."""
         return self._all[self._base.spec.expert_at(t)].name
 
+    def read_late(self) -> bool:
+        """Whether an update need not be waited for: a GPU works on its own, unless experts come and go, or the scale of
+        float16 follows from what became of the last update."""
+        return self._base.device.type == "cuda" and len(self) == 1 and self.active.updater.scale is None
+
     def _bring(self, number: int) -> Expert:
         if number != self._active:
-            self._put(self.active.denoiser, "cpu")
+            self._put(self.active, "cpu")
             self._active = number
-            self._put(self.active.denoiser, self._base.device)
+            self._put(self.active, self._base.device)
         return self.active
 
-    def _put(self, denoiser: nn.Module, device: torch.device | str) -> None:
+    def _put(self, expert: Expert, device: torch.device | str) -> None:
+        if expert.streamed:
+            expert.streamed.unload()
+        self._move(expert.denoiser, expert.adapter, device)
+        release_memory(self._base.device)
+
+    def _move(self, denoiser: nn.Module, adapter: Adapter, device: torch.device | str) -> None:
         self._base.bring(denoiser, device)
+        for flat in adapter.flats():
+            flat.follow()
+
+    def _copier(self, memory: MemorySettings, emit: Listener) -> Copier | None:
+        """What copies the weights of streamed blocks; None if there are none.
+
+        Raises:
+            ConfigError: if blocks are to be streamed and not recomputed.
+        """
+        if not memory.streams:
+            return None
+        if not memory.recompute:
+            raise ConfigError(
+                "memory.layer_offloading: blocks whose weights are streamed are computed again in the backward pass. "
+                "Switch on train.gradient_checkpointing, or set memory.layer_offloading to 0"
+            )
+        copier = copier_for(self._base.device)
+        if copier is None:
+            emit(Warning("memory.layer_offloading does nothing on this device: it computes in the computer's memory"))
+        return copier
+
+    def spend(self, memory: MemorySettings) -> None:
+        """Spends memory in another way from now on, between two passes; gradients stay as they are."""
+        copier = self._copier(memory, self._emit)
+        for number, one in enumerate(self._all):
+            keep_blocks(blocks_of(one.denoiser).values())
+            if one.streamed:
+                one.streamed.choose(memory.streamed)
+            elif copier:
+                self._all[number] = replace(one, streamed=streamed_blocks(one.denoiser, memory, copier))
+            if memory.recompute:
+                self._base.recompute_blocks(one.denoiser, memory)
         release_memory(self._base.device)
 
     # raw or averaged weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -11,19 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..adapters.metadata import lora_metadata
 from ..data.cache import CacheMiss
 from ..errors import DatasetError, FoundryError, Interrupted, SaveError, TrainingError, first_line
-from ..families.device import is_out_of_memory, peak_memory, release_memory
-from ..runs.events import CheckpointSaved, Listener, Skipped, StepDone, ValidationDone, Warning
+from ..families.device import forget_peak, is_out_of_memory, peak_memory, release_memory, training_memory
+from ..memory.settings import label
+from ..runs.events import CheckpointSaved, Listener, StepDone, ValidationDone, Warning
 from ..runs.requests import SAMPLE, SAVE, Requests
 from .advice import advice
 from .batch_source import BatchSource, Prefetched
 from .determinism import Findings
 from .experts import Experts
-from .optimizers import effective_rate
+from .fitting import Fitting
 from .previews import Previews
 from .resume_rules import check_resume, digests, facts, sampled_hashes
 from .state import Progress, load_state, lora_files, read_facts, state_file, warm_start
 from .step import timesteps_of
-from .update import Made, NotFinite
+from .update import NotFinite
+from .updates import Updates
 from .validation import validation_loss
 
 if TYPE_CHECKING:
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
     from ..data.prepare import PreparedData
     from ..families.base import Base
     from ..runs.run_folder import RunFolder
-    from .update import Batches
+    from .update import Batches, Made
 
 _T = TypeVar("_T")
+_SETTLED = 2
+"""Steps after which everything that training needs is in memory."""
 
 
 class Trainer:
@@ -54,13 +57,19 @@ class Trainer:
         self.previews = Previews(run, job, base, data, emit)  # by the VAE, before the denoiser takes the memory
         if job.adapter.text_encoders:
             base.load_text_encoders()  # stay loaded: captions are encoded anew in each step
-        self.experts = Experts(job, base, emit)
+        self.fitting = Fitting(job, base, data, emit)
+        self.experts = Experts(job, base, emit, self.fitting.settings)
+        for one in self.experts:
+            one.updater.make_room = self._make_room
         self.batches = BatchSource(job, base, data, timesteps_of(job, base), self.experts.stages)
         self.progress = Progress()
         self.saved = 0
         """Updates in the newest checkpoint."""
         self._digests = digests(data, base)
         self._times: deque[float] = deque(maxlen=20)
+        self.updates = Updates(run, job, self.experts, self.progress, self.findings, emit, self.report)
+        self._reported = 0
+        """Steps made here."""
         self._left_out: set[tuple[str, int]] = set()
         for hint in advice(job):
             emit(Warning(hint))
@@ -83,26 +92,30 @@ class Trainer:
         return self.step == self.job.train.steps and not self._lacks_validation() and not self._lacks_samples()
 
     def _loop(self) -> None:
-        job, batches = self.job, Prefetched(self.batches, self.base.device)
+        job, ahead, updates = self.job, Prefetched(self.batches, self.base.device), self.updates
+        batches = self._batches_from(ahead.get)
         if self._lacks_validation():
             self.validate()
         if self._lacks_samples():
             self.draw_samples()
+        forget_peak(self.base.device)
         try:
             while self.step < job.train.steps and not self.requests.interrupts:
-                started = time.perf_counter()
                 with self.findings.probing():
-                    made = self.update(batches.get)
-                self.progress.step += 1
-                self.report(made, time.perf_counter() - started)
+                    updates.advance(batches)
+                if updates.begun and self.requests.any:
+                    updates.settle(batches)
+                if updates.begun:
+                    continue  # nothing is due at its step
                 if self._is_due(job.validation.every):
                     self.validate()
                 if self.requests.take(SAVE) | self._is_due(job.save.every):
                     self.save()
                 if self.requests.take(SAMPLE) | self._is_due(job.sample.every):
                     self.draw_samples()
+            updates.settle(batches)
         finally:
-            batches.close()
+            ahead.close()
         if self.step and self.step != self.saved:
             self.save()
 
@@ -130,42 +143,12 @@ class Trainer:
 
     # --- updates -----------------------------------------------------------------------------------------------------
 
-    def update(self, batches: Callable[[int], Batches] | None = None) -> Made:
-        """The next update; batches whose loss or gradient is not finite are passed over, `skip_limit` in a row.
+    def update(self) -> Made:
+        """The next update, known at once."""
+        return self.updates.update(self._batches_from(self.batches.get))
 
-        Args:
-            batches: gives the micro-batches of an update by its number.
-
-        Raises:
-            NotFinite: for one more than that.
-        """
-        known = self.progress.skipped
-        try:
-            return self._first_finite_update(batches or self.batches.get)
-        except Exception:
-            # the step was not made: whoever goes on passes its batches over again, and says so
-            self.progress.skipped = known
-            raise
-
-    def _first_finite_update(self, batches: Callable[[int], Batches]) -> Made:
-        for left in reversed(range(self.job.train.skip_limit + 1)):
-            try:
-                return self.update_with(self._from_cache(lambda: batches(self.progress.number)))
-            except NotFinite as error:
-                if not left:
-                    raise
-                self.progress.skipped += 1
-                self.run.append_metrics({"step": self.step + 1, "skipped": error.images, "not_finite": error.what})
-                self.emit(Skipped(self.step + 1, error.what, tuple(error.images)))
-        raise AssertionError("unreachable")
-
-    def update_with(self, batches: Batches) -> Made:
-        """One update on given micro-batches: the mean of the objective over all their samples."""
-        updater = self.experts.of_update(batches[0].number).updater
-        made = updater.update(batches, self.step)
-        if updater.pieces > 1:
-            self.findings.add("batches were cut because memory was not enough")
-        return made
+    def _batches_from(self, get: Callable[[int], Batches]) -> Callable[[int], Batches]:
+        return lambda number: self._from_cache(lambda: get(number))
 
     def _from_cache(self, action: Callable[[], _T]) -> _T:
         """What an action gives; where the cache has lost what it needs, that is encoded again and the action repeated.
@@ -181,14 +164,40 @@ class Trainer:
         except CacheMiss:
             raise DatasetError("what is written to the cache vanishes at once: is something clearing it?") from None
 
+    def _make_room(self, reason: str) -> bool:
+        """After a lack of memory: whether the step is to be tried again, now that it takes less."""
+        settings = self.fitting.tighter()
+        if settings is None:
+            return False
+        self.experts.spend(settings)
+        self.emit(
+            Warning(
+                f"memory is not enough ({reason}): from now on {label(settings)}, which is the same step and takes "
+                "longer"
+            )
+        )
+        return True
+
+    def _compare_memory(self) -> None:
+        """After the first real steps: whether they took what was planned."""
+        measured, row = training_memory(self.base.device), self.fitting.row
+        if measured is None or row is None:
+            return
+        self.run.append_metrics({"step": self.step, "memory_predicted": round(row.peak), "memory_measured": measured})
+        settings = self.fitting.corrected(measured)
+        if settings is not None:
+            self.experts.spend(settings)
+
     # --- what it tells and keeps -------------------------------------------------------------------------------------
 
-    def report(self, made: Made, seconds: float) -> None:
+    def report(self, made: Made, seconds: float, rate: float) -> None:
         """Writes the metrics line and tells the listeners."""
+        self._reported += 1
+        if self._reported == _SETTLED:
+            self._compare_memory()
         self.progress.losses.append(made.loss)
         self._times.append(seconds)
-        mean = sum(self._times) / len(self._times)
-        steps, rate = self.job.train.steps, effective_rate(self.experts.active.updater.optimizer)
+        mean, steps = sum(self._times) / len(self._times), self.job.train.steps
         memory = peak_memory(self.base.device)
         if self.step % self.job.train.log_every == 0 or self.step == steps:
             line: dict[str, Any] = {"step": self.step, "loss": made.loss, **made.parts, "lr": rate}
@@ -250,6 +259,7 @@ class Trainer:
 
     def _rescue(self) -> None:
         """Saves what a failure would lose, if it can be saved; the failure itself is what the user must hear of."""
+        self.updates.rescue()
         if all(one.updater.whole for one in self.experts) and self.step != self.saved:
             with suppress(FoundryError, OSError, RuntimeError):
                 self.save()

@@ -37,7 +37,8 @@ def make_optimizer(
     Those of `text_parameters` are in a group of their own, whose "ratio" is what `text_encoder_lr` is of
     `learning_rate`: whoever sets the learning rate of a step multiplies by it.
 
-    - adamw: Loshchilov & Hutter 2019, torch's; adamw8bit: with moments of 8 bits, Dettmers et al. 2022, bitsandbytes';
+    - adamw: Loshchilov & Hutter 2019, torch's (fused on a GPU);
+    - adamw8bit: with moments of 8 bits, Dettmers et al. 2022, bitsandbytes';
     - adafactor: Shazeer & Stern 2018, transformers', with the job's learning rate instead of its relative steps;
     - prodigy: Mishchenko & Defazio 2024, the authors' own; lion: Chen et al. 2023, lion-pytorch's;
     - any other: the class of torch.optim of that name in any case. `torch.optim.` before it always means torch's.
@@ -51,13 +52,14 @@ def make_optimizer(
             installed, or an optimizer that fails on the parameters' device.
     """
     check_optimizer(config, parameters[0].device)
+    device = parameters[0].device
     if not text_parameters:
-        return _construct(list(parameters), config)
+        return _construct(list(parameters), config, device)
     ratio = text_ratio(config)
     text = {id(parameter) for parameter in text_parameters}
     rest = [parameter for parameter in parameters if id(parameter) not in text]
     given = {"params": list(text_parameters), "lr": config.learning_rate * ratio, "ratio": ratio}
-    return _construct([{"params": rest}, given], config)
+    return _construct([{"params": rest}, given], config, device)
 
 
 def text_ratio(config: TrainConfig) -> float:
@@ -81,12 +83,19 @@ def check_optimizer(config: TrainConfig, device: torch.device | str = "cpu") -> 
     """
     trial = nn.Parameter(torch.ones(64, 64, device=device))
     trial.grad = torch.ones_like(trial)
-    optimizer = _construct([trial], config)
+    optimizer = _construct([trial], config, trial.device)
     with _failing_as(
         f"{config.optimizer} cannot train on {device} with these settings: {{}}. Choose another optimizer, such as "
         "adamw, or change train.optimizer_options"
     ):
         optimizer.step()
+
+
+def is_fused(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the whole step is one kernel on a GPU, which rounds in another order than on the CPU."""
+    kinds = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+    ways = {"fused", "foreach", "capturable", "differentiable"}
+    return device.type == "cuda" and _class_of(config.optimizer) in kinds and not ways & config.optimizer_options.keys()
 
 
 @contextmanager
@@ -100,9 +109,11 @@ def _failing_as(message: str) -> Iterator[None]:
         raise ConfigError(f"train.optimizer: {message.replace('{}', first_line(error))}") from error
 
 
-def _construct(parameters: list[Any], config: TrainConfig) -> Optimizer:
+def _construct(parameters: list[Any], config: TrainConfig, device: torch.device) -> Optimizer:
     kind = _class_of(config.optimizer)
     arguments = _arguments(kind, config)
+    if is_fused(config, device):
+        arguments["fused"] = True
     # Prodigy prints a line whenever it is made with weight decay, also into ComfyUI's console: it gets it afterwards.
     afterwards = {"weight_decay": arguments.pop("weight_decay")} if config.optimizer == "prodigy" else {}
     told = ", ".join(f"{name}={value}" for name, value in arguments.items())

@@ -11,6 +11,7 @@ from ..data.cache import CACHE_FOLDER, TensorCache
 from ..data.prepare import PreparedData
 from ..errors import Interrupted
 from ..families.registry import job_with_family, open_base
+from ..memory.attention_kernels import tuned_attention
 from ..memory.recovery_file import recovery_notes
 from ..runs.events import Listener, Phase, StateChanged, Warning
 from ..runs.requests import PAUSE, STOP, Requests
@@ -72,10 +73,11 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
                 findings.add("pictures or captions came from the cache, encoded in another or an unknown environment")
             cache.prune(int(job.cache.limit_gb * GB))
             progress("loading the base", 0, 1)
-            trainer = Trainer(run, job, base, data, emit, requests, findings)
-            trainer.restore(accept)
-            run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
-            finished = trainer.train()
+            with tuned_attention(run.path, base.device, job.memory.attention, emit):
+                trainer = Trainer(run, job, base, data, emit, requests, findings)
+                trainer.restore(accept)
+                run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
+                finished = trainer.train()
     except Interrupted:
         pass
     return "finished" if finished else ("paused" if requests.asked(PAUSE) and not requests.asked(STOP) else "stopped")

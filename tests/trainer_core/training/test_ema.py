@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
+from trainer_core.adapters.flat import Flat
 from trainer_core.errors import RunError
 from trainer_core.safetensors_file import read_tensors, serialize
-from trainer_core.training.ema import EMA
+from trainer_core.training import ema as module
 
 
 def parameters(seed: int = 0) -> list[nn.Parameter]:
@@ -19,7 +20,12 @@ def parameters(seed: int = 0) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(shape, generator=source)) for shape in ((3, 4), (5,), ())]
 
 
-def walk(weights: list[nn.Parameter], ema: EMA, numbers: range) -> list[list[Tensor]]:
+def EMA(weights: list[nn.Parameter], decay: float, warmup: bool) -> module.EMA:  # noqa: N802
+    """Over parameters that come to lie in one buffer, the last first."""
+    return module.EMA(weights, [Flat(weights[::-1])], decay, warmup)
+
+
+def walk(weights: list[nn.Parameter], ema: module.EMA, numbers: range) -> list[list[Tensor]]:
     """Moves the weights as an optimizer would, averages after each move, and gives where they have been."""
     path = []
     for number in numbers:
@@ -85,14 +91,20 @@ def test_warmup_ends_at_the_decay() -> None:
     assert seen == [0.5, 0.75, 0.875]
 
 
-def test_half_precision_weights_are_averaged_in_full_precision() -> None:
-    """Steps of 0.001 from 1 vanish in bfloat16 (its next number is 1.0078)."""
-    weight = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
-    ema = EMA([weight], 0.999, warmup=False)
-    weight.data.fill_(2.0)
-    ema.update()
-    assert ema.averages[0].dtype == torch.float32
-    assert ema.averages[0].tolist() == pytest.approx([1.001] * 4, abs=1e-6)
+@pytest.mark.parametrize("fine", [True, False])
+def test_the_device_decides_whether_an_update_counts(fine: bool) -> None:
+    """With a flag the average is that without one, bit for bit, or it stays."""
+    weights, others = parameters(), parameters()
+    flagged, plain = EMA(weights, 0.9, warmup=True), EMA(others, 0.9, warmup=True)
+    walk(weights, flagged, range(3))
+    walk(others, plain, range(3))
+    before = flagged.state_dict()
+    for one in (*weights, *others):
+        one.data.add_(1)
+    flagged.update(torch.tensor(fine))
+    plain.update()
+    expected = plain.state_dict() if fine else {**before, "count": torch.tensor(4)}
+    assert all(torch.equal(value, expected[name]) for name, value in flagged.state_dict().items())
 
 
 @pytest.mark.parametrize("warmup", [False, True])
@@ -105,9 +117,8 @@ def test_state_through_a_file_goes_on_bit_for_bit(warmup: bool, tmp_path: Path) 
     walk(weights, first, range(5))
     (tmp_path / "ema.safetensors").write_bytes(serialize(first.state_dict(), {}))
 
-    second = EMA(parameters(seed=9), 0.9, warmup)
+    second = EMA(weights, 0.9, warmup)
     second.load_state_dict(read_tensors(tmp_path / "ema.safetensors"))
-    second.parameters = weights
     walk(weights, second, range(5, 10))
     assert second.count == 10
     assert all(torch.equal(one, other) for one, other in zip(whole.averages, second.averages, strict=True))

@@ -138,11 +138,11 @@ def test_half_an_update_is_not_saved(
     """Weights, optimizer and average that do not belong together are worth less than the checkpoint before them."""
     original, averaged = EMA.update, []
 
-    def update(self: EMA) -> None:
+    def update(self: EMA, *fine: Any) -> None:
         averaged.append(self)
         if len(averaged) == 4 and moment == "in the moving average":
             raise RuntimeError("CUDA error: unspecified launch failure")
-        original(self)
+        original(self, *fine)
 
     def step(*_: Any) -> None:
         if len(averaged) == 3 and moment == "in the optimizer":

@@ -65,6 +65,8 @@ def in_double(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     makes a step like any other, rounding errors included; without these, two ways to the same update are the same."""
     trainer.base.dtype = torch.float64
     trainer.experts.active.denoiser.double()
+    for flat in trainer.experts.active.adapter.flats():
+        flat.follow()
     monkeypatch.setattr("trainer_core.training.step.autocast", lambda *_: nullcontext())
     return trainer
 

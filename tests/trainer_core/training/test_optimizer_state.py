@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from trainer_core.adapters.flat import Flat
 from trainer_core.config import TrainConfig
 from trainer_core.errors import RunError
 from trainer_core.safetensors_file import read_header, read_tensors, serialize
+from trainer_core.training.flat_optimizer import FlatOptimizer
 from trainer_core.training.lr_schedules import learning_rate
-from trainer_core.training.optimizer_state import load_optimizer, optimizer_tensors
-from trainer_core.training.optimizers import make_optimizer
 
 SHAPES = ((3, 4), (64, 80), (5, 3))
 OURS = ["adamw", "adamw8bit", "adafactor", "prodigy", "lion"]
@@ -52,20 +52,26 @@ def config_of(name: str, options: dict[str, Any]) -> TrainConfig:
     )
 
 
-def take_steps(optimizer: Optimizer, config: TrainConfig, numbers: range) -> None:
+def made(weights: list[nn.Parameter], config: TrainConfig) -> FlatOptimizer:
+    return FlatOptimizer(weights, [Flat(weights)], config)
+
+
+def take_steps(optimizer: FlatOptimizer, config: TrainConfig, numbers: range) -> None:
     """As the loop does: the gradient pulls all weights to 1, with noise that follows from the step."""
     for number in numbers:
         source = torch.Generator().manual_seed(number)
-        for group in optimizer.param_groups:
+        for group in optimizer.optimizer.param_groups:
             group["lr"] = learning_rate(number, config)
-        for weight in optimizer.param_groups[0]["params"]:
-            weight.grad = weight.detach() - 1 + torch.randn(weight.shape, generator=source)
+        for weight in optimizer.parameters:
+            gradient = weight.detach() - 1 + torch.randn(weight.shape, generator=source)
+            weight.grad = gradient if weight.grad is None else weight.grad.copy_(gradient)
+        optimizer.flats[0].collect()
+        optimizer.prepare()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
 
-def through_a_file(optimizer: Optimizer, path: Path) -> tuple[dict[str, Tensor], str]:
-    tensors, values = optimizer_tensors(optimizer)
+def through_a_file(optimizer: FlatOptimizer, path: Path) -> tuple[dict[str, Tensor], str]:
+    tensors, values = optimizer.state_dict()
     path.write_bytes(serialize(tensors, {"optimizer": values}))
     return read_tensors(path), read_header(path)["__metadata__"]["optimizer"]
 
@@ -75,19 +81,19 @@ def test_resumed_training_is_the_straight_one_bit_for_bit(name: str, options: di
     if name == "adamw8bit":
         pytest.importorskip("bitsandbytes")
     config = config_of(name, options)
-    whole = make_optimizer(parameters(), config)
+    whole = made(parameters(), config)
     take_steps(whole, config, range(10))
 
-    first = make_optimizer(parameters(), config)
+    first = made(parameters(), config)
     take_steps(first, config, range(5))
-    weights = [nn.Parameter(p.detach().clone()) for p in first.param_groups[0]["params"]]
-    second = make_optimizer(weights, config)
-    load_optimizer(second, *through_a_file(first, tmp_path / "state.safetensors"))
+    weights = [nn.Parameter(p.detach().clone()) for p in first.parameters]
+    second = made(weights, config)
+    second.load_state_dict(*through_a_file(first, tmp_path / "state.safetensors"))
     take_steps(second, config, range(5, 10))
 
-    for one, other in zip(whole.param_groups[0]["params"], weights, strict=True):
+    for one, other in zip(whole.parameters, weights, strict=True):
         assert torch.equal(one, other)
-    (expected, expected_values), (tensors, values) = optimizer_tensors(whole), optimizer_tensors(second)
+    (expected, expected_values), (tensors, values) = whole.state_dict(), second.state_dict()
     assert values == expected_values
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[key], value) for key, value in expected.items())
@@ -98,21 +104,21 @@ def test_resumed_training_is_the_straight_one_bit_for_bit(name: str, options: di
 def test_forgetting_the_state_would_show(name: str) -> None:
     """That the test above can fail: without the state, the second half goes elsewhere."""
     config = config_of(name, {})
-    whole = make_optimizer(parameters(), config)
+    whole = made(parameters(), config)
     take_steps(whole, config, range(5))
-    second = make_optimizer([nn.Parameter(p.detach().clone()) for p in whole.param_groups[0]["params"]], config)
+    second = made([nn.Parameter(p.detach().clone()) for p in whole.parameters], config)
     take_steps(whole, config, range(5, 10))
     take_steps(second, config, range(5, 10))
-    assert not torch.equal(whole.param_groups[0]["params"][0], second.param_groups[0]["params"][0])
+    assert not torch.equal(whole.parameters[0], second.parameters[0])
 
 
 def test_prodigys_estimate_is_part_of_the_state() -> None:
     config = config_of("prodigy", {"d0": 1e-3})
-    old = make_optimizer(parameters(), config)
+    old = made(parameters(), config)
     take_steps(old, config, range(8))
-    _, values = optimizer_tensors(old)
+    _, values = old.state_dict()
     saved = json.loads(values)["values"]
-    assert saved["group.0.d"] == old.param_groups[0]["d"] > 1e-3
+    assert saved["group.0.d"] == old.optimizer.param_groups[0]["d"] > 1e-3
     assert saved["group.0.k"] == 8
     assert {"group.0.d_max", "group.0.d_numerator"} <= saved.keys()
     assert not {"group.0.lr", "group.0.weight_decay", "group.0.betas", "group.0.d0"} & saved.keys()
@@ -120,11 +126,11 @@ def test_prodigys_estimate_is_part_of_the_state() -> None:
 
 def test_loaded_state_keeps_the_jobs_settings() -> None:
     before = TrainConfig(learning_rate=0.01, weight_decay=0.5, beta1=0.5)
-    old = make_optimizer(parameters(), before)
+    old = made(parameters(), before)
     take_steps(old, before, range(2))
-    new = make_optimizer(parameters(), TrainConfig(learning_rate=0.02, weight_decay=0.0))
-    load_optimizer(new, *optimizer_tensors(old))
-    group = new.param_groups[0]
+    new = made(parameters(), TrainConfig(learning_rate=0.02, weight_decay=0.0))
+    new.load_state_dict(*old.state_dict())
+    group = new.optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["betas"]) == (0.02, 0.0, (0.9, 0.999))
 
 
@@ -133,12 +139,12 @@ def test_state_is_a_copy(name: str) -> None:
     if name == "adamw8bit":
         pytest.importorskip("bitsandbytes")
     config = config_of(name, {})
-    optimizer = make_optimizer(parameters(), config)
+    optimizer = made(parameters(), config)
     take_steps(optimizer, config, range(2))
-    tensors, values = optimizer_tensors(optimizer)
+    tensors, values = optimizer.state_dict()
     kept = copy.deepcopy(tensors)
-    other = make_optimizer(parameters(), config)
-    load_optimizer(other, tensors, values)
+    other = made(parameters(), config)
+    other.load_state_dict(tensors, values)
     take_steps(optimizer, config, range(2, 4))
     take_steps(other, config, range(2, 4))
     assert kept
@@ -146,11 +152,11 @@ def test_state_is_a_copy(name: str) -> None:
 
 
 def test_state_of_a_new_optimizer_is_empty() -> None:
-    tensors, values = optimizer_tensors(make_optimizer(parameters(), TrainConfig()))
+    tensors, values = made(parameters(), TrainConfig()).state_dict()
     assert tensors == {}
-    other = make_optimizer(parameters(), TrainConfig())
-    load_optimizer(other, tensors, values)
-    assert not other.state
+    other = made(parameters(), TrainConfig())
+    other.load_state_dict(tensors, values)
+    assert not other.optimizer.state
 
 
 @pytest.mark.parametrize(
@@ -159,19 +165,19 @@ def test_state_of_a_new_optimizer_is_empty() -> None:
 )
 def test_state_of_another_optimizer_is_refused(old: str, new: str) -> None:
     config = config_of(old, {})
-    before = make_optimizer(parameters(), config)
+    before = made(parameters(), config)
     take_steps(before, config, range(2))
-    after = make_optimizer(parameters(), config_of(new, {}))
+    after = made(parameters(), config_of(new, {}))
     with pytest.raises(RunError, match=r"trained with the optimizer .*train\.optimizer asks for .*set it back"):
-        load_optimizer(after, *optimizer_tensors(before))
-    assert not after.state
+        after.load_state_dict(*before.state_dict())
+    assert not after.optimizer.state
 
 
 def test_state_of_more_parameters_is_refused() -> None:
     config = config_of("adamw", {})
-    before = make_optimizer(parameters(), config)
+    before = made(parameters(), config)
     take_steps(before, config, range(2))
-    after = make_optimizer(parameters()[:2], config)
+    after = made(parameters()[:2], config)
     with pytest.raises(RunError, match="more than this adapter's 2 parameters"):
-        load_optimizer(after, *optimizer_tensors(before))
-    assert not after.state
+        after.load_state_dict(*before.state_dict())
+    assert not after.optimizer.state

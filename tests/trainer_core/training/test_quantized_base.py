@@ -24,7 +24,7 @@ from trainer_core.runs.run_folder import RunFolder
 from ..memory.kept import weights_kept
 from ..predicting import predicted
 
-FORMATS = ("none", "int8", "6bit", "nf4")
+FORMATS = ("none", "float8", "int8", "6bit", "3bit", "nf4")
 
 
 def opened(name: str) -> Base:

@@ -29,7 +29,7 @@ def terms_of(
 def update_with(trainer: Trainer, *batches: list[Sample]) -> Made:
     """The next update, on these micro-batches."""
     seen: dict[str, int] = {}
-    return trainer.update_with([drawn(trainer, samples, trainer.progress.number, seen) for samples in batches])
+    return trainer.updates.update_with([drawn(trainer, samples, trainer.progress.number, seen) for samples in batches])
 
 
 def saved(trainer: Trainer) -> Checkpoint:

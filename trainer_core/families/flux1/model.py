@@ -143,6 +143,13 @@ class Flux(KlBase):
 
     # the denoiser
 
+    def load_denoiser(self, expert: str = "") -> nn.Module:
+        from .blocks import install
+
+        denoiser = super().load_denoiser(expert)
+        install(denoiser)
+        return denoiser
+
     def predict(self, denoiser: nn.Module, noisy: Streams, t: Tensor, conditioning: Collated) -> Streams:
         import torch
 

@@ -71,7 +71,7 @@ class FolderPart:
         for tensor in (*library.parameters(), *library.buffers()):
             tensor.data = tensor.data.clone()  # see `fill` for why not the mapped file
         if packing:
-            pack_in_place(library, packing, device, dtype)
+            pack_in_place(library, packing, packing.device or device, dtype)
         return library
 
     def check(self) -> None:

@@ -93,7 +93,8 @@ class _Packed:
             names: of the weights that may be packed.
             precise: modules of these names stay as they are.
         """
-        self._model, self._packing, self._dtype, self._device = model, packing, dtype, device
+        self._model, self._packing, self._dtype, self._lies = model, packing, dtype, device
+        self._device = (packing and packing.device) or device
         layers: dict[str, Any] = packable(model) if packing else {}
         self._layers = {
             f"{path}.weight": layer
@@ -104,7 +105,7 @@ class _Packed:
         """Weights that are in their place."""
         for name, layer in self._layers.items():
             assert packing
-            self._set(name, packing.cached(name, layer, dtype, device))
+            self._set(name, packing.cached(name, layer, dtype, self._device))
 
     def put(self, name: str, weight: Stored) -> bool:
         """Packs a weight and puts it into its place; whether it is one of them."""
@@ -121,6 +122,9 @@ class _Packed:
 
     def _set(self, name: str, layer: nn.Module | None) -> None:
         if layer is not None:
+            for part, value in [*layer.named_buffers(recurse=False)] if self._lies != self._device else []:
+                if not value.is_meta:
+                    layer.register_buffer(part, value.to(self._lies))
             self._model.set_submodule(name.removesuffix(".weight"), layer)
             self.there.add(name)
 
@@ -133,6 +137,18 @@ def empty_model(kind: Any, config: dict[str, Any]) -> nn.Module:
     with init_empty_weights(include_buffers=False):
         diffusers_model = issubclass(kind, ModelMixin)
         return kind.from_config(config) if diffusers_model else kind(kind.config_class.from_dict(config))
+
+
+def imitation(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    """What `fill` makes of an empty model on the CPU, with fake tensors; inside `memory.imitation.imitating`."""
+    import torch
+
+    from ...memory.imitation import imitate, on_real_tensors
+
+    with on_real_tensors():
+        model = empty_model(kind, config)
+    precise = _precise_modules(model, dtype)
+    return imitate(model, lambda name, _: torch.float32 if precise & set(name.split(".")) else dtype)
 
 
 def _check(files: Sequence[TensorFile], targets: dict[str, Tensor], by_key: dict[str, dict[Place, list[str]]]) -> None:

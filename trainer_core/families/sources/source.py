@@ -21,7 +21,7 @@ from ...memory.packing import outline
 from ...reading import is_file, is_folder
 from .diffusers_folder import FolderPart, load_weights, read_object, reading
 from .hub import INDEX, download
-from .loading import empty_model
+from .loading import empty_model, imitation
 from .single_file import open_file, separate_parts
 from .tokenizers import load_tokenizer, tokenizer_folder, tokenizer_mark
 
@@ -115,6 +115,10 @@ class Source:
         """The same source, whose parts load as models on the meta device: with modules and shapes, at no cost."""
         return _Outline(**{one.name: getattr(self, one.name) for one in fields(self)})
 
+    def imitated(self) -> Source:
+        """The same source, whose parts load as models of fake tensors (`memory.imitation`), to run at no cost."""
+        return _Imitated(**{one.name: getattr(self, one.name) for one in fields(self)})
+
     def tokenizer(self, part: str) -> Any:
         """A tokenizer of transformers, "tokenizer" or "tokenizer_2".
 
@@ -201,6 +205,14 @@ class _Outline(Source):
         if packing:
             outline(made, packing, dtype)
         return made
+
+
+class _Imitated(Source):
+    """See `Source.imitated`."""
+
+    def load(self, part: str, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG002
+        with reading(self.folder):
+            return imitation(kind, self.config(part), dtype).eval().requires_grad_(False)
 
 
 def open_source(

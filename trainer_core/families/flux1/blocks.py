@@ -1,0 +1,168 @@
+"""diffusers' FLUX.1 blocks with functions that keep little for the backward pass (`parts.elementwise`).
+
+A model's modules stay what they are, with their names and weights; only what they compute between their products is
+done in another way. What is not FLUX.1's usual case is left to diffusers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.activations import GELU
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZero, AdaLayerNormZeroSingle
+from diffusers.models.transformers import transformer_flux as flux
+from torch import Tensor, nn
+
+from ..parts.elementwise import gated, gelu, modulated, norm_rotated
+
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines (T, D), each twice."""
+
+
+def install(model: nn.Module) -> None:
+    """Has a FluxTransformer2DModel's blocks compute so."""
+    for module in model.modules():
+        own = _OWN.get(type(module))
+        if own is not None:
+            module.__class__ = own
+        if isinstance(module, flux.FluxAttention) and type(module.processor) is flux.FluxAttnProcessor:
+            module.set_processor(Attention())
+
+
+class Attention(flux.FluxAttnProcessor):  # type: ignore[misc]
+    """Queries and keys are normed, rotated and put behind the text's in one go."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Rope | None = None,
+    ) -> Any:
+        if image_rotary_emb is None:
+            return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+        streams = [[layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v)]]
+        norms = [(attn.norm_q, attn.norm_k)]
+        if encoder_hidden_states is not None:
+            layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            streams.insert(0, [layer(encoder_hidden_states) for layer in layers])
+            norms.insert(0, (attn.norm_added_q, attn.norm_added_k))
+        queries, keys, values = (
+            [one.unflatten(-1, (-1, attn.head_dim)) for one in each] for each in zip(*streams, strict=True)
+        )
+        cos, sin = image_rotary_emb
+        turns = torch.complex(cos[:, ::2], sin[:, ::2])
+        query, key = (
+            norm_rotated(parts, [norm.weight for norm in own], own[0].eps, turns)
+            for parts, own in zip((queries, keys), zip(*norms, strict=True), strict=True)
+        )
+        value = values[0] if len(values) == 1 else torch.cat(values, dim=1)
+        found = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        found = found.flatten(2, 3).to(query.dtype)
+        if encoder_hidden_states is None:
+            return found
+        text, image = found.split_with_sizes([one.shape[1] for one in values], dim=1)
+        image = attn.to_out[1](attn.to_out[0](image.contiguous()))
+        return image, attn.to_add_out(text.contiguous())
+
+
+class Double(flux.FluxTransformerBlock):  # type: ignore[misc]
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        image_rotary_emb: Rope | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if joint_attention_kwargs or hidden_states.dtype == torch.float16:
+            return super().forward(  # type: ignore[no-any-return]
+                hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
+            )
+        image, *of_image = self.norm1(hidden_states, emb=temb)
+        text, *of_text = self.norm1_context(encoder_hidden_states, emb=temb)
+        image, text = self.attn(image, text, image_rotary_emb=image_rotary_emb)
+        streams = (
+            (hidden_states, image, of_image, self.norm2, self.ff),
+            (encoder_hidden_states, text, of_text, self.norm2_context, self.ff_context),
+        )
+        image, text = (_after_attention(*stream) for stream in streams)
+        return text, image
+
+
+def _after_attention(x: Tensor, attended: Tensor, modulation: list[Tensor], norm: Any, feed_forward: Any) -> Tensor:
+    gate, shift, scale, last_gate = (one.unsqueeze(1) for one in modulation)
+    x = gated(x, gate, attended)
+    return gated(x, last_gate, feed_forward(modulated(x, scale, shift, norm.eps)))
+
+
+class Single(flux.FluxSingleTransformerBlock):  # type: ignore[misc]
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        temb: Tensor,
+        image_rotary_emb: Rope | None = None,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if joint_attention_kwargs or hidden_states.dtype == torch.float16:
+            return super().forward(  # type: ignore[no-any-return]
+                hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
+            )
+        length = encoder_hidden_states.shape[1]
+        x = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        normed, gate = self.norm(x, emb=temb)
+        inner = self.proj_mlp(normed)
+        attended = self.attn(normed, image_rotary_emb=image_rotary_emb)
+        x = gated(x, gate.unsqueeze(1), self.proj_out(gelu(inner, attended)))
+        return x[:, :length], x[:, length:]
+
+
+class NormZero(AdaLayerNormZero):  # type: ignore[misc]
+    def forward(self, x: Tensor, *args: Any, emb: Tensor | None = None, **kwargs: Any) -> Any:
+        if self.emb is not None or emb is None or type(self.norm) is not nn.LayerNorm:
+            return super().forward(x, *args, emb=emb, **kwargs)
+        shift, scale, *rest = self.linear(self.silu(emb)).chunk(6, dim=1)
+        return modulated(x, scale[:, None], shift[:, None], self.norm.eps), *rest
+
+
+class NormZeroSingle(AdaLayerNormZeroSingle):  # type: ignore[misc]
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        shift, scale, gate = self.linear(self.silu(emb)).chunk(3, dim=1)
+        return modulated(x, scale[:, None], shift[:, None], self.norm.eps), gate
+
+
+class NormLast(AdaLayerNormContinuous):  # type: ignore[misc]
+    def forward(self, x: Tensor, conditioning_embedding: Tensor) -> Tensor:
+        if getattr(self.norm, "weight", None) is not None or not hasattr(self.norm, "bias"):
+            return super().forward(x, conditioning_embedding)  # type: ignore[no-any-return]
+        scale, shift = self.linear(self.silu(conditioning_embedding).to(x.dtype)).chunk(2, dim=1)
+        return modulated(x, scale[:, None], shift[:, None], self.norm.eps)
+
+
+class Gelu(GELU):  # type: ignore[misc]
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.approximate != "tanh":
+            return super().forward(hidden_states)  # type: ignore[no-any-return]
+        return gelu(self.proj(hidden_states))
+
+
+_OWN: dict[type, type] = {
+    flux.FluxTransformerBlock: Double,
+    flux.FluxSingleTransformerBlock: Single,
+    AdaLayerNormZero: NormZero,
+    AdaLayerNormZeroSingle: NormZeroSingle,
+    AdaLayerNormContinuous: NormLast,
+    GELU: Gelu,
+}
+"""By diffusers' class."""

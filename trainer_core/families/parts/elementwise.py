@@ -1,0 +1,166 @@
+"""What transformers do between their products, keeping little for the backward pass: each as one function.
+
+They compute what the plain operations do, rounding apart. Where something is trained that they know no gradient for, or
+a compiler does better, they are the plain operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from ...memory.again import from_now_on
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """LayerNorm(x) · (1 + scale) + shift, for x (N, T, d) and scale and shift (N, 1, d)."""
+    if _is_plain(scale, shift):
+        return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
+    factor = 1 + scale
+    return from_now_on(_Modulated.apply(x, factor, shift, eps), _Norm(eps), x, factor, shift)
+
+
+def gated(residual: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """residual + gate · y, for a gate (N, 1, d). Of y nothing is kept if the gate is frozen."""
+    if residual.dtype != y.dtype or gate.dtype != y.dtype:
+        return residual + gate * y
+    return torch.addcmul(residual, gate, y)
+
+
+def gelu(u: Tensor, before: Tensor | None = None) -> Tensor:
+    """GELU(u) by its tanh formula, behind `before` if that is given: (…, d) or (…, d' + d)."""
+    if _is_plain():
+        y = F.gelu(u, approximate="tanh")
+        return y if before is None else torch.cat([before, y], -1)
+    return from_now_on(_Gelu.apply(u, before), _gelu, *([u] if before is None else [u, before]))
+
+
+def norm_rotated(parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float, turns: Tensor) -> Tensor:
+    """RMSNorm of each head and then its rotation, of parts that come one after the other.
+
+    Args:
+        parts: (N, T_k, H, D)
+        weights: of each part's norm (D,)
+        turns: complex (T, D/2), by which pairs of channels are multiplied.
+    """
+    if _is_plain(*weights):
+        normed = [F.rms_norm(part, part.shape[-1:], w, eps) for part, w in zip(parts, weights, strict=True)]
+        return _turned(torch.cat(normed, 1).float(), turns).to(parts[0].dtype)
+    return _NormRotated.apply(eps, turns, list(weights), *parts)  # type: ignore[no-any-return]
+
+
+def _is_plain(*frozen: Tensor) -> bool:
+    return torch.compiler.is_compiling() or any(one.requires_grad for one in frozen)
+
+
+class _Norm:
+    def __init__(self, eps: float) -> None:
+        self._eps = eps
+
+    def __call__(self, x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+        return _norm(x, factor, shift, self._eps)[0]
+
+
+def _norm(x: Tensor, factor: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+    dtype = torch.promote_types(x.dtype, factor.dtype)
+    return y.to(dtype).mul_(factor).add_(shift), mean, deviation
+
+
+class _Modulated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, shift: Tensor, eps: float) -> Tensor:
+        y, mean, deviation = _norm(x, factor, shift, eps)
+        ctx.save_for_backward(x, factor, mean, deviation)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, factor, mean, deviation = ctx.saved_tensors
+        inner = (gradient * factor).to(x.dtype)
+        shape = x.shape[-1:]
+        found = torch.ops.aten.native_layer_norm_backward(
+            inner, x, shape, mean, deviation, None, None, [True, False, False]
+        )
+        return found[0], None, None, None
+
+
+def _gelu(u: Tensor, before: Tensor | None = None) -> Tensor:
+    if before is None:
+        return F.gelu(u, approximate="tanh")
+    y = u.new_empty(*u.shape[:-1], before.shape[-1] + u.shape[-1])
+    left, right = y.split([before.shape[-1], u.shape[-1]], -1)
+    left.copy_(before)
+    torch.ops.aten.gelu.out(u, approximate="tanh", out=right)
+    return y
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, before: Tensor | None) -> Tensor:
+        ctx.save_for_backward(u)
+        return _gelu(u, before)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (u,) = ctx.saved_tensors
+        left, right = gradient.split([gradient.shape[-1] - u.shape[-1], u.shape[-1]], -1)
+        inner = torch.ops.aten.gelu_backward(right, u, approximate="tanh")
+        return inner, left if ctx.needs_input_grad[1] else None
+
+
+class _NormRotated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, eps: float, turns: Tensor, weights: list[Tensor], *parts: Tensor) -> Tensor:
+        lengths = [part.shape[1] for part in parts]
+        y = parts[0].new_empty(parts[0].shape[0], sum(lengths), *parts[0].shape[2:])
+        inverses = []
+        places = zip(parts, weights, y.split(lengths, 1), turns.split(lengths), strict=True)
+        for part, weight, place, turn in places:
+            x = part.float() if part.dtype.itemsize < 4 else part
+            inverse = _inverse_length(x, eps)
+            normed = (x * inverse).mul_(weight)
+            if x is part:
+                torch.mul(_pairs(normed), turn[:, None], out=_pairs(place))
+            else:
+                place.copy_(_turned(normed.to(part.dtype).float(), turn))  # rounded as between two operations
+            inverses.append(inverse)
+        ctx.turns, ctx.weights, ctx.lengths = turns, weights, lengths
+        ctx.save_for_backward(*parts, *inverses)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        count, found = len(ctx.lengths), []
+        parts, inverses = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        places = zip(gradient.split(ctx.lengths, 1), ctx.turns.split(ctx.lengths), strict=True)
+        for part, inverse, weight, (place, turn) in zip(parts, inverses, ctx.weights, places, strict=True):
+            x = part.float() if part.dtype.itemsize < 4 else part
+            inner = _turned(place.to(x.dtype), turn.conj()).mul_(weight)
+            along = (inner * x).sum(-1, keepdim=True).mul_(inverse.square()).mul_(-1 / x.shape[-1])
+            found.append(inner.addcmul_(x, along).mul_(inverse).to(part.dtype))
+        return None, None, None, *found
+
+
+def _inverse_length(x: Tensor, eps: float) -> Tensor:
+    """1 / √(mean(x²) + ε) (…, 1)"""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Pairs of channels of x (N, T, H, D) times turns (T, D/2)."""
+    return torch.view_as_real(_pairs(x) * turns[:, None]).flatten(-2)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Pairs of channels as complex numbers."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
