@@ -25,7 +25,8 @@ def rotated(x: Tensor, block: int) -> Tensor:
     """The last dimension of a tensor (…, columns) rotated block by block, in the tensor's precision."""
     if block == 1:
         return x
-    matrix = _hadamard(block, x.dtype, x.device)
+    make = _hadamard if type(x) is Tensor else _hadamard.__wrapped__  # no fake tensor may stay in the cache
+    matrix = make(block, x.dtype, x.device)
     return (x.reshape(-1, block) @ matrix).view(x.shape)
 
 

@@ -26,7 +26,7 @@ def packed(codes: Tensor, bits: int) -> Tensor:
 
 def values(shard: Tensor, bits: int, levels: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """The values (rows, columns) that the codes of a shard stand for: code i for levels[i]."""
-    make = _table if type(shard) is Tensor else _table.__wrapped__  # none of fake tensors may stay in the cache
+    make = _table if type(shard) is Tensor else _table.__wrapped__  # no fake tensor may stay in the cache
     table = make(bits, levels, dtype, shard.device)
     element = _ELEMENTS.get(table.shape[1] * table.itemsize)
     if element:
