@@ -91,7 +91,11 @@ def recover(
         ConfigError: if no layer of the model is packed.
     """
     blocks, originals = blocks_of(packed), blocks_of(full)
-    layers = {path: _packed_layers(block) for path, block in blocks.items()}
+    held = base.config.quantization
+    layers = {
+        path: {name: one for name, one in block.named_modules() if isinstance(one, PackedLinear) and one.format == held}
+        for path, block in blocks.items()
+    }
     everything = {f"{path}.{name}": layer for path, own in layers.items() for name, layer in own.items()}
     if not everything:
         raise ConfigError("model.quantization: no layer of this base is packed, so there is nothing to recover")
@@ -299,10 +303,6 @@ def _moved(call: Call, device: torch.device) -> Call:
         lambda value: value.detach().to(device, copy=True) if isinstance(value, Tensor) else NotImplemented, (Tensor,)
     )(call)
     return moved
-
-
-def _packed_layers(block: nn.Module) -> dict[str, PackedLinear]:
-    return {name: module for name, module in block.named_modules() if isinstance(module, PackedLinear)}
 
 
 @contextmanager
