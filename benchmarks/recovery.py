@@ -13,11 +13,12 @@ import json
 import statistics
 import tempfile
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer_core.api import RecoverySettings, TrainingJob, cache_of, make_recovery
-from trainer_core.config import JobConfig, ModelConfig, SaveConfig
+from trainer_core.config import ModelConfig, SaveConfig
 from trainer_core.data.images import at_own_size
 from trainer_core.demo import demo_job
 from trainer_core.embedded.demo_data import TRIGGER
@@ -40,11 +41,6 @@ class Setting:
     rank: int = 0
     """Of the recovery adapter; 0: none."""
 
-    @property
-    def stem(self) -> str:
-        """For names of files."""
-        return self.name.replace(", ", "_").replace(" ", "_")
-
 
 SETTINGS = (
     Setting("full"),
@@ -59,48 +55,44 @@ SETTINGS = (
 )
 
 
-class Bench:
-    """One base, many trainings."""
-
-    def __init__(self, work: Path, kept: Path, pictures: int) -> None:
-        self.work, self.kept = work, kept
-        self.evaluation = Evaluation(TRIGGER, pictures)
-
-    def model(self, setting: Setting) -> ModelConfig:
-        """The base of a setting, whose recovery adapter is made once."""
-        model = demo_job().model.but(quantization=setting.quantization, low_rank=setting.low_rank)
-        if not setting.rank:
-            return model
+def model_of(setting: Setting, kept: Path, work: Path) -> ModelConfig:
+    """The base of a setting, whose recovery adapter is made once."""
+    model = demo_job().model.but(quantization=setting.quantization, low_rank=setting.low_rank)
+    if not setting.rank:
+        return model
+    place = kept / f"{setting.quantization}_{setting.low_rank}_{setting.rank}"
+    if not (made := sorted(place.glob("*.safetensors"))):
         job = demo_job().model_copy(update={"model": model})
-        place = self.kept / f"{setting.quantization}_{setting.low_rank}_{setting.rank}"
-        if not (made := sorted(place.glob("*.safetensors"))):
-            settings = RecoverySettings(rank=setting.rank)
-            path, found = make_recovery(job, settings, cache_of(self.work), place, lambda *_: None)
-            told = {name: round(value, 4) for name, value in vars(found).items() if isinstance(value, float)}
-            (place / "made.json").write_text(json.dumps(told))
-            made = [path]
-        return model.but(recovery_adapter=str(made[0]))
+        path, found = make_recovery(job, RecoverySettings(setting.rank), cache_of(work), place, lambda *_: None)
+        told = {name: round(value, 4) for name, value in vars(found).items() if isinstance(value, float)}
+        (place / "made.json").write_text(json.dumps(told))
+        made = [path]
+    return model.but(recovery_adapter=str(made[0]))
 
-    def measure(self, setting: Setting, seed: int) -> dict[str, Any]:
-        """Trains once and judges."""
-        job: JobConfig = demo_job(seed)
-        job = job.model_copy(update={"model": self.model(setting), "save": SaveConfig(every=job.train.steps)})
-        run = TrainingJob.new(self.work, job)
-        run.run_here(lambda _: None)
-        checkpoint = run.run.latest()
-        assert checkpoint is not None
-        scores = self.evaluation.of(checkpoint.lora)
-        (self.kept / f"{setting.stem}_{seed}.safetensors").write_bytes(checkpoint.lora.read_bytes())
-        numbers = {name: round(getattr(scores, name), 4) for name in NUMBERS}
-        return {"setting": setting.name, "seed": seed, **numbers}
+
+def train(setting: Setting, seed: int, steps: int, kept: Path, work: Path) -> None:
+    """Trains the demo's job once and keeps its LoRA."""
+    job = demo_job(seed)
+    train = job.train.but(steps=steps)
+    update = {"model": model_of(setting, kept, work), "train": train, "save": SaveConfig(every=steps)}
+    run = TrainingJob.new(work, job.model_copy(update=update))
+    run.run_here(lambda _: None)
+    checkpoint = run.run.latest()
+    assert checkpoint is not None
+    lora_of(setting, seed, kept).write_bytes(checkpoint.lora.read_bytes())
+
+
+def lora_of(setting: Setting, seed: int, kept: Path) -> Path:
+    """Where a LoRA is kept."""
+    return kept / f"{setting.name.replace(', ', '_').replace(' ', '_')}_{seed}.safetensors"
 
 
 def distance(kept: Path, setting: Setting, seed: int) -> float | None:
     """‖v - v_full‖ / ‖v_full - v_base‖ of predictions on the full base, v_full being with the full base's LoRA."""
-    full = kept / f"{SETTINGS[0].stem}_{seed}.safetensors"
-    if not full.exists():
+    lora, full = (lora_of(one, seed, kept) for one in (setting, SETTINGS[0]))
+    if not lora.exists() or not full.exists():
         return None
-    own, aim, plain = (predictions(one) for one in (kept / f"{setting.stem}_{seed}.safetensors", full, None))
+    own, aim, plain = (predictions(one) for one in (lora, full, None))
     return float((own - aim).norm() / (aim - plain).norm())
 
 
@@ -124,16 +116,15 @@ def predictions(lora: Path | None) -> Tensor:
         return base.predict(painter.denoiser, {MAIN: noisy}, times, given)[MAIN]
 
 
-def table(lines: list[dict[str, Any]], kept: Path) -> str:
+def table(lines: list[dict[str, Any]], seeds: int, kept: Path) -> str:
     """Mean and spread of each number over the seeds, a row for each setting."""
-    rows = ["| base in training | seeds | activation | generalization | leak | distance |", "|---|---|---|---|---|---|"]
+    rows = ["| base in training | activation | generalization | leak | distance |", "|---|---|---|---|---|"]
     for setting in SETTINGS:
         own = [line for line in lines if line["setting"] == setting.name]
-        if own:
-            apart = [distance(kept, setting, line["seed"]) for line in own]
-            columns = [*([line[name] for line in own] for name in NUMBERS), [one for one in apart if one is not None]]
-            cells = [_mean_and_spread(values) for values in columns]
-            rows.append(f"| {setting.name} | {len(own)} | {' | '.join(cells)} |")
+        apart = [distance(kept, setting, seed) for seed in range(1, seeds + 1)]
+        columns = [*([line[name] for line in own] for name in NUMBERS), [one for one in apart if one is not None]]
+        if any(columns):
+            rows.append(f"| {setting.name} | {' | '.join(map(_mean_and_spread, columns))} |")
     return "\n".join(rows)
 
 
@@ -148,24 +139,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("settings", nargs="*", help="default: the first three")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=100, help="behind each number")
+    parser.add_argument("--steps", type=int, default=300, help="of each training")
+    parser.add_argument("--pictures", type=int, default=100, help="behind each number; 0: none are drawn")
     parser.add_argument("--kept", type=Path, default=Path("recovery"), help="folder for adapters, LoRAs and results")
     args = parser.parse_args()
     out = args.kept / "recovery.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     done = {(line["setting"], line["seed"]) for line in lines}
+    asked = [one for one in SETTINGS if (one.name in args.settings if args.settings else one in SETTINGS[:3])]
+    evaluation = Evaluation(TRIGGER, args.pictures) if args.pictures else None
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), args.kept, args.pictures)
-        for seed in range(1, args.seeds + 1):
-            for setting in SETTINGS:
-                asked = setting.name in args.settings if args.settings else setting in SETTINGS[:3]
-                if asked and (setting.name, seed) not in done:
-                    lines.append(bench.measure(setting, seed))
-                    print(json.dumps(lines[-1]), flush=True)
-                    with out.open("a") as file:
-                        file.write(json.dumps(lines[-1]) + "\n")
-    print(table(lines, args.kept))
+        for seed, setting in product(range(1, args.seeds + 1), asked):
+            lora = lora_of(setting, seed, args.kept)
+            if not lora.exists():
+                train(setting, seed, args.steps, args.kept, Path(folder))
+                print(setting.name, seed, distance(args.kept, setting, seed), flush=True)
+            if evaluation and (setting.name, seed) not in done:
+                scores = evaluation.of(lora)
+                numbers = {name: round(getattr(scores, name), 4) for name in NUMBERS}
+                lines.append({"setting": setting.name, "seed": seed, **numbers})
+                print(json.dumps(lines[-1]), flush=True)
+                with out.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
+    print(table(lines, args.seeds, args.kept))
 
 
 if __name__ == "__main__":

@@ -142,14 +142,14 @@ def _recover_block(
             error = dense_weight(original.get_submodule(name)).float() - layer.dequantize().float()
             covariance = covariances.get(name, error.new_zeros(layer.in_features, layer.in_features))
             set_branch(layer, *fitted(error @ covariance, covariance, error, rank))
-    scales = [sum(one.float().square().sum() for one in group) / len(targets) for group in zip(*targets, strict=True)]
+    scales = [
+        sum(one.float().square().sum().item() for one in group) / len(targets) for group in zip(*targets, strict=True)
+    ]
 
     def loss(number: int) -> Tensor:
         found = _outputs(base, block, calls[number])
         pairs = zip(found, targets[number], scales, strict=True)
-        return torch.stack(
-            [(one.float() - aim.to(one.device)).square().sum() / size.to(one.device) for one, aim, size in pairs]
-        ).sum()
+        return torch.stack([(one.float() - aim.to(one.device)).square().sum() / size for one, aim, size in pairs]).sum()
 
     _refine(base, layers.values(), loss, len(calls), steps, _RATE)
     with torch.no_grad():
@@ -166,14 +166,14 @@ def _refine_whole(
     steps: int,
     progress: Progress,
 ) -> None:
-    scale = sum(one.square().sum() for one in _tensors(wanted)) / len(wanted)
+    scale = sum(one.square().sum().item() for one in _tensors(wanted)) / len(wanted)
     if steps:
         base.recompute_blocks(packed, MemorySettings(recompute=True))
 
     def loss(number: int) -> Tensor:
         found = _prediction(base, packed, probes[number])
         apart = [(found[name] - aim.to(base.device)).square().sum() for name, aim in wanted[number].items()]
-        return torch.stack(apart).sum() / scale.to(base.device)
+        return torch.stack(apart).sum() / scale
 
     _refine(base, layers.values(), loss, len(probes), steps, _RATE / 2, partial(progress, "recovering the whole"))
 

@@ -155,7 +155,7 @@ def test_one_of_another_quantization_is_refused(made: Made) -> None:
 
 
 def test_ai_toolkits_are_taken_by_their_own_formats(tmp_path: Path) -> None:
-    """As AI Toolkit writes them: no metadata, ComfyUI's names, all layers of the blocks; the file name has the format."""
+    """As AI Toolkit writes them: no metadata, ComfyUI's names, all layers of blocks; the file name has the format."""
     tensors = {}
     for name, rows, columns in (("img_attn.proj", 128, 128), ("img_mod.lin", 768, 128)):
         key = f"diffusion_model.double_blocks.0.{name}"
