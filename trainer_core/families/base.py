@@ -297,22 +297,12 @@ class Base(ABC):
         Args:
             expert: the name of one of `spec.experts`, whose part is the denoiser of the same place in `spec.parts`.
         """
+        from ..memory.recovery_file import recover
+
         place = [one.name for one in self.spec.experts].index(expert)
         denoiser = self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
-        self.recover(denoiser)
+        recover(denoiser, self)
         return denoiser
-
-    def recover(self, denoiser: nn.Module) -> None:
-        """Puts the job's recovery adapter beside the packed layers of a denoiser, if there is one.
-
-        Raises:
-            ConfigError: if it was made for weights that are held otherwise.
-            AdapterError: if it cannot be read, or is for another base.
-        """
-        if self.config.recovery_adapter is not None:
-            from ..memory.recovery_file import apply_recovery
-
-            apply_recovery(denoiser, self, Path(self.config.recovery_adapter))
 
     def outline(self, expert: str = "") -> nn.Module:
         """The denoiser's modules and the shapes of its weights; it is not run."""
