@@ -21,7 +21,6 @@ from ...trainer_core.families.names import Place
 from ...trainer_core.families.sources.source import Source
 from ...trainer_core.families.spec import FamilySpec
 from ...trainer_core.memory.packing import Packing, described
-from ...trainer_core.memory.recovery_file import recover
 from ...trainer_core.memory.saved import mutable_saved
 from . import controls, files, sampling, traits, video
 from . import sound as sounds
@@ -200,7 +199,7 @@ class ComfyBase(Base):
                 trained.pack(
                     Packing(self.config.quantization, mark, self.packed_cache, self.config.low_rank), self.dtype
                 )
-            recover(trained.denoiser, self)
+            self.recover(trained.denoiser)
         self._trained[expert] = trained
         return trained.denoiser
 

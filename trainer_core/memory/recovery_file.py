@@ -124,17 +124,6 @@ def recovery_notes(base: Base) -> list[str]:
     return []
 
 
-def recover(denoiser: nn.Module, base: Base) -> None:
-    """Puts the recovery adapter that a base's model names beside the packed layers of its denoiser, if it names one.
-
-    Raises:
-        ConfigError: if it was made for weights that are held otherwise.
-        AdapterError: if it cannot be read, or is for another base.
-    """
-    if base.config.recovery_adapter is not None:
-        apply_recovery(denoiser, base, Path(base.config.recovery_adapter))
-
-
 def apply_recovery(denoiser: nn.Module, base: Base, path: Path) -> list[str]:
     """Gives a base's packed layers the branches of a file, in place of any that they have.
 

@@ -22,6 +22,7 @@ from .determinism import deterministic
 from .environment import environment
 from .loop import Trainer
 from .previews import negative_text, preview_texts
+from .products import choose_products
 
 
 def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, accept: Collection[str]) -> str:
@@ -75,6 +76,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
             progress("loading the base", 0, 1)
             with tuned_attention(run.path, base.device, job.memory.attention, emit):
                 trainer = Trainer(run, job, base, data, emit, requests, findings)
+                choose_products(run.path, job, base, trainer.experts, emit)
                 trainer.restore(accept)
                 run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
                 finished = trainer.train()
