@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..adapters.key_names import split_key
 from ..errors import AdapterError, ConfigError
 from ..files import write_fresh
 from ..reading import parse_json
@@ -85,6 +86,21 @@ def read_facts(path: Path) -> Facts | None:
         return Facts(**{one.name: data[one.name] for one in fields(Facts)})
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{path}: its metadata {_FACTS} cannot be read ({error})") from None
+
+
+def rank_of(path: Path) -> int:
+    """The rank of a file's branches, at most; reads its header.
+
+    Raises:
+        AdapterError: if it is no safetensors file, or says it wrongly.
+    """
+    from ..safetensors_file import read_header
+
+    facts = read_facts(path)
+    if facts:
+        return facts.rank
+    found = ((split_key(key), entry) for key, entry in read_header(path).items())
+    return max((entry["shape"][0] for split, entry in found if split and split[1] == "down"), default=0)
 
 
 def check_recovery(model: ModelConfig) -> None:

@@ -17,10 +17,11 @@ from trainer_core.errors import AdapterError, ConfigError
 from trainer_core.families.base import Base
 from trainer_core.families.conditioning import MAIN, Conditioning
 from trainer_core.families.registry import open_base
+from trainer_core.memory.imitation import imitating
 from trainer_core.memory.low_rank import largest
 from trainer_core.memory.packed_linear import PackedLinear
 from trainer_core.memory.recovery import Recovered
-from trainer_core.memory.recovery_file import apply_recovery, check_recovery, read_facts, recovery_notes
+from trainer_core.memory.recovery_file import apply_recovery, check_recovery, rank_of, read_facts, recovery_notes
 from trainer_core.memory.recovery_job import RecoverySettings, make_recovery
 from trainer_core.randomness import normal_like
 from trainer_core.sampling.preview import preview
@@ -120,6 +121,18 @@ def test_a_recovered_base_computes_with_the_sum(recovered: tuple[Base, torch.nn.
     assert torch.allclose(_prediction(base, denoiser), _prediction(base, dense), atol=1e-4)
 
 
+def test_a_plan_knows_its_size(made: Made) -> None:
+    """Of the model that is not loaded: fake tensors, and some of the blocks alone."""
+    base = open_base(made.model)
+    with imitating({"single_transformer_blocks": 1}):
+        layers = _packed(base.imitated().load_denoiser())
+    assert len(layers) == 33
+    for path, layer in layers.items():
+        down = made.found.branches[path][0] if path in made.found.branches else None
+        assert (layer.low_rank_down is None) == (down is None)
+        assert layer.low_rank_down is None or layer.low_rank_down.shape == down.shape  # type: ignore[union-attr]
+
+
 def test_previews_are_drawn_with_it(made: Made) -> None:
     settings = SampleConfig(steps=1, guidance=1.0)
     pictures = [
@@ -164,6 +177,7 @@ def test_ai_toolkits_are_taken_by_their_own_formats(tmp_path: Path) -> None:
     path = tmp_path / "flux_torchao_uint3.safetensors"
     save_file(tensors, path)
     assert read_facts(path) is None
+    assert rank_of(path) == 3
     _refused(QUANTIZED.but(recovery_adapter=str(path)), "uint3", "2bit")
     model = MODEL.but(quantization="uint3", recovery_adapter=str(path))
     base = open_base(model)
@@ -184,6 +198,7 @@ def test_ai_toolkits_are_taken_by_their_own_formats(tmp_path: Path) -> None:
 def test_one_of_another_base_is_refused_or_told(made: Made, tmp_path: Path) -> None:
     base = open_base(made.model)
     assert recovery_notes(base) == []
+    assert rank_of(made.path) == 4
     base.denoiser_fingerprint = lambda: "other"  # type: ignore[method-assign]
     assert "other weights" in recovery_notes(base)[0]
     path = tmp_path / "wide_uint3.safetensors"
