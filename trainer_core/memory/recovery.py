@@ -69,6 +69,7 @@ class Recovered:
 def recover(
     base: Base,
     packed: nn.Module,
+    whole: Base,
     full: nn.Module,
     probes: Sequence[Probe],
     held_out: Sequence[Probe],
@@ -80,8 +81,9 @@ def recover(
     """Gives a packed denoiser branches, in place of any that it has.
 
     Args:
-        packed: on the base's device.
-        full: the same denoiser with its weights as they are, on the CPU.
+        packed: its denoiser, on its device.
+        whole: the same model with its weights as they are.
+        full: its denoiser, on the CPU.
         probes: what the branches are fitted to.
         held_out: what the errors are measured on.
         steps: of Adam for each block; 0: the closed form alone.
@@ -101,7 +103,7 @@ def recover(
         raise ConfigError("model.quantization: no layer of this base is packed, so there is nothing to recover")
     bits = _bits(everything.values())
     with _visiting(full, originals.values(), base.device):
-        wanted, wanted_apart = (_predictions(base, full, asked) for asked in (probes, held_out))
+        wanted, wanted_apart = (_predictions(whole, full, asked) for asked in (probes, held_out))
     before = relative_error(_tensors(_predictions(base, packed, held_out)), _tensors(wanted_apart))
     errors = []
     for number, (path, block) in enumerate(blocks.items()):

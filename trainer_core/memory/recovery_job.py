@@ -62,6 +62,7 @@ def make_recovery(
             recovered = recover(
                 base,
                 base.load_denoiser(),
+                whole,
                 whole.load_denoiser_on_host(),
                 probes[: settings.batches],
                 probes[settings.batches :],
