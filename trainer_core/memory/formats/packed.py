@@ -117,12 +117,12 @@ def encode(weight: Tensor, name: str) -> Packed:
     name = format_of(name, (rows, columns))
     found = Packed.blank(name, (rows, columns), weight.device)
     step = max(1, _CHUNK.get(weight.device.type, _CHUNK_ELSEWHERE) // columns)
-    finite = torch.ones((), dtype=torch.bool, device=weight.device)
     for start in range(0, rows, step):
         chunk = weight[start : start + step].float()
-        finite &= chunk.isfinite().all()
+        if not chunk.isfinite().all():
+            raise BaseModelError(
+                "the weight has values that are not finite: its file is damaged or was written wrongly"
+            )
         for part, value in _FORMATS[name].encode(chunk).items():
             found.parts[part][start : start + step] = value
-    if not finite:
-        raise BaseModelError("the weight has values that are not finite: its file is damaged, or was written wrongly")
     return found
