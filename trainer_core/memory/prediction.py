@@ -140,6 +140,8 @@ def _run(
         if settings.recompute:
             base.recompute_blocks(denoiser, settings)
         updater = Updater(job, Objective(job, base, denoiser, adapter), adapter, lambda _: None)
+        with torch.no_grad():  # what is found out once: which layers share what they are given
+            next(updater.objective.terms(batches[0], 0))
         with Tracker() as tracker:
             tracker.name(LORA, adapter.parameters())
             for root in adapter.roots.values():
