@@ -7,6 +7,7 @@ it. Rank 0 owns the run: it alone writes the run's folder, hears the user, measu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..config import JobConfig
+from ..errors import TrainingError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
