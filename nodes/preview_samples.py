@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
-from ..trainer_core.api import FoundLora, find_lora, prompt_with_trigger, spec_of
+from ..trainer_core.api import FoundLora, cache_of, find_lora, prompt_with_trigger, spec_of
 from ..trainer_core.api import sample_frames as draw
 from ..trainer_core.config import ModelConfig, SampleConfig, validated
 from ..trainer_core.errors import ConfigError, FoundryError
@@ -129,6 +129,7 @@ class PreviewSamples(io.ComfyNode):
                 settings=sample,
                 controls=controls,
                 progress=progress,
+                cache=cache_of(host.runs_root()),
             ).frames
 
         shown = drawn(None, 0)

@@ -122,9 +122,10 @@ class QuantizeBase(io.ComfyNode):
             **held,
         }
         base = validated(ModelConfig, fields)
-        if Path(base.source).is_file():
-            open_base(base)  # says now what is wrong with a file; a repository would be downloaded
-        return io.NodeOutput(base)
+        if base.source != EMBEDDED and not Path(base.source).exists():  # a repository that would be downloaded
+            return io.NodeOutput(base)
+        told = open_base(base).precision_told()  # says now what is wrong with a file
+        return io.NodeOutput(base, ui=host.shown_text("\n".join(told)) if told else None)
 
 
 def _part(name: str) -> io.Input:

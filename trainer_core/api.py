@@ -49,6 +49,7 @@ from .families.registry import (
 from .families.sources.tokenizers import register_tokenizers
 from .job import TrainingJob
 from .loras import FoundLora, find_lora
+from .memory.recovery_job import RecoverySettings, make_recovery
 from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
 from .presets import warning as preset_warning
 from .resuming import ASK, IF_CHANGED, Beginning, accepted_by, beginning, changed_job
@@ -85,7 +86,7 @@ if TYPE_CHECKING:
 
 
 def cache_of(runs: Path) -> TensorCache:
-    """The cache of encoded images and captions that all runs of a folder share: `usage`, `prune`, `clear`."""
+    """What all runs of a folder share, encoded images and captions and quantized weights: `usage`, `prune`, `clear`."""
     return TensorCache(runs / CACHE_FOLDER)
 
 
@@ -151,6 +152,7 @@ def sample_frames(
     settings: SampleConfig | None = None,
     controls: Sequence[Sequence[Image]] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    cache: TensorCache | None = None,
 ) -> Drawn:
     """Draws one picture or video for each prompt with a base and, if given, a LoRA.
 
@@ -158,6 +160,7 @@ def sample_frames(
         lora: a file (a run's is `find_lora(…).path`), or tensors in ComfyUI's names.
         controls: control images of each prompt; if not told, those that `settings` name.
         progress: hears, before each step, how many pictures of how many are drawn; ends the drawing by raising.
+        cache: `cache_of` a folder of runs, where quantized weights are kept.
 
     Raises:
         FoundryError: if base or LoRA cannot be loaded or do not fit each other, or control images do not fit the base.
@@ -172,6 +175,7 @@ def sample_frames(
         sample=settings,
         controls=controls,
         progress=progress,
+        cache=cache,
     )
 
 

@@ -15,6 +15,7 @@ def check_job(job: JobConfig) -> None:
         FoundryError: what is wrong with them.
     """
     from .data.prepare import check_controls
+    from .memory.recovery_file import check_recovery
     from .sampling.sampler import SamplerSettings
     from .training.experts import stages_of
     from .training.optimizers import check_optimizer, text_ratio
@@ -29,6 +30,7 @@ def check_job(job: JobConfig) -> None:
     check_controls(job, base.spec)
     check_controls_of(job.sample, base.spec)
     base.spec.check_adapter(job.adapter)
+    check_recovery(job.model)
     read_warm_start(job)
     timesteps_of(job, base).check(base.schedule)
     stages_of(job, base.spec)

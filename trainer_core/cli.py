@@ -86,6 +86,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _queue_commands(add)
     parts = _file_parts() if {"sample", "export"} & set(arguments) else ()
     _sample_command(add, parts)
+    _recover_command(add)
     _export_command(add, parts)
     _listing_commands(add)
     _data_commands(add)
@@ -218,6 +219,31 @@ def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser], par
     _base_options(export, parts)
     _runs_option(export)
     _json_option(export)
+
+
+def _recover_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
+    """recover."""
+    recover = add("recover", "recovering", "make a recovery adapter: what a quantized base needs to predict as before")
+    recover.add_argument("job", metavar="JOB.yaml", type=Path, help="its base, as it is quantized there, and its data")
+    recover.add_argument("--quantization", metavar="NAME", help="in place of the job's: 4bit, 3bit, 2bit …")
+    recover.add_argument(
+        "--rank", metavar="N", type=values.count, default=16, help="default: 16, or the job's model.low_rank"
+    )
+    recover.add_argument("--batches", metavar="N", type=values.count, default=16, help="of the data; default: 16")
+    recover.add_argument(
+        "--steps", metavar="N", type=values.whole, default=100, help="of refining each block; default: 100"
+    )
+    recover.add_argument(
+        "--whole-steps",
+        metavar="N",
+        type=values.whole,
+        default=200,
+        help="of refining all blocks at once, which takes as much memory as training does; default: 200",
+    )
+    recover.add_argument("--out", metavar="DIR", type=Path, default=Path(), help="default: here")
+    _comfyui_option(recover, "job")
+    _runs_option(recover)
+    _json_option(recover)
 
 
 def _listing_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:

@@ -15,6 +15,12 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def part_of(part: int, whole: int) -> str:
+    """Of so many: "8.6 of 11.9 billion ", "3 of 4 "."""
+    unit, name = next(one for one in ((10**9, "billion "), (10**6, "million "), (1, "")) if max(whole, 1) >= one[0])
+    return f"{part / unit:.{1 if name else 0}f} of {whole / unit:.{1 if name else 0}f} {name}"
+
+
 def duration(seconds: float) -> str:
     """0:07, 12:34, 1:02:03."""
     minutes, rest = divmod(max(0, round(seconds)), 60)

@@ -20,11 +20,12 @@ from ...trainer_core.families.conditioning import AUDIO, MAIN, Conditioning, Str
 from ...trainer_core.families.names import Place
 from ...trainer_core.families.sources.source import Source
 from ...trainer_core.families.spec import FamilySpec
+from ...trainer_core.memory.packing import Packing, described
 from ...trainer_core.memory.saved import mutable_saved
 from . import controls, files, sampling, traits, video
 from . import sound as sounds
 from .conditioning import Options, moved, to_embedding, to_options
-from .loading import Linked, TrainedModel, recall, sampling_of
+from .loading import Linked, TrainedModel, recall, sampling_of, stays_as_it_is
 from .media import decoded, encoded
 from .prediction import computing, predicted
 from .quantized import as_loaded
@@ -82,6 +83,11 @@ class ComfyBase(Base):
         return f"{self._linked.models_digest} {sha256_once(Path(adapter))}" if adapter else self._linked.models_digest
 
     def check_parts(self) -> None:
+        if self.config.text_encoder_quantization != "none":
+            raise BaseModelError(
+                "model.text_encoder_quantization: the CLIP is used as ComfyUI has loaded it. Set it to none, and "
+                "load a CLIP in fp8 or another format to save memory"
+            )
         if self._linked.clip is None:
             raise BaseModelError("the base has no CLIP: link the one that the model is sampled with")
         if self._linked.vae is None:
@@ -188,8 +194,23 @@ class ComfyBase(Base):
             trained = TrainedModel(self._linked.models[place])
             if file := self.config.files.get(files.TRAINING_ADAPTER):
                 self._turbo.append(TrainingAdapter(Path(file), trained.model))
+            if self.config.quantization != "none":
+                mark = f"{self._linked.models_digest} {place}"
+                trained.pack(
+                    Packing(self.config.quantization, mark, self.packed_cache, self.config.low_rank), self.dtype
+                )
+            self.recover(trained.denoiser)
         self._trained[expert] = trained
         return trained.denoiser
+
+    def precision_told(self) -> list[str]:
+        if self.config.quantization == "none":
+            return []
+        packing = Packing(self.config.quantization, low_rank=self.config.low_rank)
+        return [
+            described(one.model.diffusion_model, packing, self.dtype, stays_as_it_is(one))
+            for one in self._linked.models
+        ]
 
     def outline(self, expert: str = "") -> nn.Module:
         found: nn.Module = self._linked.models[

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import nn
 
 from ...trainer_core.adapters.operations import layers_of
-from ...trainer_core.memory.blocks import ATTENTION, attends, members
+from ...trainer_core.memory.blocks import ATTENTION, MODULATION, attends, members
+from ...trainer_core.units import part_of
 
 EXCEPTIONS = {
     r"(.+\.)?distilled_guidance_layer\..+": "Chroma: it makes the modulation of all blocks at once",
@@ -23,13 +24,6 @@ EXCEPTIONS = {
 }
 """Layers of blocks that are not adapted, as regular expressions over whole paths, and why."""
 
-_MODULATION = re.compile(
-    r"(?:.*\.)?(?:\w*ada_?ln\w*|(?:\w+_)?mod(?:ulation)?(?:_\w+)?|mod[cx]+|\w*norm\d*|emb_layers|mapper(?:_\w+)?"
-    r"|time_pos_embed)(?:\..+)?",
-    re.IGNORECASE,
-)
-"""What scales and shifts by the time or another condition."""
-
 
 def targets(diffusion_model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The layers that each value of `adapter.targets` adapts, as regular expressions for one path each.
@@ -38,7 +32,7 @@ def targets(diffusion_model: nn.Module) -> dict[str, tuple[str, ...]]:
     the 1x1 convolutions around transformer blocks count as linear.
     """
     linear = {path: inside for path, inside, is_linear in _layers(diffusion_model) if is_linear}
-    modulation = {path for path, inside in linear.items() if _MODULATION.fullmatch(inside)}
+    modulation = {path for path, inside in linear.items() if MODULATION.fullmatch(inside)}
     attention = {path for path, inside in linear.items() if ATTENTION.fullmatch(inside)} - modulation
     return {
         "attention": _patterns(path for path in linear if path in attention),
@@ -57,10 +51,7 @@ def described(diffusion_model: nn.Module, patterns: Sequence[str]) -> str:
     chosen = re.compile("|".join(patterns) or r"(?!)")
     sizes = {path: math.prod(operation.weight_shape) for path, (_, operation) in layers_of(diffusion_model).items()}
     layers = [size for path, size in sizes.items() if chosen.fullmatch(path)]
-    whole = sum(sizes.values())
-    unit, name = next(one for one in ((10**9, "billion "), (10**6, "million "), (1, "")) if whole >= one[0])
-    part, whole_in_units = (f"{number / unit:.{1 if name else 0}f}" for number in (sum(layers), whole))
-    return f"{len(layers)} layers ({part} of {whole_in_units} {name}weights)"
+    return f"{len(layers)} layers ({part_of(sum(layers), sum(sizes.values()))}weights)"
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, str, bool]]:

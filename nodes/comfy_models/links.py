@@ -42,4 +42,5 @@ def linked_model(
     opened = ComfyBase.open(base)
     opened.check_parts()
     sizes = described(models[0].model.diffusion_model, opened.spec.targets["attention_mlp"])
-    return base, f"{opened.spec.title}\na LoRA of attention and feed-forward adapts\n{sizes}"
+    text = f"{opened.spec.title}\na LoRA of attention and feed-forward adapts\n{sizes}"
+    return base, "\n".join([text, *opened.precision_told()])

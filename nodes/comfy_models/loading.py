@@ -6,7 +6,7 @@ What comes over links is never changed. We train a copy of the model's structure
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,8 +22,11 @@ from torch import Tensor, nn
 
 from ...trainer_core.config import LINKS
 from ...trainer_core.errors import BaseModelError
+from ...trainer_core.memory.packed_linear import PackedLinear
+from ...trainer_core.memory.packing import Packing, pack_in_place
 from .digest import digest
-from .quantized import add_gradients, as_loaded
+from .frozen import keep_no_weights
+from .quantized import as_loaded
 from .shadow import shadow
 
 
@@ -173,12 +176,19 @@ class TrainedModel:
             merged = self.patcher.patch_weight_to_device(key, device_to=self.patcher.load_device, return_weight=True)
             comfy.utils.set_attr_param(model, key, _ordinary(merged.to(self.patcher.offload_device)))
         self.patcher.patches = {}
-        add_gradients(model)
+        keep_no_weights(model)
         self.model = model
         """A `comfy.model_base.BaseModel`."""
         self._options: dict[str, Any] | None = None
         self._room: float | None = None
         """Bytes that were left for training when it was loaded."""
+
+    def pack(self, packing: Packing, dtype: torch.dtype) -> None:
+        """Quantizes the layers of its blocks one by one, on its device, and leaves them where they were.
+
+        What the file or another loader has quantized stays, and what nodes change each time that it computes.
+        """
+        pack_in_place(self.denoiser, packing, self.patcher.load_device, dtype, stays_as_it_is(self.patcher))
 
     @property
     def denoiser(self) -> nn.Module:
@@ -207,6 +217,9 @@ class TrainedModel:
         for parameter in self.denoiser.parameters():
             if parameter.requires_grad and parameter.device != self.patcher.load_device:
                 parameter.data = parameter.data.to(self.patcher.load_device)
+        for module in self.denoiser.modules():
+            if isinstance(module, PackedLinear):  # ComfyUI brings layers one by one of its own kinds only
+                module.to(self.patcher.load_device)
         self.patcher.pre_run()
 
     def make_room_anew(self) -> None:
@@ -229,6 +242,16 @@ class TrainedModel:
             )
             self._options = options
         return self._options
+
+
+def stays_as_it_is(patcher: Any) -> Callable[[str, nn.Module], bool]:
+    """Which layers of a MODEL, by their path and themselves, are not quantized by us."""
+
+    def stays(path: str, layer: nn.Module) -> bool:
+        plain = type(layer.weight) in (Tensor, nn.Parameter)
+        return not plain or f"diffusion_model.{path}.weight" in patcher.weight_wrapper_patches
+
+    return stays
 
 
 def _ordinary(tensor: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def _open(model: ModelConfig, tensors: Mapping[str, Tensor]) -> tuple[Base, dict
     from ..families.registry import open_base
 
     split = [found for key in tensors if (found := split_key(key))]
-    base = open_base(model.but(device="cpu"))
+    base = open_base(model.but(device="cpu", quantization="none", text_encoder_quantization="none"))
     if not any(part in ("dora_scale", "magnitude") for _, part in split):
         base.source = base.source.without_weights()
     own, text = split_text({name: None for name, _ in split})

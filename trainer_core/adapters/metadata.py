@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..config import JobConfig
+from ..families.precision import precision_of
 
 if TYPE_CHECKING:
     from ..families.base import Base
@@ -74,6 +75,7 @@ def lora_metadata(
         "lora_foundry.config": json.dumps(without_paths(job, base), sort_keys=True),
         "lora_foundry.weights": weights,
         "lora_foundry.base_hash": base_hash,
+        "lora_foundry.base_precision": precision_of(base),
         "lora_foundry.deterministic": deterministic,
         "lora_foundry.dataset_digest": dataset_digest,
     }
@@ -124,6 +126,8 @@ def without_paths(job: JobConfig, base: Base) -> dict[str, Any]:
     data["model"]["source"] = base.source.name
     model = data["model"]
     model["files"] = {part: PurePath(file).name for part, file in model["files"].items()}
+    recovery = model["recovery_adapter"]
+    model["recovery_adapter"] = PurePath(recovery).name if recovery else None
     model["tokenizers"] = PurePath(model["tokenizers"]).name if model["tokenizers"] else None
     for dataset in data["datasets"]:
         dataset["folder"] = PurePath(dataset["folder"]).name

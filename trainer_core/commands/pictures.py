@@ -50,6 +50,7 @@ def sample(args: argparse.Namespace) -> int:
         settings=settings,
         controls=[one.pictures() for one in controls] or [()] * len(prompts),
         progress=lambda done, total: progress(api.Phase("drawing", done, total)),
+        cache=api.cache_of(args.runs),
     )
     progress.clear()
     drawn = list(_save(found, args.out, lora.name))

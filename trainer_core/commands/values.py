@@ -36,6 +36,14 @@ def count(text: str) -> int:
     return value
 
 
+def whole(text: str) -> int:
+    """A whole number from 0 on."""
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
 def which_step(text: str) -> int | str:
     """A step, or which checkpoint in a word."""
     return text if text in ("best", "latest") else count(text)
@@ -66,5 +74,5 @@ def share(text: str) -> float:
 
 
 # argparse says "invalid number value: …"
-seed.__name__ = count.__name__ = which_step.__name__ = "whole number"
+seed.__name__ = count.__name__ = whole.__name__ = which_step.__name__ = "whole number"
 number.__name__ = size.__name__ = share.__name__ = "number"

@@ -82,6 +82,8 @@ class JobConfig(Section):
                 f"sample.controls: {len(self.sample.controls)} for {len(self.sample.prompts)} prompts; give one for "
                 "all, or one for each"
             )
+        if self.memory.compile and self.adapter.dropout:
+            raise ValueError("memory.compile: dropout would be compiled anew in each step; set adapter.dropout to 0")
         if "ema" in (self.save.weights, self.sample.weights) and self.train.ema_decay is None:
             raise ValueError("weights: ema needs train.ema_decay")
         return self

@@ -10,7 +10,7 @@ from .section import Section, empty_is_none
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
-Quantization = Literal["none", "float8", "int8", "6bit", "5bit", "4bit", "nf4", "3bit", "2bit"]
+Quantization = Literal["none", "float8", "int8", "6bit", "5bit", "4bit", "nf4", "3bit", "2bit", "uint4", "uint3"]
 
 LINKS = "comfyui:"
 """How the source of a base begins that came over the links of a ComfyUI graph; a digest of what they held follows."""
@@ -50,7 +50,8 @@ class ModelConfig(Section):
     quantization: Quantization = Field(
         "none",
         description="How the denoiser's frozen layers are held: none is as they come; float8, int8 and 6bit cost "
-        "hardly any accuracy, 5bit and 4bit some, 3bit and 2bit ask for a recovery adapter. nf4 is bitsandbytes'.",
+        "hardly any accuracy, 5bit and 4bit some, 3bit and 2bit ask for a recovery adapter. nf4 is bitsandbytes'; "
+        "uint4 and uint3 are what AI Toolkit's recovery adapters (ARA) were made for.",
     )
     text_encoder_quantization: Quantization = Field("none", description="The same for the text encoders.")
     recovery_adapter: str | None = Field(

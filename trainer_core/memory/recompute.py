@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError
 from .attention import KeptAttention
+from .bounded import bounded
 from .liveness import graph
 from .offload import Copies, Inputs, Offload
 from .saved import keep, memory, version
@@ -33,11 +34,12 @@ def recompute_blocks(
 ) -> None:
     """Makes blocks of a model keep nothing but their inputs for the backward pass, and compute the rest again.
 
-    Gradients are the same, bit for bit. Where blocks change what they are given, or others do, the model trains inside
-    `mutable_saved` only; outside of it this is a RuntimeError. Where nothing needs a gradient the blocks run as before.
+    Gradients are the same, bit for bit, whichever are. Where blocks change what they are given, or others do, the
+    model trains inside `mutable_saved` only; outside of it this is a RuntimeError. Where nothing needs a gradient the
+    blocks run as before.
 
     Args:
-        every: only each n-th block is computed again.
+        every: only each n-th block is computed again; 0: none.
         keep_attention: what attention gives is kept, too, and not computed again.
         copies: has the inputs wait in host memory.
 
@@ -48,8 +50,11 @@ def recompute_blocks(
     if not own.issuperset(blocks):
         raise ValueError("blocks of another model")
     offload = None if copies is None else Offload(copies)
-    for block in blocks[::every]:
-        block.forward = _recomputed(block, block.forward, keep_attention, offload)
+    for number, block in enumerate(blocks):
+        if every and number % every == 0:
+            block.forward = _recomputed(block, block.forward, keep_attention, offload)
+        else:
+            block.forward = bounded(block.forward)
 
 
 def keep_blocks(blocks: Iterable[nn.Module]) -> None:

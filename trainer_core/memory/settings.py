@@ -38,7 +38,11 @@ class MemorySettings:
     @classmethod
     def of(cls, job: JobConfig) -> MemorySettings:
         """As a job says."""
-        return cls(recompute=job.train.gradient_checkpointing)
+        recompute, memory = job.train.gradient_checkpointing, job.memory
+        if memory.plan != "manual":
+            return cls(recompute)
+        every, layer_offloading = memory.checkpoint_every, memory.layer_offloading
+        return cls(recompute, every, memory.keep_attention, memory.offload_inputs, layer_offloading=layer_offloading)
 
 
 def label(settings: MemorySettings) -> str:

@@ -122,7 +122,8 @@ class Streamed:
         def forward(*args: Any, **kwargs: Any) -> Any:
             with self._used(path):
                 given = run(*args, **kwargs)
-            if path in self._numbers and path not in self._differentiated and _has_graph(given):
+            recomputed = path in self._differentiated or not torch.is_grad_enabled()
+            if path in self._numbers and not recomputed and _has_graph(given):
                 raise TrainingError(
                     "layer offloading: a block whose weights are streamed has to be computed again in the backward "
                     "pass. Switch on train.gradient_checkpointing, or set memory.layer_offloading to 0"

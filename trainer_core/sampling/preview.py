@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..adapters.deltas import Deltas
+    from ..data.cache import TensorCache
     from ..families.base import Base
     from ..families.conditioning import Conditioning, Streams
     from ..families.spec import FamilySpec
@@ -53,12 +54,14 @@ def preview_frames(
     sample: SampleConfig | None = None,
     controls: Sequence[Sequence[Image.Image]] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    cache: TensorCache | None = None,
 ) -> Drawn:
     """Draws one picture or video per prompt with a base and, if given, a LoRA (a file, or tensors in ComfyUI's names).
 
     Args:
         controls: control images of each prompt; if not told, those that `sample` names.
         progress: hears, before each step, how many pictures of how many are drawn; ends the drawing by raising.
+        cache: where quantized weights are kept.
 
     Raises:
         FoundryError: if base or LoRA cannot be loaded or do not fit each other, or control images do not fit the base.
@@ -74,6 +77,7 @@ def preview_frames(
 
     sample = sample or SampleConfig()
     with torch.inference_mode(False), closing(open_base(model)) as base:
+        base.packed_cache = cache
         settings = SamplerSettings.of(sample, base)
         if controls is None:
             controls = [one.pictures() for one in of_settings(sample, len(prompts))]

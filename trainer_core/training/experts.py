@@ -17,6 +17,7 @@ from ..adapters.adapter import Adapter
 from ..errors import ConfigError
 from ..families.device import release_memory
 from ..memory.blocks import blocks_of
+from ..memory.compiled import compile_blocks
 from ..memory.copier import Copier, copier_for
 from ..memory.recompute import keep_blocks
 from ..memory.settings import MemorySettings
@@ -70,11 +71,12 @@ class Experts:
             load = base.load_denoiser_on_host if copier else base.load_denoiser
             denoiser = load(spec.name).train()
             adapter = Adapter.of(job, base, denoiser)
+            if job.memory.compile:
+                compile_blocks(blocks_of(denoiser).values(), emit)
             streamed = streamed_blocks(denoiser, memory, copier) if copier else None
             if streamed:
-                base.bring(denoiser, base.device)
-            if memory.recompute:
-                base.recompute_blocks(denoiser, memory)
+                self._move(denoiser, adapter, base.device)
+            base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
             updater = Updater(job, objective, adapter, emit)
             self._all.append(Expert(spec.name, denoiser, adapter, objective, updater, streamed))
@@ -119,10 +121,13 @@ class Experts:
     def _put(self, expert: Expert, device: torch.device | str) -> None:
         if expert.streamed:
             expert.streamed.unload()
-        self._base.bring(expert.denoiser, device)
-        for flat in expert.adapter.flats():
-            flat.follow()
+        self._move(expert.denoiser, expert.adapter, device)
         release_memory(self._base.device)
+
+    def _move(self, denoiser: nn.Module, adapter: Adapter, device: torch.device | str) -> None:
+        self._base.bring(denoiser, device)
+        for flat in adapter.flats():
+            flat.follow()
 
     def _copier(self, memory: MemorySettings, emit: Listener) -> Copier | None:
         """What copies the weights of streamed blocks; None if there are none.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import JobConfig, Section, resolved, validated
+from ..content import sha256_once
 from ..errors import ConfigError, ResumeRefused
 from .environment import environment
 
@@ -64,8 +65,8 @@ MAY_BE_ACCEPTED: Mapping[str, str] = {
 }
 """What changes the updates to come, and may do so by explicit wish: the reason for wishing it."""
 
-_PLACES = {"datasets.folder", "datasets.mask_folder", "datasets.control_folders"}
-"""Folders. Another one may be named, but not one where there was none."""
+_PLACES = {"datasets.folder", "datasets.mask_folder", "datasets.control_folders", "model.recovery_adapter"}
+"""Folders and files whose contents are compared. Another one may be named, but not one where there was none."""
 
 
 def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, str]) -> dict[str, str]:
@@ -78,6 +79,7 @@ def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, st
         "config": settings_text(job),
         **known,
         "environment": json.dumps(environment(base.device, job.train.optimizer)),
+        "products": json.dumps(dict(base.products), sort_keys=True),
         "encoded_by": data.encoded_by(),
     }
 
@@ -88,11 +90,15 @@ def settings_text(job: JobConfig) -> str:
 
 
 def digests(data: PreparedData, base: Base) -> dict[str, str]:
-    """What the data and the base are, wherever they lie: dataset_digest, base_hash, encoders_hash, base_settings."""
+    """What the data and the base are, wherever they lie: dataset_digest, base_hash, encoders_hash, recovery_hash,
+    base_settings.
+    """
+    recovery = base.config.recovery_adapter
     return {
         "dataset_digest": data.digest(),
         "base_hash": base.denoiser_fingerprint(),
         "encoders_hash": base.encoders_fingerprint(),
+        "recovery_hash": sha256_once(Path(recovery)) if recovery else "",
         "base_settings": json.dumps(base.settings(), sort_keys=True),
     }
 
@@ -135,6 +141,8 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
         changed["model.source"] = "its text encoders, tokenizers or VAE are not those of before"
     elif other := _other_base_settings(saved, now, job):
         changed["model.source"] = other
+    if saved.get("recovery_hash", "") != now.get("recovery_hash", "") and "model.recovery_adapter" not in changed:
+        changed["model.recovery_adapter"] = "its weights are not those of before"
     if saved["dataset_digest"] != now["dataset_digest"] and not any("datasets" in field for field in changed):
         changed[DATA] = _other_data(job_then, job)
     refused = {field: what for field, what in changed.items() if field not in accept}
@@ -146,6 +154,7 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
         *(f"{field}: {what} from step {step + 1} on" for field, what in changed.items()),
         *_new_length(job_then, job, step),
         *_new_environment(saved, now, step),
+        *_other_products(saved, now, step),
         *_encoded_elsewhere(saved, now, step),
     ]
 
@@ -216,6 +225,12 @@ def _new_environment(saved: Mapping[str, str], now: Mapping[str, str], step: int
     if differences:
         told = "; ".join(differences)
         yield f"from step {step + 1} on in another environment, where the last bits may differ: {told}"
+
+
+def _other_products(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:
+    """They are chosen anew where the run's `products.json` is gone."""
+    if saved.get("products", "{}") != now.get("products", "{}"):
+        yield f"from step {step + 1} on other products with the quantized base are computed in 8 bits than before"
 
 
 def _encoded_elsewhere(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:

@@ -11,6 +11,8 @@ from ..data.cache import CACHE_FOLDER, TensorCache
 from ..data.prepare import PreparedData
 from ..errors import Interrupted
 from ..families.registry import job_with_family, open_base
+from ..memory.attention_kernels import tuned_attention
+from ..memory.recovery_file import recovery_notes
 from ..runs.events import Listener, Phase, StateChanged, Warning
 from ..runs.requests import PAUSE, STOP, Requests
 from ..runs.run_folder import RunFolder
@@ -20,6 +22,7 @@ from .determinism import deterministic
 from .environment import environment
 from .loop import Trainer
 from .previews import negative_text, preview_texts
+from .products import choose_products
 
 
 def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, accept: Collection[str]) -> str:
@@ -57,10 +60,13 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
             progress("scanning the data", 0, 1)
             cache = TensorCache(run.path.parent / CACHE_FOLDER)
             # on another device, or on more threads, encoders give other last bits
+            base.packed_cache = cache
             data = PreparedData(job, base, cache, json.dumps(environment(base.device)))
             progress("checking the base", 0, 1)
             base.encoders_fingerprint()
             base.denoiser_fingerprint()
+            for note in recovery_notes(base):
+                emit(Warning(note))
             prompts = preview_texts(job)
             data.encode_texts([*prompts, negative_text(job)] if prompts else [], progress)
             data.encode_images(progress)
@@ -68,10 +74,12 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
                 findings.add("pictures or captions came from the cache, encoded in another or an unknown environment")
             cache.prune(int(job.cache.limit_gb * GB))
             progress("loading the base", 0, 1)
-            trainer = Trainer(run, job, base, data, emit, requests, findings)
-            trainer.restore(accept)
-            run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
-            finished = trainer.train()
+            with tuned_attention(run.path, base.device, job.memory.attention, emit):
+                trainer = Trainer(run, job, base, data, emit, requests, findings)
+                choose_products(run.path, job, base, trainer.experts, emit)
+                trainer.restore(accept)
+                run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
+                finished = trainer.train()
     except Interrupted:
         pass
     return "finished" if finished else ("paused" if requests.asked(PAUSE) and not requests.asked(STOP) else "stopped")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.trainer_core.memory.kept import weights_kept
+
 from ..pack import ROOT, module
 from .hosted import linked, lora_of, opened, relative, sample_of, sampled, states, trained, training
 from .quantized import FORMATS, loaded, weight_bytes, write
@@ -137,6 +139,29 @@ def test_a_run(name: str, files: dict[str, tuple[Path, Path]], make_dataset: Any
     loaded_keys = comfy.lora.load_lora(dict(tensors), keys, log_missing=False)
     assert len(loaded_keys) == len({key.rpartition(".lora_")[0] for key in tensors if ".lora_A" in key})
     assert weight_bytes(model) < 0.6 * weight_bytes(loaded(files[name][1]))
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "fp8 without scales", "bf16"])
+def test_no_weight_is_kept_for_the_backward_pass(
+    name: str, files: dict[str, tuple[Path, Path]], plain: dict[str, Any], request: pytest.FixtureRequest
+) -> None:
+    """Neither of adapted layers nor of the others, which compute under autograd too."""
+    import comfy.sd
+
+    held = {"fp8 without scales": torch.float8_e4m3fn, "bf16": torch.bfloat16}.get(name)
+    if held is None:
+        model = loaded(files[name][0])
+    else:
+        with torch.inference_mode():
+            model = comfy.sd.load_diffusion_model(str(DENOISER), model_options={"dtype": held})
+            model.model.manual_cast_dtype = torch.float32
+    adapters, config = module("trainer_core.adapters.adapter"), module("trainer_core.config")
+    base = opened(model)
+    noisy, t = {"main": torch.zeros(2, 16, 8, 12)}, torch.tensor([0.35, 0.8])
+    with training(base) as denoiser:
+        adapters.Adapter(denoiser, config.AdapterConfig(rank=4), base.spec.targets["attention"], 1)
+        given = base.collate([sample_of(text_of(model, seed)) for seed in (1, 2)])
+        assert weights_kept(denoiser, lambda: base.predict(denoiser, noisy, t, given)) == set()
 
 
 class _Clip:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from ...trainer_core.clips import frame, write_clip
+from ...trainer_core.memory.adversary import Adversary
 from ..pack import module
 from .zoo import MODELS
 from .zoo.record import Model
@@ -165,8 +167,6 @@ def test_clips_go_on_from_their_first_frame_where_a_data_set_says_so(name: str, 
 
 def test_sound_is_learned_with_an_audio_vae(clips: Path, tmp_path: Path) -> None:
     """Layers of sound alone learn from it, and nothing without it."""
-    from safetensors.torch import load_file
-
     from .zoo.encoders import sound_vae
 
     learned = []
@@ -182,8 +182,6 @@ def test_sound_is_learned_with_an_audio_vae(clips: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("name", "boundary"), [("wan22_t2v_high", 0.875), ("wan22_i2v_high", 0.9)])
 def test_two_experts_train_in_turn(name: str, boundary: float, clips: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     models = (VIDEO[name].make(), VIDEO[name.replace("high", "low")].make(seed=5))
     base = linked(VIDEO[name], models)
     job = job_of(base, clips, dataset={"frames": [9], "fps": 16}, sample={"frames": 5, "steps": 8}, steps=4)
@@ -226,6 +224,30 @@ def test_both_loras_of_two_experts_are_drawn_with(clips: Path, tmp_path: Path) -
     alone.write_bytes(lora.read_bytes())
     with pytest.raises(errors.ConfigError, match="name the run"):
         first_frame(lora=alone)
+
+
+def test_two_experts_with_streamed_blocks_are_the_same(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in its turn, with previews by ComfyUI's samplers in between."""
+    models = (VIDEO["wan22_t2v_high"].make(), VIDEO["wan22_t2v_low"].make(seed=5))
+    base, given = linked(VIDEO["wan22_t2v_high"], models), {"gradient_checkpointing": True, "steps": 4}
+    job = job_of(base, clips, dataset={"frames": [9], "fps": 16}, sample={"frames": 5, "steps": 8, "every": 2}, **given)
+    copier = Adversary(1)
+    monkeypatch.setattr(module("trainer_core.training.experts"), "copier_for", lambda _device: copier)
+    whole, streamed = (
+        module("trainer_core.api").new_run(tmp_path / name, job.but(memory=memory))
+        for name, memory in [("whole", {}), ("streamed", {"plan": "manual", "layer_offloading": 1.0})]
+    )
+    assert whole.run_here(lambda _: None) == streamed.run_here(lambda _: None) == "finished"
+    assert copier.copies > 4 * 2
+    for step in (2, 4):
+        ours, theirs = (one.run.sample_paths(step) for one in (streamed, whole))
+        assert [one.read_bytes() for one in ours] == [one.read_bytes() for one in theirs]
+    for one in ("lora_high_noise.safetensors", "lora_low_noise.safetensors"):
+        ours, theirs = (load_file(run.run.latest().path / one) for run in (streamed, whole))
+        assert ours.keys() == theirs.keys()
+        assert all(bool((ours[key] == theirs[key]).all()) for key in ours)
 
 
 def trains_and_resumes(job: Any, tmp_path: Path) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer_core.adapters.adapter import Adapter
-from trainer_core.config import AdapterConfig
 from trainer_core.errors import TrainingError
 from trainer_core.memory.blocks import blocks_of
 from trainer_core.memory.recompute import recompute_blocks
@@ -25,96 +23,22 @@ from trainer_core.memory.saved import mutable_saved
 from trainer_core.memory.streaming import Streamed, evenly_spread
 
 from .adversary import Adversary
-
-STEPS = 5
-BLOCKS = 5
-
-
-class Training:
-    """A small FLUX with a LoRA, trained on numbers."""
-
-    def __init__(self, count: int = 0, ring: int = 2, seed: int = 0, pins: bool = True, recompute: bool = True) -> None:
-        self.model = flux()
-        self.adapter = Adapter(self.model, AdapterConfig(rank=2), [r".*attn\.to_[qkv]", r".*proj_mlp", r".*net\.2"], 0)
-        for number, parameter in enumerate(self.adapter.parameters()):
-            parameter.data += noise(parameter.shape, number) * 0.1
-        blocks = blocks_of(self.model)
-        assert len(blocks) == BLOCKS
-        self.copier = Adversary(seed, pins)
-        self.streamed = Streamed(self.model, blocks, count, self.copier, ring)
-        if recompute:
-            recompute_blocks(self.model, blocks.values())
-        self.optimizer = torch.optim.AdamW(self.adapter.parameters(), lr=1e-2)
-
-    def predict(self, seed: int) -> Tensor:
-        text, ids = noise((2, 3, 8), seed + 1), torch.zeros(4, 3)
-        given = {"encoder_hidden_states": text, "pooled_projections": noise((2, 8), seed + 2)}
-        given |= {"img_ids": ids, "txt_ids": ids[:3], "timestep": torch.tensor([0.3, 0.7])}
-        return self.model(noise((2, 4, 4), seed), **given, guidance=torch.ones(2)).sample
-
-    def gradients(self, seed: int) -> Tensor:
-        """Of a target that the model gives without its LoRA, in two micro-batches."""
-        losses = []
-        for part in range(2):
-            with torch.no_grad(), self.adapter.disabled():
-                target = self.predict(seed + part) + noise((2, 4, 4), seed + part)
-            losses.append((self.predict(seed + part) - target).square().mean())
-            losses[-1].backward()
-        return torch.stack(losses).detach()
-
-    def step(self, seed: int) -> Tensor:
-        self.optimizer.zero_grad()
-        loss = self.gradients(seed)
-        self.optimizer.step()
-        return loss
-
-    def outcome(self, between: Callable[[Training, int], None] | None = None) -> list[Tensor]:
-        """Losses of all steps, and the trained weights."""
-        losses = []
-        for number in range(STEPS):
-            if between:
-                between(self, number)
-            losses.append(self.step(number))
-        return [*losses, *(one.detach() for one in self.adapter.parameters())]
-
-
-def flux() -> nn.Module:
-    from diffusers import FluxTransformer2DModel
-
-    sizes = {"attention_head_dim": 8, "num_attention_heads": 1, "joint_attention_dim": 8, "pooled_projection_dim": 8}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return FluxTransformer2DModel(
-            in_channels=4, num_layers=2, num_single_layers=3, axes_dims_rope=(2, 2, 4), guidance_embeds=True, **sizes
-        )
-
-
-def noise(shape: Any, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(scope="module")
-def whole() -> list[Tensor]:
-    return Training(recompute=False).outcome()
-
-
-def same(found: list[Tensor], expected: list[Tensor]) -> bool:
-    return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+from .streamed_training import BLOCKS, STEPS, Training, flux, noise, same, whole
 
 
 @pytest.mark.parametrize("ring", [1, 2, 3])
 @pytest.mark.parametrize("count", range(BLOCKS + 1))
-def test_losses_and_weights_are_those_of_the_whole_model(count: int, ring: int, whole: list[Tensor]) -> None:
+def test_losses_and_weights_are_those_of_the_whole_model(count: int, ring: int) -> None:
     streaming = Training(count, ring, seed=ring)
-    assert same(streaming.outcome(), whole)
+    assert same(streaming.outcome(), whole())
     assert streaming.copier.allocations == min(count, ring)
     assert bool(streaming.copier.copies) == bool(count)
 
 
-def test_weights_that_cannot_be_page_locked_stay_where_they_are(whole: list[Tensor]) -> None:
+def test_weights_that_cannot_be_page_locked_stay_where_they_are() -> None:
     streaming = Training(4, pins=False)
     before = {name: one.data_ptr() for name, one in flux_tensors(streaming)}
-    assert same(streaming.outcome(), whole)
+    assert same(streaming.outcome(), whole())
     assert {name: one.data_ptr() for name, one in flux_tensors(streaming)} == before
 
 
@@ -124,7 +48,7 @@ def flux_tensors(training: Training) -> Iterator[tuple[str, Tensor]]:
 
 
 @pytest.mark.parametrize("ring", [1, 2, 3])
-def test_a_pass_may_fail_anywhere(ring: int, whole: list[Tensor]) -> None:
+def test_a_pass_may_fail_anywhere(ring: int) -> None:
     """In any block, in the forward pass, when it is computed again, in a preview, or between the passes."""
     moments = itertools.count(1)
 
@@ -144,21 +68,21 @@ def test_a_pass_may_fail_anywhere(ring: int, whole: list[Tensor]) -> None:
                 hook.remove()
 
     streaming = Training(4, ring, seed=7)
-    assert same(streaming.outcome(between), whole)
+    assert same(streaming.outcome(between), whole())
     assert next(moments) == 6 * STEPS + 1
 
 
-def test_a_copy_may_fail(whole: list[Tensor]) -> None:
+def test_a_copy_may_fail() -> None:
     def between(training: Training, number: int) -> None:
         training.copier.fails_at = training.copier.copies + 3 + number
         with pytest.raises(RuntimeError, match="the link is down"):
             training.gradients(0)
 
-    assert same(Training(4, 2, seed=3).outcome(between), whole)
+    assert same(Training(4, 2, seed=3).outcome(between), whole())
 
 
 @pytest.mark.parametrize("ring", [1, 2, 3])
-def test_passes_without_gradients_come_between(ring: int, whole: list[Tensor]) -> None:
+def test_passes_without_gradients_come_between(ring: int) -> None:
     def between(training: Training, number: int) -> None:
         mode = torch.inference_mode if number % 2 else torch.no_grad
         with mode():
@@ -167,7 +91,7 @@ def test_passes_without_gradients_come_between(ring: int, whole: list[Tensor]) -
             assert torch.equal(training.predict(78), training.predict(78))
             training.model.train()
 
-    assert same(Training(3, ring, seed=ring).outcome(between), whole)
+    assert same(Training(3, ring, seed=ring).outcome(between), whole())
 
 
 def test_blocks_in_any_order_are_copied_when_they_are_called() -> None:
@@ -256,19 +180,19 @@ def test_autograd_notices_when_weights_that_it_keeps_are_overwritten() -> None:
     assert layer.weight.requires_grad
 
 
-def test_number_of_streamed_blocks_may_change_between_steps(whole: list[Tensor]) -> None:
+def test_number_of_streamed_blocks_may_change_between_steps() -> None:
     def between(training: Training, number: int) -> None:
         training.streamed.choose([2, 5, 0, 3, 1][number])
 
-    assert same(Training(4).outcome(between), whole)
+    assert same(Training(4).outcome(between), whole())
 
 
-def test_unloaded_in_between_as_when_another_expert_trains(whole: list[Tensor]) -> None:
+def test_unloaded_in_between_as_when_another_expert_trains() -> None:
     def between(training: Training, _number: int) -> None:
         training.streamed.unload()
         assert all(one.device.type == "cpu" for _, one in flux_tensors(training))
 
-    assert same(Training(4).outcome(between), whole)
+    assert same(Training(4).outcome(between), whole())
 
 
 def test_nothing_that_moves_a_model_finds_its_streamed_weights() -> None:

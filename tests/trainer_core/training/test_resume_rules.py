@@ -299,6 +299,15 @@ def test_other_weights_are_refused_wherever_they_lie() -> None:
         check_resume(told(JOB, encoders_hash="e2"), told(JOB), accept=MAY_BE_ACCEPTED)
 
 
+def test_another_recovery_adapter_is_refused_wherever_it_lies() -> None:
+    def with_adapter(place: str, digest: str) -> dict[str, str]:
+        return told(with_value(JOB, "model.recovery_adapter", place), recovery_hash=digest)
+
+    assert check_resume(with_adapter("/b.safetensors", "r1"), with_adapter("/a.safetensors", "r1")) == []
+    with pytest.raises(ResumeRefused, match=r"model\.recovery_adapter: its weights are not those of before"):
+        check_resume(with_adapter("/a.safetensors", "r2"), with_adapter("/a.safetensors", "r1"))
+
+
 # --- by explicit wish, and what is told ------------------------------------------------------------------------------
 
 

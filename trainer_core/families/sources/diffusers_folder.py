@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ...content import whole_file
 from ...errors import BaseModelError, FoundryError, first_line
 from ...files import sha256_of
+from ...memory.packing import pack_in_place
 from ...reading import read_json
 from ..names import Place
 from ..parts.kl_names import vae_name_before_2023
@@ -22,6 +23,8 @@ from .untrusted import check_part
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from ...memory.packing import Packing
 
 _SCHEDULER = "scheduler_config.json"
 LARGE = 64 << 20
@@ -46,7 +49,7 @@ class FolderPart:
         """
         return read_object(self.folder / (_SCHEDULER if self.folder.name == "scheduler" else "config.json"))
 
-    def load(self, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def load(self, kind: type, dtype: torch.dtype, device: torch.device, packing: Packing | None = None) -> nn.Module:
         """The part as a model of diffusers or transformers.
 
         Raises:
@@ -61,12 +64,14 @@ class FolderPart:
             model = empty_model(kind, config)
         names = {name: _stored_name(name, files) for name in model.state_dict()}
         if None not in names.values():
-            return fill(model, files, "", lambda name: Place(names[name] or name), dtype, device)
+            return fill(model, files, "", lambda name: Place(names[name] or name), dtype, device, packing)
         # weights that the library renames, or that are missing, which it tells
         precision = {"torch_dtype" if isinstance(model, ModelMixin) else "dtype": dtype}
         library = load_weights(kind, self.folder, **precision, **self._variant(self.weights())).to(device)
         for tensor in (*library.parameters(), *library.buffers()):
             tensor.data = tensor.data.clone()  # see `fill` for why not the mapped file
+        if packing:
+            pack_in_place(library, packing, packing.device or device, dtype)
         return library
 
     def check(self) -> None:

@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BaseModelError
+from ...memory.packing import packed_layer
 from ..names import Naming, Place
+from .stored import Stored
 from .tensors import FLOAT8, FLOATS, TensorFile
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from ...memory.packing import Packing
 
 
 def fill(
@@ -24,6 +28,7 @@ def fill(
     naming: Naming,
     dtype: torch.dtype,
     device: torch.device,
+    packing: Packing | None = None,
 ) -> nn.Module:
     """Gives an empty model its weights, which come to lie in memory of their own.
 
@@ -35,6 +40,7 @@ def fill(
         files: which together hold all weights.
         prefix: of the part's tensors in the files.
         naming: name of a weight in the model → where the files keep it, after the prefix.
+        packing: packs the weights of the blocks' linear layers; each is packed before the next one is read.
 
     Raises:
         BaseModelError: if a weight is missing, of another shape or of an unknown type.
@@ -48,14 +54,80 @@ def fill(
         by_key.setdefault(prefix + place.name, {}).setdefault(place, []).append(name)
     _check(files, targets, by_key)
     precise = _precise_modules(model, dtype)
+    single = {names[0] for places in by_key.values() for names in places.values() if len(names) == 1}
+    packed = _Packed(model, packing, single, precise, dtype, device)
     for file in files:
-        for key, stored in file.tensors(by_key.keys() & file.shapes.keys()):
-            scale = file.scale(key) if file.dtypes[key] in FLOAT8 else None
+        wanted = [
+            key
+            for key in by_key.keys() & file.shapes.keys()
+            if any(names[0] not in packed.there for names in by_key[key].values())
+        ]
+        for key, values in file.tensors(wanted):
+            stored = file.stored(key, values)
             for place, names in by_key[key].items():
-                own = torch.float32 if precise & set(names[0].split(".")) else dtype
-                _put(model, names, _converted(_rows(stored, place), targets[names[0]], own, device, scale))
-            del stored  # a view of the file: while it is held, the file's pages count as ours
+                weight = stored.at(place, targets[names[0]].shape)
+                if not packed.put(names[0], weight):
+                    own = torch.float32 if precise & set(names[0].split(".")) else dtype
+                    value = weight.dense(device)
+                    _put(model, names, torch.empty(value.shape, dtype=own, device=device).copy_(value))
+                    del value
+            del values, stored, weight  # views of the file: while they are held, the file's pages count as ours
     return model.to(device)
+
+
+class _Packed:
+    """The layers of a model whose weights are packed while it is filled; none without `packing`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        packing: Packing | None,
+        names: set[str],
+        precise: set[str],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Takes from the cache what is there.
+
+        Args:
+            names: of the weights that may be packed.
+            precise: modules of these names stay as they are.
+        """
+        self._model, self._dtype, self._lies = model, dtype, device
+        self._device = (packing and packing.device) or device
+        layers = packing.layers(model) if packing else {}
+        self._how = {
+            f"{path}.weight": how
+            for path, (_, how) in layers.items()
+            if f"{path}.weight" in names and not precise & set(path.split("."))
+        }
+        self.there: set[str] = set()
+        """Weights that are in their place."""
+        for name, how in self._how.items():
+            self._set(name, how.cached(name, self._layer(name), dtype, self._device))
+
+    def put(self, name: str, weight: Stored) -> bool:
+        """Packs a weight and puts it into its place; whether it is one of them."""
+        if name in self._how and name not in self.there:
+            how, layer = self._how[name], self._layer(name)
+            as_it_is = None if how.low_rank else weight.packed(how.name)
+            if as_it_is is None:
+                dense = weight.dense(self._device).to(self._device)
+                self._set(name, how.packed(name, dense, layer, self._dtype))
+            else:
+                self._set(name, packed_layer(as_it_is, layer, self._dtype))
+        return name in self.there
+
+    def _layer(self, name: str) -> nn.Module:
+        return self._model.get_submodule(name.removesuffix(".weight"))
+
+    def _set(self, name: str, layer: nn.Module | None) -> None:
+        if layer is not None:
+            for part, value in [*layer.named_buffers(recurse=False)] if self._lies != self._device else []:
+                if not value.is_meta:
+                    layer.register_buffer(part, value.to(self._lies))
+            self._model.set_submodule(name.removesuffix(".weight"), layer)
+            self.there.add(name)
 
 
 def empty_model(kind: Any, config: dict[str, Any]) -> nn.Module:
@@ -87,7 +159,7 @@ def _check(files: Sequence[TensorFile], targets: dict[str, Tensor], by_key: dict
         raise BaseModelError(f"{files[0].path}: is incomplete: {missing[0]}{more}")
     for key, origins in by_key.items():
         file = where[key]
-        if file.dtypes[key] not in FLOATS | FLOAT8:
+        if file.dtypes[key] not in FLOATS | FLOAT8 and key not in file.int8:
             raise BaseModelError(
                 f"{file.path}: {key} is stored as {file.dtypes[key]}: it is quantized in a way that LoRA Foundry "
                 "cannot read. Use the fp16, bf16 or fp8 version"
@@ -111,30 +183,6 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
     return shape
-
-
-def _rows(stored: Tensor, place: Place) -> Tensor:
-    """The part of a stored tensor that is one weight; a view."""
-    import torch
-
-    if place.total > 1:
-        unit = stored.shape[0] // place.total
-        stored = stored[place.start * unit : place.stop * unit]
-    if place.swap_halves:
-        stored = torch.cat(stored.chunk(2)[::-1])
-    return stored.t() if place.transposed else stored
-
-
-def _converted(stored: Tensor, target: Tensor, dtype: torch.dtype, device: torch.device, scale: float | None) -> Tensor:
-    """A copy in the model's shape, precision and place. fp8 with a scale is multiplied in fp32 before rounding."""
-    import torch
-
-    stored = stored.reshape(target.shape)
-    if stored.element_size() == 1:
-        # only CUDA and the CPU know fp8, and CUDA turns it back faster
-        stored = (stored.to(device) if device.type == "cuda" else stored).to(torch.float32)
-        stored = stored if scale is None else stored * scale
-    return torch.empty(target.shape, dtype=dtype, device=device).copy_(stored)
 
 
 def _put(model: nn.Module, names: list[str], value: Tensor) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ...memory.packing import Packing
+
 
 DENOISERS = {"unet", "transformer"}
 WEIGHTS = (".weight", ".bias", ".scale")
@@ -41,7 +43,7 @@ class FilePart:
         """Its configuration, from the shapes and from what the family always has."""
         return dict(self.made)
 
-    def load(self, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def load(self, kind: type, dtype: torch.dtype, device: torch.device, packing: Packing | None = None) -> nn.Module:
         """It as a model of a class, read tensor by tensor.
 
         Raises:
@@ -51,7 +53,7 @@ class FilePart:
         model = empty_model(kind, self.made)
         if self.whole:
             self._refuse_more(model)
-        return fill(model, [self.tensors], self.prefix, self.naming, dtype, device)
+        return fill(model, [self.tensors], self.prefix, self.naming, dtype, device, packing)
 
     def _refuse_more(self, model: nn.Module) -> None:
         """A model that is larger than what we build of it is another one, such as a UNet with motion modules."""

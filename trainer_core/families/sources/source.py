@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...config import SampleConfig, TrainConfig, validated
 from ...errors import BaseModelError, ConfigError
+from ...memory.packing import outline
 from ...reading import is_file, is_folder
 from .diffusers_folder import FolderPart, load_weights, read_object, reading
 from .hub import INDEX, download
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ...memory.packing import Packing
     from ..spec import FamilySpec
     from .layout import Layout
 
@@ -51,8 +53,8 @@ class Part(Protocol):
     def config(self) -> dict[str, Any]:
         """Its configuration, as diffusers or transformers writes it."""
 
-    def load(self, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:
-        """It as a model of a class of diffusers or transformers."""
+    def load(self, kind: type, dtype: torch.dtype, device: torch.device, packing: Packing | None = None) -> nn.Module:
+        """It as a model of a class of diffusers or transformers; with `packing`, layers of its blocks are packed."""
 
     def check(self) -> None:
         """Raises a BaseModelError if it is not complete, as far as can be told without reading its weights."""
@@ -94,17 +96,20 @@ class Source:
             return dict(self.schedule)
         return self._part(part).config()
 
-    def load(self, part: str, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def load(
+        self, part: str, kind: type, dtype: torch.dtype, device: torch.device, packing: Packing | None = None
+    ) -> nn.Module:
         """A part as a model of a class, on the device and in the precision, frozen and in evaluation mode.
 
         Args:
             part: "unet", "transformer", "vae", "text_encoder" or "text_encoder_2".
             kind: class of diffusers or transformers, such as UNet2DConditionModel.
+            packing: how the weights of its blocks are packed; None: not.
 
         Raises:
             BaseModelError: if it is not there, truncated, incomplete, or is something else.
         """
-        return self._part(part).load(kind, dtype, device).eval().requires_grad_(False)
+        return self._part(part).load(kind, dtype, device, packing).eval().requires_grad_(False)
 
     def without_weights(self) -> Source:
         """The same source, whose parts load as models on the meta device: with modules and shapes, at no cost."""
@@ -187,9 +192,19 @@ class Source:
 class _Outline(Source):
     """See `Source.without_weights`."""
 
-    def load(self, part: str, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG002
+    def load(
+        self,
+        part: str,
+        kind: type,
+        dtype: torch.dtype,
+        device: torch.device,  # noqa: ARG002
+        packing: Packing | None = None,
+    ) -> nn.Module:
         with reading(self.folder):
-            return empty_model(kind, self.config(part)).eval().requires_grad_(False)
+            made = empty_model(kind, self.config(part)).eval().requires_grad_(False)
+        if packing:
+            outline(made, packing, dtype)
+        return made
 
 
 class _Imitated(Source):

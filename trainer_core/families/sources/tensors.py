@@ -16,6 +16,7 @@ from ...content import spans_of_file
 from ...errors import AdapterError, BaseModelError, first_line
 from ...safetensors_file import read_header
 from .recognise import refuse_foreign
+from .stored import Stored
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +29,7 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 FLOAT8 = {"F8_E4M3", "F8_E5M2"}
 SCALES = ("scale_weight", "weight_scale")
 """What ComfyUI's fp8 files call the factor of a layer's weight, before and since version 0.4 of its format."""
+_INT8 = "int8_tensorwise"
 QUANTIZATION_KEYS = (*SCALES, "scale_input", "input_scale", "comfy_quant", "scaled_fp8")
 
 
@@ -52,7 +54,8 @@ class TensorFile:
         self.shapes = {name: tuple(int(size) for size in entry["shape"]) for name, entry in header.items()}
         self.dtypes = {name: str(entry["dtype"]) for name, entry in header.items()}
         self._offsets = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
-        self._refuse_unknown_quantization()
+        self.int8 = self._read_quantization()
+        """Name of a weight that is kept in int8 → the number of columns that were rotated together; 1: none."""
 
     def _check(self, header: dict[str, Any]) -> None:
         """Lets the library check the whole header: offsets, sizes, and that the file is not cut off."""
@@ -87,20 +90,22 @@ class TensorFile:
         except (OSError, SafetensorError) as error:
             raise BaseModelError(f"{self.path}: cannot be read any more ({first_line(error)})") from None
 
-    def scale(self, name: str) -> float | None:
-        """The factor of a weight that is kept in fp8 with one.
+    def stored(self, name: str, values: Tensor) -> Stored:
+        """A tensor of the file with what turns it back, if it is kept in 8 bits.
 
         Raises:
-            BaseModelError: if it is no single number.
+            BaseModelError: if its scale is neither one number nor one for each row.
         """
+        if self.dtypes[name] not in FLOAT8 and name not in self.int8:
+            return Stored(values)
         stem = name.removesuffix("weight")
         key = next((stem + scale for scale in SCALES if stem + scale in self.shapes), None)
         if key is None or key == name:
-            return None
-        ((_, value),) = self.tensors([key])
-        if value.numel() != 1:
-            raise BaseModelError(f"{self.path}: {key} is not one number: such a quantization is not read")
-        return float(value.float().item())
+            return Stored(values)
+        ((_, scale),) = self.tensors([key])
+        if scale.numel() not in (1, len(values)) or values.shape[-1] % self.int8.get(name, 1):
+            raise BaseModelError(f"{self.path}: {key} does not fit the weight's rows: such a quantization is not read")
+        return Stored(values, scale.float().clone(), self.int8.get(name, 1))
 
     def digest(self, names: Iterable[str]) -> str:
         """Changes with the tensors' names, types, shapes and contents, but not with their order in the file.
@@ -134,20 +139,28 @@ class TensorFile:
         with self.path.open("rb") as file:
             return 8 + int.from_bytes(file.read(8), "little")
 
-    def _refuse_unknown_quantization(self) -> None:
-        """fp8 is turned back exactly. Others (nf4, int8, nvfp4 …) are not: a LoRA should see the base as it is."""
-        formats: set[str] = set()
+    def _read_quantization(self) -> dict[str, int]:
+        """The weights that are kept in int8, with the number of columns that were rotated together.
+
+        Those in fp8 tell it by their type. Others (nf4, nvfp4 …) are not read: a LoRA should see the base as it is.
+
+        Raises:
+            BaseModelError: if there are others.
+        """
+        formats: dict[str, Any] = {}
         if any(".quant_state." in name or name.endswith(".absmax") for name in self.shapes):
-            formats.add("bitsandbytes (nf4 or fp4)")
+            formats[""] = {"format": "bitsandbytes (nf4 or fp4)"}
         layers = _json(self.metadata.get("_quantization_metadata", "{}")).get("layers")
-        formats |= {_format(layer) for layer in layers.values()} if isinstance(layers, dict) else set()
-        for _, mark in self.tensors(name for name in self.shapes if name.endswith(".comfy_quant")):
-            formats.add(_format(_json(bytes(mark.flatten().tolist()))))
-        if unknown := sorted(formats - {"float8_e4m3fn", "float8_e5m2"}):
+        formats |= layers if isinstance(layers, dict) else {}
+        for name, mark in self.tensors(name for name in self.shapes if name.endswith(".comfy_quant")):
+            formats[name.removesuffix(".comfy_quant")] = _json(bytes(mark.flatten().tolist()))
+        known = {"float8_e4m3fn", "float8_e5m2", _INT8}
+        if unknown := sorted({_format(layer) for layer in formats.values()} - known):
             raise BaseModelError(
-                f"{self.path}: is quantized ({', '.join(unknown)}), which LoRA Foundry cannot read. Use the fp16, bf16 "
-                "or fp8 version"
+                f"{self.path}: is quantized ({', '.join(unknown)}), which LoRA Foundry cannot read. Use the fp16, "
+                "bf16, fp8 or int8 version"
             )
+        return {f"{name}.weight": _rotation(layer) for name, layer in formats.items() if _format(layer) == _INT8}
 
 
 def _json(text: str | bytes) -> dict[str, Any]:
@@ -160,3 +173,11 @@ def _json(text: str | bytes) -> dict[str, Any]:
 
 def _format(layer: Any) -> str:
     return str(layer.get("format", "unknown")) if isinstance(layer, dict) else "unknown"
+
+
+def _rotation(layer: dict[str, Any]) -> int:
+    """What ComfyUI's loader reads of it."""
+    more = layer.get("params")
+    said = {**(more if isinstance(more, dict) else {}), **layer}
+    size = said.get("convrot_groupsize", 256)
+    return size if said.get("convrot") and isinstance(size, int) else 1

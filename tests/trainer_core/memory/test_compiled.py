@@ -1,0 +1,90 @@
+"""Compiled blocks compute the same, and where compiling fails a run goes on without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+
+from trainer_core.config import JobConfig
+from trainer_core.errors import ConfigError
+from trainer_core.memory.blocks import blocks_of
+from trainer_core.memory.compiled import compile_blocks
+from trainer_core.memory.saved import mutable_saved
+from trainer_core.runs.events import Event, Warning
+
+if TYPE_CHECKING:
+    from trainer_core.training.loop import Trainer
+
+
+@pytest.fixture(autouse=True)
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the C++ compiler, which takes a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [trainer.update().loss for _ in range(2)]
+
+
+def test_losses_and_weights_are_those_of_plain_blocks(
+    job_of: Callable[..., JobConfig], trainer_of: Callable[..., Trainer]
+) -> None:
+    train = {"gradient_checkpointing": True}  # computes blocks with gradients and without
+    plain = trainer_of(job_of(train=train))
+    compiled = trainer_of(job_of(name="compiled", train=train, memory={"compile": True, "plan": "manual"}))
+    torch._dynamo.utils.counters.clear()
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
+    one, other = (run.experts.active.adapter.state_dict() for run in (plain, compiled))
+    for name, value in one.items():
+        assert torch.allclose(other[name], value, atol=1e-4), name  # Adam's first steps are as large as the rate, 1e-2
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] >= 2  # both kinds of blocks
+    assert not counters["graph_break"]
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise BackendCompilerFailed(broken, RuntimeError("no compiler"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda _: broken)
+    blocks = [torch.nn.Linear(3, 3) for _ in range(2)]
+    x = torch.ones(1, 3)
+    expected = [block(x) for block in blocks]
+    told: list[Event] = []
+    compile_blocks(blocks, told.append)
+    assert all(torch.equal(block(x), y) for block, y in zip(blocks, expected, strict=True))
+    (warning,) = told
+    assert isinstance(warning, Warning)
+    assert "no compiler" in warning.message
+
+
+def test_nothing_is_compiled_where_changes_in_place_are_watched() -> None:
+    """torch would say nothing, and compile nothing."""
+    told: list[Event] = []
+    block, x = torch.nn.Linear(3, 3), torch.ones(1, 3)
+    expected = block(x)
+    compile_blocks([block], told.append)
+    with mutable_saved():
+        assert torch.equal(block(x), expected)
+    (warning,) = told
+    assert isinstance(warning, Warning)
+
+
+def test_errors_of_the_model_itself_are_not_taken_for_the_compilers(base: Any) -> None:
+    denoiser = base.load_denoiser()
+    told: list[Event] = []
+    block = next(iter(blocks_of(denoiser).values()))
+    compile_blocks([block], told.append)
+    with pytest.raises((TypeError, RuntimeError)):
+        block()
+
+
+def test_dropout_would_be_compiled_anew_in_each_step(job_of: Callable[..., JobConfig]) -> None:
+    with pytest.raises((ConfigError, ValueError), match="dropout"):
+        job_of(memory={"compile": True}, adapter={"dropout": 0.1})
