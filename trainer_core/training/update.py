@@ -105,11 +105,11 @@ class Updater:
         self, job: JobConfig, objective: Objective, adapter: Adapter, emit: Listener, ranks: Ranks = ALONE
     ) -> None:
         self.job, self.objective, self.adapter, self._emit, self._ranks = job, objective, adapter, emit, ranks
-        self._flats = adapter.flats()
-        self.flat = FlatOptimizer(adapter.parameters(), self._flats, job.train)
+        self.flats = adapter.flats()
+        self.flat = FlatOptimizer(adapter.parameters(), self.flats, job.train)
         self.optimizer = self.flat.optimizer
         decay = job.train.ema_decay
-        self.ema = None if decay is None else EMA(adapter.parameters(), self._flats, decay, job.train.ema_warmup)
+        self.ema = None if decay is None else EMA(adapter.parameters(), self.flats, decay, job.train.ema_warmup)
         self.pieces = 1
         """Into how many passes a micro-batch is cut; grows when memory does not do."""
         trained = {objective.base.dtype} | ({objective.base.text_encoder_dtype} if job.adapter.text_encoders else set())
@@ -154,7 +154,7 @@ class Updater:
     def _measured(self, batches: Batches, step: int) -> Tensor:
         """Computes and clips the gradients. Gives, on the device, the terms, which of them there are, and the norm."""
         numbers = self._reduced(batches) if self.scale is None else self._scaled(batches, step)
-        gradients = [flat.gradient for flat in self._flats]
+        gradients = [flat.gradient for flat in self.flats]
         numbers[-1] = total = norm(gradients)
         if self.job.train.max_grad_norm:
             for gradient in gradients:
@@ -222,7 +222,7 @@ class Updater:
         scale = min(self.scale + (step % _SCALE_GROWS_EVERY == 0), HIGHEST_SCALE)
         while True:
             numbers = self._reduced(batches, 2.0**scale)
-            gradients = [flat.gradient.mul_(0.5**scale) for flat in self._flats]
+            gradients = [flat.gradient.mul_(0.5**scale) for flat in self.flats]
             if all(gradient.isfinite().all() for gradient in gradients):
                 self.scale = scale
                 return numbers
@@ -236,22 +236,22 @@ class Updater:
         The place for the norm comes last.
         """
         shown = self._gradients_that_fit(batches, scale)
-        like = shown.get(MAIN, self._flats[0].gradient)
+        like = shown.get(MAIN, self.flats[0].gradient)
         numbers = torch.zeros(2 * len(_TERMS) + 1, dtype=like.dtype, device=like.device)
         for place, name in enumerate(_TERMS):
             if name in shown:
                 numbers[place] = shown[name]
                 numbers[len(_TERMS) + place].fill_(1)
-        for flat in self._flats:
+        for flat in self.flats:
             flat.collect()
-        self._ranks.add_up(*(flat.gradient for flat in self._flats), numbers)
+        self._ranks.add_up(*(flat.gradient for flat in self.flats), numbers)
         self.flat.prepare()
         return numbers
 
     def _gradients_that_fit(self, batches: Batches, scale: float = 1.0) -> dict[str, Tensor]:
         """The gradients times `scale`, in as many passes as memory asks for."""
         while True:
-            for flat in self._flats:
+            for flat in self.flats:
                 flat.zero()
             try:
                 return self._gradients(batches, scale)
@@ -275,6 +275,14 @@ class Updater:
                     "from the start"
                 )
             )
+
+    def differentiate(self, batches: Batches) -> None:
+        """The gradients of an update and nothing else, which waits for no number: to find out what they take."""
+        for flat in self.flats:
+            flat.zero()
+        self._gradients(batches, 1.0)
+        for flat in self.flats:
+            flat.collect()
 
     def _gradients(self, batches: Batches, scale: float) -> dict[str, Tensor]:
         """Adds up the gradients, times `scale`; gives the terms of the objective by name."""
