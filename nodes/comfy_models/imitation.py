@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
-from torch import nn
+from torch import Tensor, nn
 
+from ...trainer_core.families.conditioning import Conditioning
 from ...trainer_core.memory.imitation import imitate, on_real_tensors
 from .base import ComfyBase
+from .conditioning import Options
 from .loading import TrainedModel, at_rest
 from .shadow import shadow
 
@@ -60,3 +62,7 @@ class ImitatedBase(ComfyBase):
         place = [one.name for one in self.spec.experts].index(expert)
         trained = self._trained[expert] = ImitatedModel(self._linked.models[place])
         return trained.denoiser
+
+    def collate(self, samples: Sequence[Conditioning], guidance: Tensor | float | None = None) -> list[Options]:
+        with on_real_tensors():  # texts are read
+            return super().collate(samples, None if isinstance(guidance, Tensor) else guidance)

@@ -73,11 +73,6 @@ class PackedLinear(nn.Module):
             weight = weight.addmm_(self.low_rank_up.to(weight), self.low_rank_down.to(weight))
         return weight
 
-    @property
-    def device(self) -> torch.device:
-        part: Tensor = getattr(self, _PART + self._parts[0])
-        return part.device
-
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:

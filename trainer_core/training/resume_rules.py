@@ -84,6 +84,7 @@ def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, st
             environment(base.device, job.train.optimizer)
             | ({"optimizer step": "fused"} if is_fused(job.train, base.device) else {})
         ),
+        "products": json.dumps(dict(base.products), sort_keys=True),
         "encoded_by": data.encoded_by(),
         **({"ranks": str(ranks)} if ranks > 1 else {}),
     }
@@ -164,6 +165,7 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
         *(f"{field}: {what} from step {step + 1} on" for field, what in changed.items()),
         *_new_length(job_then, job, step),
         *_new_environment(saved, now, step),
+        *_other_products(saved, now, step),
         *_encoded_elsewhere(saved, now, step),
     ]
 
@@ -234,6 +236,12 @@ def _new_environment(saved: Mapping[str, str], now: Mapping[str, str], step: int
     if differences:
         told = "; ".join(differences)
         yield f"from step {step + 1} on in another environment, where the last bits may differ: {told}"
+
+
+def _other_products(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:
+    """They are chosen anew where the run's `products.json` is gone."""
+    if saved.get("products", "{}") != now.get("products", "{}"):
+        yield f"from step {step + 1} on other products with the quantized base are computed in 8 bits than before"
 
 
 def _encoded_elsewhere(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:

@@ -23,6 +23,7 @@ from .environment import environment
 from .loop import Trainer
 from .parallel import ALONE, Ranks
 from .previews import negative_text, preview_texts
+from .products import choose_products
 
 
 def work(
@@ -85,6 +86,8 @@ def work(
             attention = job.memory.attention if ranks.count == 1 else "default"
             with tuned_attention(run.path, base.device, attention, emit):
                 trainer = Trainer(run, job, base, data, emit, requests, findings, ranks)
+                if ranks.count == 1:  # as with attention
+                    choose_products(run.path, job, base, trainer.experts, emit)
                 trainer.restore(accept)
                 run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
                 finished = trainer.train()
