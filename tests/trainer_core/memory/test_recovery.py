@@ -126,7 +126,7 @@ def test_a_plan_knows_its_size(made: Made) -> None:
     base = open_base(made.model)
     with imitating({"single_transformer_blocks": 1}):
         layers = _packed(base.imitated().load_denoiser())
-    assert len(layers) == 33
+    assert len(layers) == 34
     for path, layer in layers.items():
         down = made.found.branches[path][0] if path in made.found.branches else None
         assert (layer.low_rank_down is None) == (down is None)
