@@ -165,7 +165,8 @@ class _Down(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         count = len(gradients)
-        weights, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors
+        weights, kept = saved[:count], saved[count:]
         shape, dtype = ctx.like
         ctx.total.is_done = True
         x_gradient = ctx.total.take()
