@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..config import ModelConfig
 from ..errors import BaseModelError
 from .conditioning import MAIN, Collated, Conditioning, Streams, TextEmbedding
-from .device import pick_device, pick_dtype
+from .device import pick_device, pick_dtype, upload
 from .names import Place
 from .sources.source import EMBEDDED, Source, open_source
 from .spec import FamilySpec, Part, SamplingDefaults
@@ -343,9 +343,10 @@ class Base(ABC):
         return Collated(
             text=stack_text(texts, self.device) if texts else self.embed([one.prompt for one in samples]),
             controls=tuple(
-                torch.stack(group).to(self.device) for group in zip(*(one.controls for one in samples), strict=True)
+                upload(torch.stack(group), self.device)
+                for group in zip(*(one.controls for one in samples), strict=True)
             ),
-            time_ids=torch.tensor(time_ids, dtype=torch.float32).to(self.device) if time_ids else None,
+            time_ids=upload(torch.tensor(time_ids, dtype=torch.float32), self.device) if time_ids else None,
             guidance=guidance,
         )
 
@@ -387,7 +388,7 @@ def stack_text(embeddings: list[TextEmbedding], device: torch.device) -> dict[st
     import torch
 
     try:
-        return {name: torch.stack([e[name] for e in embeddings]).to(device) for name in embeddings[0]}
+        return {name: upload(torch.stack([e[name] for e in embeddings]), device) for name in embeddings[0]}
     except RuntimeError as error:
         raise BaseModelError(f"text embeddings of different lengths cannot be batched: {error}") from error
 
@@ -396,5 +397,4 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], limit: int, device: torch.
     """Tokens (N, L) of prompts, padded and cut to the tokenizer's own limit and at most `limit`."""
     length = min(limit, tokenizer.model_max_length)
     encoded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    ids: Tensor = encoded.input_ids.to(device)
-    return ids
+    return upload(encoded.input_ids, device)

@@ -21,6 +21,7 @@ from ..memory.settings import MemorySettings
 from ..memory.streaming import Streamed, streamed_blocks
 from ..objective.timesteps import NoiseStages
 from ..runs.events import Listener, Warning
+from .parallel import ALONE, Ranks
 from .step import Objective
 from .update import Updater
 
@@ -52,7 +53,7 @@ class Expert:
 class Experts:
     """All experts that a job trains, the noisiest first."""
 
-    def __init__(self, job: JobConfig, base: Base, emit: Listener) -> None:
+    def __init__(self, job: JobConfig, base: Base, emit: Listener, ranks: Ranks = ALONE) -> None:
         """Loads the denoisers and adapts them; text encoders that are to be adapted are loaded already."""
         self._base, self._active = base, 0
         self._all: list[Expert] = []
@@ -69,7 +70,7 @@ class Experts:
             if memory.recompute:
                 base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
-            updater = Updater(job, objective, adapter, emit)
+            updater = Updater(job, objective, adapter, emit, ranks)
             self._all.append(Expert(spec.name, denoiser, adapter, objective, updater, streamed))
             if number:
                 self._put(self._all[number], "cpu")

@@ -68,17 +68,19 @@ _PLACES = {"datasets.folder", "datasets.mask_folder", "datasets.control_folders"
 """Folders. Another one may be named, but not one where there was none."""
 
 
-def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, str]) -> dict[str, str]:
+def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, str], ranks: int = 1) -> dict[str, str]:
     """What a checkpoint says of itself, and resuming compares: the job, digests of data and base, who computes.
 
     Args:
         known: the `digests`, which take a while.
+        ranks: processes that train it, each its part of a micro-batch.
     """
     return {
         "config": settings_text(job),
         **known,
         "environment": json.dumps(environment(base.device, job.train.optimizer)),
         "encoded_by": data.encoded_by(),
+        **({"ranks": str(ranks)} if ranks > 1 else {}),
     }
 
 
@@ -138,6 +140,11 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
     if saved["dataset_digest"] != now["dataset_digest"] and not any("datasets" in field for field in changed):
         changed[DATA] = _other_data(job_then, job)
     refused = {field: what for field, what in changed.items() if field not in accept}
+    processes = [one.get("ranks", "1") for one in (saved, now)]
+    if len({*processes}) > 1:
+        refused["train.batch_size"] = "it was trained by {} processes, and now {} would each train a batch".format(
+            *processes
+        )
     if job.train.steps < step:
         refused["train.steps"] = f"is {job.train.steps}, but the run has made {step} updates already"
     if refused:

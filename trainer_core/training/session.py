@@ -19,14 +19,18 @@ from ..units import GB
 from .determinism import deterministic
 from .environment import environment
 from .loop import Trainer
+from .parallel import ALONE, Ranks
 from .previews import negative_text, preview_texts
 
 
-def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, accept: Collection[str]) -> str:
+def work(
+    run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, accept: Collection[str], ranks: Ranks = ALONE
+) -> str:
     """Prepares the data, loads the base, trains; when it returns, nothing of it is in memory.
 
     Args:
         accept: what may differ from the checkpoint by the user's explicit wish (`resume_rules`).
+        ranks: the processes that do this at once, each in its own.
 
     Returns:
         `finished`, `stopped` or `paused`.
@@ -39,6 +43,8 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
         requests.check()
         emit(Phase(what, done, total))
 
+    if not ranks.leads and not ranks.tell():
+        return "stopped"  # rank 0 was, before the data were ready
     for note in run.repair():
         emit(Warning(note))
     latest = run.latest()
@@ -48,7 +54,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
     step = latest.step if latest else 0
     run.write_status("running", step, job.train.steps)
     emit(StateChanged("running", step, job.train.steps))
-    finished = False
+    finished, waiting = False, ranks.leads
     try:
         job = job_with_family(job)
         with closing(open_base(job.model)) as base, deterministic(base.device, job.train.deterministic) as findings:
@@ -66,12 +72,15 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
             data.encode_images(progress)
             if data.encoded_elsewhere():
                 findings.add("pictures or captions came from the cache, encoded in another or an unknown environment")
-            cache.prune(int(job.cache.limit_gb * GB))
+            if waiting:
+                cache.prune(int(job.cache.limit_gb * GB))
             progress("loading the base", 0, 1)
-            trainer = Trainer(run, job, base, data, emit, requests, findings)
+            waiting = waiting and not ranks.tell("ready")
+            trainer = Trainer(run, job, base, data, emit, requests, findings, ranks)
             trainer.restore(accept)
             run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
             finished = trainer.train()
     except Interrupted:
-        pass
+        if waiting:
+            ranks.tell()
     return "finished" if finished else ("paused" if requests.asked(PAUSE) and not requests.asked(STOP) else "stopped")
