@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 TARGETS = (
@@ -31,7 +33,10 @@ class Builtin:
         self._nodes: Any = comfy_extras.nodes_train
         self._dtype = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
         options = {"dtype": next(iter(weights.values())).dtype}
-        self._model = comfy.sd.load_diffusion_model_state_dict(weights, model_options=options)
+        self._folder = tempfile.TemporaryDirectory()  # from which the node makes its copy
+        file = Path(self._folder.name) / "model.safetensors"
+        save_file(weights, file)
+        self._model = comfy.sd.load_diffusion_model(str(file), model_options=options)
 
     def train(
         self,
@@ -40,13 +45,16 @@ class Builtin:
         rank: int,
         steps: int,
         between: Callable[[], None],
-        **settings: bool,
+        **settings: Any,
     ) -> tuple[list[float], dict[str, Any]]:
         """CPU seconds of each step, and what the first one computed: loss, noise, latents and sigma.
 
         Args:
             between: what takes turns with its steps.
-            settings: gradient_checkpointing, bypass_mode
+            settings: gradient_checkpointing, checkpoint_depth, bypass_mode
+
+        Raises:
+            RuntimeError: without checkpointing, where the model changes what autograd has saved (FLUX does).
         """
         positive = [[text["text"][None], {"pooled_output": text["pooled"][None]}]]
         given = {
@@ -62,8 +70,7 @@ class Builtin:
             "training_dtype": self._dtype,
             "lora_dtype": "fp32",
             "quantized_backward": False,
-            "algorithm": "lora",
-            "checkpoint_depth": 2,
+            "algorithm": "LoRA",
             "offloading": False,
             "existing_lora": "[None]",
             "bucket_mode": False,

@@ -123,7 +123,8 @@ class _Total:
 
     def __init__(self, is_needed: bool) -> None:
         self.is_needed, self.is_done = is_needed, False
-        self._pass, self._sum = -1, None
+        self._pass = -1
+        self._sum: Tensor | None = None
 
     def add(self, layer: nn.Module, gradient: Tensor) -> None:
         self._sum = add_input_gradient(layer, gradient, self.take())
@@ -220,7 +221,7 @@ class _Up(torch.autograd.Function):
         rows = y.reshape(-1, len(up))
         if product is None and y.dtype == h.dtype and is_own(layer.base_layer, given, y):
             rows.addmm_(h, up.T, alpha=scale)
-            return y  # type: ignore[no-any-return]
+            return y
         return (rows + (h @ up.T).mul_(scale).to(y.dtype)).view(y.shape)
 
     @staticmethod

@@ -51,7 +51,7 @@ def norm_rotated(parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float,
     if _is_plain(*weights):
         normed = [F.rms_norm(part, part.shape[-1:], w, eps) for part, w in zip(parts, weights, strict=True)]
         return _turned(torch.cat(normed, 1).float(), turns).to(parts[0].dtype)
-    return _NormRotated.apply(eps, turns, list(weights), *parts)  # type: ignore[no-any-return]
+    return _NormRotated.apply(eps, turns, list(weights), *parts)
 
 
 def _is_plain(*frozen: Tensor) -> bool:
