@@ -119,7 +119,9 @@ def test_a_scale_for_neither_the_weight_nor_its_rows_is_refused(folder: Path, tm
         }
 
     source = opened(parts, {"transformer": by_row}, tmp_path)
-    with pytest.raises(BaseModelError, match=r"transformer_changed\.safetensors: .*scale_weight does not fit the weight"):
+    with pytest.raises(
+        BaseModelError, match=r"transformer_changed\.safetensors: .*scale_weight does not fit the weight"
+    ):
         source.load("transformer", FluxTransformer2DModel, torch.float32, CPU)
 
 
