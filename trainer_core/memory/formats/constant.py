@@ -24,6 +24,6 @@ def constant(make: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
         if torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor:
             return make(*args, **kwargs)
         with torch.inference_mode(False):  # else autograd could not use it afterwards
-            return kept(*args, **kwargs)
+            return kept(*args, **kwargs)  # type: ignore[arg-type]
 
     return found

@@ -23,7 +23,7 @@ class Format(ABC):
 
     @abstractmethod
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """What stands for a weight (rows, columns), finite and in fp32."""
+        """What stands for a weight (rows, columns), finite, in fp32, and rotated by `rotation`."""
 
     @abstractmethod
     def decode(self, parts: dict[str, Tensor], columns: int, dtype: torch.dtype) -> Tensor:
