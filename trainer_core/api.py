@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from .memory.planning import Planned
     from .sampling.preview import Drawn
 
 
@@ -136,6 +137,20 @@ def queue_run(runs: Path, job: JobConfig) -> tuple[RunFolder, DeviceQueue, int]:
         shutil.rmtree(run.path, ignore_errors=True)
         raise
     return run, queue, [one.run for one in queue.tickets()].index(run.path.resolve()) + 1
+
+
+def plan_job(job: JobConfig, cards: Sequence[float] = ()) -> Planned:
+    """What a job takes of the device's memory under each setting, and which one is chosen; loads no weights.
+
+    Args:
+        cards: GB of memory that are planned for; if none, what is free here or `memory.limit_gb`.
+
+    Raises:
+        FoundryError: what is wrong with the job's base or its data.
+    """
+    from .memory.planning import plan_job as plan
+
+    return plan(job, cards)
 
 
 def sample(model: ModelConfig, prompts: Sequence[str], **options: Any) -> list[Image]:

@@ -94,7 +94,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
-    """demo, init, train, resume."""
+    """demo, init, train, plan, resume."""
     demo = add("demo", "pictures", "teach the embedded base a new shape and measure what came of it")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="default: ./demo")
     demo.add_argument("--json", metavar="FILE", type=Path, help="also write the figures as JSON")
@@ -111,6 +111,14 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
     _comfyui_option(train, "job")
     _queue_option(train)
     _runs_option(train)
+
+    plan = add("plan", "planning", "tell what a job takes of the GPU's memory, and how it is made to fit (low VRAM)")
+    plan.add_argument("job", metavar="JOB.yaml", type=Path)
+    plan.add_argument(
+        "--memory", metavar="GB", type=values.number, nargs="+", help="of the cards to plan for; default: what is free"
+    )
+    _comfyui_option(plan, "job")
+    _json_option(plan)
 
     resume = add("resume", "training", "go on with a run that was stopped, from its last checkpoint")
     _run_argument(resume)

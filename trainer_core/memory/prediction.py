@@ -137,8 +137,7 @@ def _run(
     with imitating(lengths):
         denoiser = base.load_denoiser(expert).train()
         adapter = Adapter.of(job, base, denoiser)
-        if settings.recompute:
-            base.recompute_blocks(denoiser, settings)
+        base.recompute_blocks(denoiser, settings)
         updater = Updater(job, Objective(job, base, denoiser, adapter), adapter, lambda _: None)
         updater.differentiate(batches[:1])  # what is found out once, such as which products nothing reads
         with Tracker() as tracker:

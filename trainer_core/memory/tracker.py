@@ -74,6 +74,8 @@ class Tracker(TorchDispatchMode):
         return result
 
     def _add(self, tensor: Tensor, kind: str) -> None:
+        if type(tensor) is Tensor and tensor.is_meta:  # it takes nothing, as models do before they are imitated
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata  # noqa: SLF001 # what makes two storages the same
         if key in self._kinds:

@@ -156,8 +156,7 @@ class Experts:
                 one.streamed.choose(memory.streamed)
             elif copier:
                 self._all[number] = replace(one, streamed=streamed_blocks(one.denoiser, memory, copier))
-            if memory.recompute:
-                self._base.recompute_blocks(one.denoiser, memory)
+            self._base.recompute_blocks(one.denoiser, memory)
         release_memory(self._base.device)
 
     # raw or averaged weights

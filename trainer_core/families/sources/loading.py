@@ -140,16 +140,26 @@ def empty_model(kind: Any, config: dict[str, Any]) -> nn.Module:
         return kind.from_config(config) if diffusers_model else kind(kind.config_class.from_dict(config))
 
 
-def imitation(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+def imitation(kind: Any, config: dict[str, Any], dtype: torch.dtype, packing: Packing | None = None) -> nn.Module:
     """What `fill` makes of an empty model on the CPU, with fake tensors; inside `memory.imitation.imitating`."""
     import torch
 
     from ...memory.imitation import imitate, on_real_tensors
+    from ...memory.packing import outline
 
     with on_real_tensors():
         model = empty_model(kind, config)
+        plain = model.state_dict().keys()
+        if packing:
+            outline(model, packing, dtype)
     precise = _precise_modules(model, dtype)
-    return imitate(model, lambda name, _: torch.float32 if precise & set(name.split(".")) else dtype)
+
+    def dtype_of(name: str, tensor: Tensor) -> torch.dtype:
+        if name not in plain:  # of a packed layer
+            return tensor.dtype
+        return torch.float32 if precise & set(name.split(".")) else dtype
+
+    return imitate(model, dtype_of)
 
 
 def _check(files: Sequence[TensorFile], targets: dict[str, Tensor], by_key: dict[str, dict[Place, list[str]]]) -> None:
