@@ -30,6 +30,7 @@ from trainer_core.families.conditioning import MAIN, Conditioning  # noqa: E402
 from trainer_core.families.device import autocast  # noqa: E402
 from trainer_core.families.flux1.blocks import install  # noqa: E402
 from trainer_core.families.flux1.model import Flux, pack, position_ids  # noqa: E402
+from trainer_core.memory.settings import MemorySettings  # noqa: E402
 from trainer_core.objective.flow import FlowSchedule  # noqa: E402
 from trainer_core.training.batch_source import TrainBatch  # noqa: E402
 from trainer_core.training.step import Objective  # noqa: E402
@@ -105,7 +106,7 @@ class Ours:
         install(self.denoiser)
         self.adapter = Adapter(self.denoiser, job.adapter, TARGETS, seed=0)
         if checkpointing:
-            base.recompute_blocks(self.denoiser)
+            base.recompute_blocks(self.denoiser, MemorySettings(recompute=True))
         self.updater = Updater(job, Objective(job, base, self.denoiser, self.adapter), self.adapter, print)
 
     def step(self, batch: TrainBatch, number: int) -> float:

@@ -75,7 +75,7 @@ def train(setting: Setting, seed: int, steps: int, kept: Path, work: Path) -> No
     job = demo_job(seed)
     train = job.train.but(steps=steps)
     update = {"model": model_of(setting, kept, work), "train": train, "save": SaveConfig(every=steps)}
-    run = TrainingJob.new(work, job.model_copy(update=update))
+    run = TrainingJob.new(work, job.model_copy(update=update), queue_up=False)
     run.run_here(lambda _: None)
     checkpoint = run.run.latest()
     assert checkpoint is not None

@@ -216,11 +216,12 @@ class _Up(torch.autograd.Function):
         if layer.skips_product:
             return h.new_empty(*given.shape[:-1], len(up))
         y = layer.base_layer(given) if product is None else product
+        # models change outputs in place, which a function's must not be views for
         rows = y.reshape(-1, len(up))
         if product is None and y.dtype == h.dtype and is_own(layer.base_layer, given, y):
             rows.addmm_(h, up.T, alpha=scale)
-            return y  # type: ignore[no-any-return]
-        return (rows + (h @ up.T).mul_(scale).to(y.dtype)).view(y.shape)
+            return y.detach()  # type: ignore[no-any-return]
+        return (rows + (h @ up.T).mul_(scale).to(y.dtype)).view(y.shape).detach()
 
     @staticmethod
     @once_differentiable
