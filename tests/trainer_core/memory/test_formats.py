@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trainer_core.errors import BaseModelError, ConfigError
-from trainer_core.memory.formats import NAMES, Packed, encode, format_of
+from trainer_core.memory.formats import Packed, encode, format_of
+from trainer_core.memory.formats.constant import constant
 
 TABLE = {
     "float8": (8.25, 2.6),
@@ -205,27 +205,32 @@ def test_an_unknown_format_names_the_nearest() -> None:
         encode(torch.ones(4, 4), "6bits")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_fake_tensors_leave_nothing_behind(name: str) -> None:
-    """The memory plan runs a model of them; a table that was made meanwhile must not be used with others."""
+@pytest.mark.parametrize("name", OURS)
+def test_fake_weights_are_decoded(name: str) -> None:
+    """The memory plan runs a model of them."""
     whole = encode(gaussian(3, 128), name)
-    _clear_tables()
     with FakeTensorMode() as mode:
         fake = Packed(name, whole.shape, {key: mode.from_tensor(part) for key, part in whole.tensors().items()})
         assert fake.decode(torch.bfloat16).shape == (3, 128)
-    whole.decode(torch.bfloat16)
+
+
+def test_tables_are_made_once_but_no_fake_or_inference_tensor_is_kept() -> None:
+    calls = []
+
+    @constant
+    def table(size: int) -> Tensor:
+        calls.append(size)
+        return torch.ones(size)
+
+    with FakeTensorMode():
+        table(3)
+    with torch.inference_mode():
+        assert not table(3).is_inference()
+    assert type(table(3)) is Tensor
+    assert calls == [3, 3]
 
 
 def same(one: Packed, other: Any) -> bool:
     """Bit for bit."""
     bits = ({name: part.view(torch.uint8) for name, part in packed.tensors().items()} for packed in (one, other))
     return one.name == other.name and all(map(torch.equal, *(each.values() for each in bits)))
-
-
-def _clear_tables() -> None:
-    from trainer_core.memory.formats import rotation, shards
-
-    for module in (rotation, shards):
-        for made in vars(module).values():
-            if isinstance(made, functools._lru_cache_wrapper):
-                made.cache_clear()

@@ -84,6 +84,21 @@ def test_nothing_is_kept_for_the_backward_pass(name: str) -> None:
     assert not [one for one in vars(y.grad_fn).values() if isinstance(one, Tensor)]
 
 
+@pytest.mark.parametrize("name", ["float8", "int8", "6bit"])
+def test_compiled_it_keeps_no_unpacked_weight(name: str) -> None:
+    """What is kept is chosen as on any device, but no code is made for one."""
+    layer, x, kept = made(name), given(7, 80), []
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: layer(x).tanh(), backend="aot_eager_decomp_partition", fullgraph=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        y = compiled(x)
+    y.sum().backward()
+    gradient, x.grad = x.grad, None
+    layer(x).tanh().sum().backward()
+    torch.testing.assert_close(gradient, x.grad)
+    assert max(one.numel() for one in kept if one.is_floating_point() and one.itemsize > 1) <= 7 * 48
+
+
 def test_the_weight_is_read_where_it_is_when_the_backward_pass_needs_it() -> None:
     """Streamed blocks: their tensors are attributes, and others by then."""
     layer, x = made("6bit"), given(3, 80)

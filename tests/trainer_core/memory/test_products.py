@@ -57,7 +57,7 @@ def test_int8_needs_its_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = with_outliers(random(ROWS, 3072)), random(OUT, 3072, seed=1)
     expected = x.double() @ weight.double().T
     assert error(products.product(encode(weight, "int8"), x), expected) < 1.2 * 1.05
-    for module in ("trainer_core.memory.products", "trainer_core.memory.formats.int8"):
+    for module in ("trainer_core.memory.products", "trainer_core.memory.formats.packed"):
         monkeypatch.setattr(f"{module}.rotated", lambda x, block: x)
     assert error(products.product(encode(weight, "int8"), x), expected) > 8
 
