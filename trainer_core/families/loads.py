@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .precision import packing_of, precision_told
 from .sources.source import Source
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ..config import ModelConfig
     from ..data.cache import TensorCache
     from .base import Base
-
-_Own = TypeVar("_Own", bound="Loads")
 
 
 class Loads:
@@ -76,12 +74,12 @@ class Loads:
         twin.source, twin.config = self.source.without_weights(), self.sketched()
         return twin.load_denoiser(expert)
 
-    def imitated(self: _Own) -> _Own:
+    def imitated(self) -> Base:
         """The same base with parts of fake tensors on the CPU, to run inside `memory.imitation.imitating`."""
         import torch
 
         kind: Any = type(self)
-        twin: _Own = kind(self.source.imitated(), self.sketched())
+        twin: Base = kind(self.source.imitated(), self.sketched())
         for name in ("dtype", "text_encoder_dtype", "vae_dtype"):
             setattr(twin, name, getattr(self, name))
         twin.device = torch.device("cpu")
