@@ -234,13 +234,9 @@ def _recover_command(add: Callable[[str, str, str], argparse.ArgumentParser]) ->
     recover = add("recover", "recovering", "make a recovery adapter: what a quantized base needs to predict as before")
     recover.add_argument("job", metavar="JOB.yaml", type=Path, help="its base, as it is quantized there, and its data")
     recover.add_argument("--quantization", metavar="NAME", help="in place of the job's: 4bit, 3bit, 2bit …")
-    recover.add_argument(
-        "--rank", metavar="N", type=values.count, default=16, help="default: 16, or the job's model.low_rank"
-    )
+    recover.add_argument("--rank", metavar="N", type=values.count, default=16, help="default: model.low_rank, or 16")
     recover.add_argument("--batches", metavar="N", type=values.count, default=16, help="of the data; default: 16")
-    recover.add_argument(
-        "--steps", metavar="N", type=values.whole, default=100, help="of refining each block; default: 100"
-    )
+    recover.add_argument("--steps", metavar="N", type=values.whole, default=100, help="refining each; default: 100")
     recover.add_argument(
         "--whole-steps",
         metavar="N",
