@@ -33,7 +33,7 @@ def low_rank(layer: LoraLayer, x: Tensor) -> Tensor:
         reading = Reading([layer], x)
     given, h = reading.take(layer, x)
     product = None
-    if not (layer.skips_product or without_graph(layer.base_layer)):
+    if not without_graph(layer.base_layer):
         product = with_gradient(layer.base_layer, layer.operation, x, layer.base_layer(x))
     up = layer.trained["lora_B.weight"]
     working = layer.working.of(up, h.dtype)
@@ -46,16 +46,16 @@ class Siblings:
 
     def __init__(self, layers: Sequence[LoraLayer]) -> None:
         self.layers = list(layers)
-        self._reading: Reading | None = None
 
     def reading(self, layer: LoraLayer, x: Tensor) -> Reading:
         """What a layer shares with those before it that were given the same x, or else with those that follow it."""
-        found, self._reading = self._reading, None
+        readings = layer.working.readings  # of this pass: one that failed leaves its graph in them
+        found: Reading | None = readings.pop(self, None)
         if found is None or not found.is_for(layer, x):
             following = self.layers[self.layers.index(layer) :]
             found = Reading([one for one in following if one.enabled and one.dropout.seed is None], x)
         if len(found.waiting) > 1:
-            self._reading = found
+            readings[self] = found
         return found
 
 
@@ -215,7 +215,7 @@ class _Up(torch.autograd.Function):
     ) -> Tensor:
         ctx.total, ctx.layer, ctx.scale, ctx.has_product = total, layer, scale, product is None
         ctx.save_for_backward(h, up)
-        if layer.skips_product:
+        if layer.skips_product and product is None:
             return h.new_empty(*given.shape[:-1], len(up))
         y = layer.base_layer(given) if product is None else product
         # models change outputs in place, which a function's must not be views for
