@@ -47,7 +47,7 @@ from .families.registry import (
     spec_of,
 )
 from .families.sources.tokenizers import register_tokenizers
-from .job import TrainingJob
+from .job import TrainingJob, serve
 from .loras import FoundLora, find_lora
 from .memory.recovery_job import RecoverySettings, make_recovery
 from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
@@ -76,6 +76,7 @@ from .runs.run_folder import RunFolder
 from .runs.status import RunState, run_state
 from .sampling.animation import video_frames, webp_bytes
 from .secrets import redacted
+from .training.parallel import Ranks, join
 from .units import GB, duration, size
 
 if TYPE_CHECKING:

@@ -123,7 +123,8 @@ class _Total:
 
     def __init__(self, is_needed: bool) -> None:
         self.is_needed, self.is_done = is_needed, False
-        self._pass, self._sum = -1, None
+        self._pass = -1
+        self._sum: Tensor | None = None
 
     def add(self, layer: nn.Module, gradient: Tensor) -> None:
         self._sum = add_input_gradient(layer, gradient, self.take())
@@ -165,7 +166,8 @@ class _Down(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         count = len(gradients)
-        weights, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors
+        weights, kept = saved[:count], saved[count:]
         shape, dtype = ctx.like
         ctx.total.is_done = True
         x_gradient = ctx.total.take()
@@ -216,11 +218,12 @@ class _Up(torch.autograd.Function):
         if layer.skips_product:
             return h.new_empty(*given.shape[:-1], len(up))
         y = layer.base_layer(given) if product is None else product
+        # models change outputs in place, which a function's must not be views for
         rows = y.reshape(-1, len(up))
         if product is None and y.dtype == h.dtype and is_own(layer.base_layer, given, y):
             rows.addmm_(h, up.T, alpha=scale)
-            return y  # type: ignore[no-any-return]
-        return (rows + (h @ up.T).mul_(scale).to(y.dtype)).view(y.shape)
+            return y.detach()
+        return (rows + (h @ up.T).mul_(scale).to(y.dtype)).view(y.shape).detach()
 
     @staticmethod
     @once_differentiable

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..config import ModelConfig
 from ..errors import BaseModelError
 from .conditioning import MAIN, Collated, Conditioning, Streams, TextEmbedding
-from .device import pick_device, pick_dtype
+from .device import pick_device, pick_dtype, upload
 from .loads import Loads
 from .names import Place
 from .sources.source import EMBEDDED, Source, open_source
@@ -326,9 +326,10 @@ class Base(Loads, ABC):
         return Collated(
             text=stack_text(texts, self.device) if texts else self.embed([one.prompt for one in samples]),
             controls=tuple(
-                torch.stack(group).to(self.device) for group in zip(*(one.controls for one in samples), strict=True)
+                upload(torch.stack(group), self.device)
+                for group in zip(*(one.controls for one in samples), strict=True)
             ),
-            time_ids=torch.tensor(time_ids, dtype=torch.float32).to(self.device) if time_ids else None,
+            time_ids=upload(torch.tensor(time_ids, dtype=torch.float32), self.device) if time_ids else None,
             guidance=guidance,
         )
 

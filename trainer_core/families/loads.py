@@ -73,7 +73,7 @@ class Loads:
     def outline(self, expert: str = "") -> nn.Module:
         """The denoiser's modules and the shapes of its weights; it is not run."""
         twin = copy.copy(self)
-        twin.source = self.source.without_weights()
+        twin.source, twin.config = self.source.without_weights(), self.sketched()
         return twin.load_denoiser(expert)
 
     def imitated(self: _Own) -> _Own:
@@ -81,11 +81,18 @@ class Loads:
         import torch
 
         kind: Any = type(self)
-        twin: _Own = kind(self.source.imitated(), self.config)
+        twin: _Own = kind(self.source.imitated(), self.sketched())
         for name in ("dtype", "text_encoder_dtype", "vae_dtype"):
             setattr(twin, name, getattr(self, name))
         twin.device = torch.device("cpu")
         return twin
+
+    def sketched(self) -> ModelConfig:
+        """The job's model with a branch of the recovery adapter's size in its place: what it holds is not asked."""
+        from ..memory.recovery_file import rank_of
+
+        adapter = self.config.recovery_adapter
+        return self.config.but(recovery_adapter=None, low_rank=rank_of(Path(adapter))) if adapter else self.config
 
     def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
         """The same in host memory: blocks that are to be streamed never have to fit on the device. `bring` it then."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BaseModelError
 from .conditioning import TextEmbedding
+from .device import upload
 from .sources.source import Source
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def stack_text(embeddings: list[TextEmbedding], device: torch.device) -> dict[st
     import torch
 
     try:
-        return {name: torch.stack([e[name] for e in embeddings]).to(device) for name in embeddings[0]}
+        return {name: upload(torch.stack([e[name] for e in embeddings]), device) for name in embeddings[0]}
     except RuntimeError as error:
         raise BaseModelError(f"text embeddings of different lengths cannot be batched: {error}") from error
 
@@ -45,5 +46,4 @@ def token_ids(tokenizer: Any, prompts: Sequence[str], limit: int, device: torch.
     """Tokens (N, L) of prompts, padded and cut to the tokenizer's own limit and at most `limit`."""
     length = min(limit, tokenizer.model_max_length)
     encoded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    ids: Tensor = encoded.input_ids.to(device)
-    return ids
+    return upload(encoded.input_ids, device)

@@ -24,14 +24,16 @@ def bounded(run: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(run)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        inputs: dict[int, Tensor] = {}
-        if torch.is_grad_enabled():
-            _mapped((args, *kwargs.values()), lambda one: inputs.setdefault(id(one), one) if one.requires_grad else one)
-        if not inputs:
+        if not torch.is_grad_enabled():
             return run(*args, **kwargs)
-        inside = dict(zip(inputs, _Enter.apply(*inputs.values()), strict=True))
+        inputs: dict[int, Tensor] = {}
+        _mapped((args, *kwargs.values()), lambda one: inputs.setdefault(id(one), one))
+        reached = [one for one in inputs.values() if one.requires_grad]
+        inside = {number: one.detach() for number, one in inputs.items()}
+        if reached:
+            inside |= zip(map(id, reached), _Enter.apply(*reached), strict=True)
         versions = [*map(version, inside.values())]
-        args, values = _mapped((args, tuple(kwargs.values())), lambda one: inside.get(id(one), one))
+        args, values = _mapped((args, tuple(kwargs.values())), lambda one: inside[id(one)])
         given = run(*args, **dict(zip(kwargs, values, strict=True)))
         for one, entered, before in zip(inputs.values(), inside.values(), versions, strict=True):
             if version(entered) != before:

@@ -59,4 +59,5 @@ def _compiled(plain: Callable[..., Any], state: _State) -> Callable[..., Any]:
                 state.give_up(first_line(getattr(error, "inner_exception", error)))
         return plain(*args, **kwargs)
 
+    forward.is_compiled = True  # type: ignore[attr-defined]  # told to who puts something around it
     return forward

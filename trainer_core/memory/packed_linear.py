@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import products
 from .formats import Packed, encode
@@ -89,7 +88,7 @@ class PackedLinear(nn.Module):
             y = products.product(packed, x.reshape(rows, -1)).view(*x.shape[:-1], -1)
             y = y if bias is None else y.add_(bias)
         else:
-            y = F.linear(x, packed.decode(x.dtype), bias)
+            y = products.unpacked_product(packed, x, bias)
         return _with_branch(y, x, self.low_rank_down, self.low_rank_up)
 
     @torch.no_grad()
@@ -99,7 +98,7 @@ class PackedLinear(nn.Module):
         if self.in_8_bits and products.fits(packed, rows):
             found = products.input_gradient(packed, gradient.reshape(rows, -1)).view(*gradient.shape[:-1], -1)
         else:
-            found = gradient @ packed.decode(gradient.dtype)
+            found = products.unpacked_input_gradient(packed, gradient)
         up, down = self.low_rank_up, self.low_rank_down
         return _with_branch(found, gradient, None if up is None else up.T, None if down is None else down.T)
 
@@ -154,8 +153,8 @@ class _Unpacked(Tensor):
 
     @staticmethod
     def __new__(cls, layer: PackedLinear) -> _Unpacked:
-        shape = (layer.out_features, layer.in_features)
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=layer.dtype, device=layer.device)  # noqa: SLF001
+        shape, device = (layer.out_features, layer.in_features), layer.device
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=layer.dtype, device=device)  # type: ignore[attr-defined]  # noqa: SLF001
         made.layer = layer
         return made
 

@@ -7,13 +7,14 @@ bf16 does.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ..data.cache import TensorCache, key_of
-from ..errors import BaseModelError
+from ..errors import BaseModelError, SaveError
 from ..units import part_of, size
 
 if TYPE_CHECKING:
@@ -91,11 +92,12 @@ class Packing:
         branch: list[Tensor] = []
         if self.low_rank:
             branch = [part.to(torch.bfloat16) for part in largest(weight.float(), self.low_rank)]
-            weight = weight.float().addmm_(branch[1].float(), branch[0].float(), alpha=-1)
+            weight = torch.addmm(weight.float(), branch[1].float(), branch[0].float(), alpha=-1)
         packed = encode(weight, self.name)
         if self.cache is not None:
             parts = packed.tensors() | dict(zip(_BRANCH, branch, strict=False))
-            self.cache.put(self._key(path, weight.device), {name: part.cpu() for name, part in parts.items()})
+            with contextlib.suppress(SaveError):  # a full disk, or one that may only be read: packed again next time
+                self.cache.put(self._key(path, weight.device), {name: part.cpu() for name, part in parts.items()})
         return packed_layer(packed, layer, dtype, branch)
 
     def _key(self, path: str, device: torch.device) -> str:

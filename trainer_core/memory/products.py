@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .formats import Packed, encode, float8, int8
-from .formats.rotation import block_of, rotated
+from .formats.rotation import rotated
 
 _ROW_CODES = {"int8": int8.row_codes, "float8": float8.row_codes}
 _FEWEST_ROWS = 17
@@ -45,13 +45,30 @@ _measured: dict[tuple[object, ...], bool] = {}
 
 def product(packed: Packed, x: Tensor) -> Tensor:
     """x Wᵀ (rows, out), for x (rows, in)."""
-    return _multiplied(packed.name, rotated(x, _block(packed)), packed.parts["codes"].T, None, packed.parts["scale"].T)
+    return _multiplied(packed.name, rotated(x, packed.rotation), packed.parts["codes"].T, None, packed.parts["scale"].T)
 
 
 def input_gradient(packed: Packed, gradient: Tensor) -> Tensor:
     """gradient W (rows, in), for a gradient (rows, out)."""
     found = _multiplied(packed.name, gradient, packed.parts["codes"], packed.parts["scale"].T, None)
-    return rotated(found, _block(packed))
+    return rotated(found, packed.rotation)
+
+
+def unpacked_product(packed: Packed, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias (…, out), for x (…, in), in the precision of x."""
+    return F.linear(rotated(x, packed.rotation), packed.decode_rotated(x.dtype), bias)
+
+
+def unpacked_input_gradient(packed: Packed, gradient: Tensor) -> Tensor:
+    """gradient W (…, in), for a gradient (…, out), in its precision."""
+    dtype = gradient.dtype
+    if packed.name in _ROW_CODES and dtype != torch.float16:  # in which so small a gradient would be nothing
+        # Less to compute than the weight. Turned twice, it is not what the forward pass computes: torch.compile would
+        # keep an unpacked weight that both passes share.
+        gradient, weight = gradient * packed.parts["scale"].T.to(dtype), packed.parts["codes"].T.to(dtype).T
+    else:
+        weight = packed.decode_rotated(dtype)
+    return rotated(gradient @ weight, packed.rotation)
 
 
 def fits(packed: Packed, rows: int) -> bool:
@@ -59,7 +76,7 @@ def fits(packed: Packed, rows: int) -> bool:
     aligned = _ALIGNED.get(packed.name)
     if aligned is None or rows < _FEWEST_ROWS or any(size % aligned for size in packed.shape):
         return False
-    return packed.name != "int8" or _block(packed) >= _SMALLEST_BLOCK
+    return packed.name != "int8" or packed.rotation >= _SMALLEST_BLOCK
 
 
 def products_of(
@@ -104,7 +121,7 @@ def _pays(
     packed = encode(torch.randn(shape, device=device), name)
     x, gradient = (torch.randn(rows, size, device=device, dtype=dtype) for size in reversed(shape))
     timer = seconds or _seconds
-    unpacked = timer(lambda: (F.linear(x, packed.decode(dtype)), gradient @ packed.decode(dtype)), device)
+    unpacked = timer(lambda: (unpacked_product(packed, x), unpacked_input_gradient(packed, gradient)), device)
     try:
         coded = timer(lambda: (product(packed, x), input_gradient(packed, gradient)), device)
     except (RuntimeError, NotImplementedError) as error:
@@ -132,10 +149,6 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
         torch.cuda.synchronize(device)
         found.append(time.perf_counter() - start)
     return min(found[3:])
-
-
-def _block(packed: Packed) -> int:
-    return block_of(packed.shape[1]) if packed.name == "int8" else 1
 
 
 def _multiplied(name: str, x: Tensor, codes: Tensor, before: Tensor | None, after: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from .liveness import graph
 from .offload import Copies, Inputs, Offload
 from .saved import keep, memory, version
 from .structure import Rebuild
-from .unread import Unread
+from .unread import Unread, skipping
 
 
 def recompute_blocks(
@@ -66,7 +66,8 @@ def keep_blocks(blocks: Iterable[nn.Module]) -> None:
 def _recomputed(
     block: nn.Module, run: Callable[..., Any], keep_attention: bool, offload: Offload | None
 ) -> Callable[..., Any]:
-    unread = Unread(block)
+    compiled = getattr(run, "is_compiled", False)  # nobody can look into it, nor change what it calls
+    unread = Unread(() if compiled else skipping(block))
 
     @functools.wraps(run)
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -75,7 +76,7 @@ def _recomputed(
             call = _Call(run, args, kwargs, weights, unread)
             if weights or any(one.requires_grad for one in call.inputs):
                 call.around = vars(block).get("around_backward", nullcontext)
-                call.attention = KeptAttention() if keep_attention else None
+                call.attention = KeptAttention() if keep_attention and not compiled else None
                 call.offload = offload
                 return call()
         return run(*args, **kwargs)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from ..families.conditioning import Streams
     from .calibration import Probe
 
-_RATE = 0.02
-"""Of Adam, in terms of a branch's own size; it falls to zero."""
+_RATE = 0.01
+"""Of Adam, in terms of a branch's own size, for blocks; half of it for the whole. It falls to zero."""
 _BRANCH = ("down", "up")
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a block."""
@@ -69,6 +69,7 @@ class Recovered:
 def recover(
     base: Base,
     packed: nn.Module,
+    whole: Base,
     full: nn.Module,
     probes: Sequence[Probe],
     held_out: Sequence[Probe],
@@ -80,8 +81,9 @@ def recover(
     """Gives a packed denoiser branches, in place of any that it has.
 
     Args:
-        packed: on the base's device.
-        full: the same denoiser with its weights as they are, on the CPU.
+        packed: its denoiser, on its device.
+        whole: the same model with its weights as they are.
+        full: its denoiser, on the CPU.
         probes: what the branches are fitted to.
         held_out: what the errors are measured on.
         steps: of Adam for each block; 0: the closed form alone.
@@ -91,13 +93,17 @@ def recover(
         ConfigError: if no layer of the model is packed.
     """
     blocks, originals = blocks_of(packed), blocks_of(full)
-    layers = {path: _packed_layers(block) for path, block in blocks.items()}
+    held = base.config.quantization
+    layers = {
+        path: {name: one for name, one in block.named_modules() if isinstance(one, PackedLinear) and one.format == held}
+        for path, block in blocks.items()
+    }
     everything = {f"{path}.{name}": layer for path, own in layers.items() for name, layer in own.items()}
     if not everything:
         raise ConfigError("model.quantization: no layer of this base is packed, so there is nothing to recover")
     bits = _bits(everything.values())
     with _visiting(full, originals.values(), base.device):
-        wanted, wanted_apart = (_predictions(base, full, asked) for asked in (probes, held_out))
+        wanted, wanted_apart = (_predictions(whole, full, asked) for asked in (probes, held_out))
     before = relative_error(_tensors(_predictions(base, packed, held_out)), _tensors(wanted_apart))
     errors = []
     for number, (path, block) in enumerate(blocks.items()):
@@ -138,16 +144,16 @@ def _recover_block(
             error = dense_weight(original.get_submodule(name)).float() - layer.dequantize().float()
             covariance = covariances.get(name, error.new_zeros(layer.in_features, layer.in_features))
             set_branch(layer, *fitted(error @ covariance, covariance, error, rank))
-    scales = [sum(one.float().square().sum() for one in group) / len(targets) for group in zip(*targets, strict=True)]
+    scales = [
+        sum(one.float().square().sum().item() for one in group) / len(targets) for group in zip(*targets, strict=True)
+    ]
 
     def loss(number: int) -> Tensor:
         found = _outputs(base, block, calls[number])
         pairs = zip(found, targets[number], scales, strict=True)
-        return torch.stack(
-            [(one.float() - aim.to(one.device)).square().sum() / size.to(one.device) for one, aim, size in pairs]
-        ).sum()
+        return torch.stack([(one.float() - aim.to(one.device)).square().sum() / size for one, aim, size in pairs]).sum()
 
-    _refine(base, layers.values(), loss, len(calls), steps)
+    _refine(base, layers.values(), loss, len(calls), steps, _RATE)
     with torch.no_grad():
         after = relative_error(_all_outputs(base, block, calls), [one for target in targets for one in target])
     return before, after
@@ -162,16 +168,16 @@ def _refine_whole(
     steps: int,
     progress: Progress,
 ) -> None:
-    scale = sum(one.square().sum() for one in _tensors(wanted)) / len(wanted)
+    scale = sum(one.square().sum().item() for one in _tensors(wanted)) / len(wanted)
     if steps:
         base.recompute_blocks(packed, MemorySettings(recompute=True))
 
     def loss(number: int) -> Tensor:
         found = _prediction(base, packed, probes[number])
         apart = [(found[name] - aim.to(base.device)).square().sum() for name, aim in wanted[number].items()]
-        return torch.stack(apart).sum() / scale.to(base.device)
+        return torch.stack(apart).sum() / scale
 
-    _refine(base, layers.values(), loss, len(probes), steps, partial(progress, "recovering the whole"))
+    _refine(base, layers.values(), loss, len(probes), steps, _RATE / 2, partial(progress, "recovering the whole"))
 
 
 def _refine(
@@ -180,13 +186,14 @@ def _refine(
     loss: Callable[[int], Tensor],
     count: int,
     steps: int,
+    rate: float,
     progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
 ) -> None:
     """Adam on the branches of some layers, over `count` losses in turn."""
     if not steps:
         return
     with torch.enable_grad(), base.training_pass(), _trained(layers) as weights:
-        groups = [{"params": [one], "lr": _RATE * one.detach().square().mean().sqrt().item()} for one in weights]
+        groups = [{"params": [one], "lr": rate * one.detach().square().mean().sqrt().item()} for one in weights]
         optimizer = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         for step in range(steps):
@@ -298,10 +305,6 @@ def _moved(call: Call, device: torch.device) -> Call:
         lambda value: value.detach().to(device, copy=True) if isinstance(value, Tensor) else NotImplemented, (Tensor,)
     )(call)
     return moved
-
-
-def _packed_layers(block: nn.Module) -> dict[str, PackedLinear]:
-    return {name: module for name, module in block.named_modules() if isinstance(module, PackedLinear)}
 
 
 @contextmanager

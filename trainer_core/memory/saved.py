@@ -62,12 +62,12 @@ class _CopyBeforeChange(TorchDispatchMode):
             self._kept[piece].add(who)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        for value in written_of(func, args, kwargs):
-            for tensor in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(tensor, Tensor):
-                    self._changes(tensor)
-        return func(*args, **kwargs)
+        if _written(func):  # all else is tens of thousands of operations in a step
+            for value in written_of(func, args, kwargs or {}):
+                for tensor in value if isinstance(value, list | tuple) else [value]:
+                    if isinstance(tensor, Tensor):
+                        self._changes(tensor)
+        return func(*args, **kwargs) if kwargs else func(*args)
 
     def _changes(self, tensor: Tensor) -> None:
         for piece in memory(tensor):

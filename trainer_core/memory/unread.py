@@ -15,10 +15,10 @@ _MOST = 32
 
 
 class Unread:
-    """A block's layers that can do without their product (`skips_product`), and when they need not compute it."""
+    """Layers of a block that can do without their product, and when they need not compute it."""
 
-    def __init__(self, block: nn.Module) -> None:
-        self._block = block
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._layers = layers
         self._known: dict[Hashable, list[Any]] = {}
         """For each way to call it: the layers whose product nobody reads."""
 
@@ -35,11 +35,15 @@ class Unread:
             return Way([])
         if key in self._known:
             return Way(self._known[key], is_new=False)
-        return Way([]) if len(self._known) == _MOST else Way([], Liveness(self._layers()), self._known, key)
+        if len(self._known) == _MOST:
+            return Way([])
+        return Way([], Liveness(self._layers) if self._layers else None, self._known, key)
 
-    def _layers(self) -> list[nn.Module]:
-        found = {path: layer for path, layer in self._block.named_modules() if hasattr(layer, "skips_product")}
-        return [layer for path, layer in found.items() if not any(path.startswith(f"{other}.") for other in found)]
+
+def skipping(block: nn.Module) -> list[nn.Module]:
+    """Layers of a block that know how to do without their product (`skips_product`)."""
+    found = {path: layer for path, layer in block.named_modules() if hasattr(layer, "skips_product")}
+    return [layer for path, layer in found.items() if not any(path.startswith(f"{other}.") for other in found)]
 
 
 class Way:
@@ -72,5 +76,5 @@ class Way:
 
     def learn(self, results: Sequence[Tensor]) -> None:
         """Remembers what such a call can do without, by its results with their graph."""
-        if self._liveness is not None and self._known is not None:
-            self._known[self._key] = self._liveness.unread(results)
+        if self._known is not None:
+            self._known[self._key] = [] if self._liveness is None else self._liveness.unread(results)

@@ -28,7 +28,7 @@ from .ema import EMA
 from .flat_optimizer import FlatOptimizer
 from .lr_schedules import learning_rate
 from .optimizers import effective_rate
-from .parallel import ALONE, Ranks
+from .parallel import ALONE, Ranks, RanksDiffer
 from .step import BLANK, MAIN, OUTPUT, Objective
 
 if TYPE_CHECKING:
@@ -112,6 +112,10 @@ class Updater:
         self.ema = None if decay is None else EMA(adapter.parameters(), self.flats, decay, job.train.ema_warmup)
         self.pieces = 1
         """Into how many passes a micro-batch is cut; grows when memory does not do."""
+        self._of_ranks = [1] * ranks.count
+        """`pieces` of each rank."""
+        self._agreed = ranks.count == 1
+        """Whether the ranks know of one another which parameters their gradients reach."""
         trained = {objective.base.dtype} | ({objective.base.text_encoder_dtype} if job.adapter.text_encoders else set())
         self.scale: int | None = HIGHEST_SCALE if torch.float16 in trained else None
         """The loss is multiplied by 2 to the power of this while it goes back, where that is float16."""
@@ -191,7 +195,8 @@ class Updater:
         if self.ema is not None:
             state |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         scale = {} if self.scale is None else {"loss_scale": str(self.scale)}
-        return state, {"pieces": str(self.pieces), **scale, "optimizer": values}
+        self._of_ranks[self._ranks.rank] = self.pieces
+        return state, {"pieces": " ".join(map(str, self._of_ranks)), **scale, "optimizer": values}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, str]) -> None:
         """The inverse of `state_dict`, bit for bit.
@@ -207,7 +212,8 @@ class Updater:
         self.flat.load_state_dict(below("optimizer."), values["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(below("ema."))
-        self.pieces = int(values.get("pieces", 1))
+        self._of_ranks = [int(one) for one in values.get("pieces", "1").split()]
+        self.pieces = self._of_ranks[self._ranks.rank]
         if self.scale is not None:
             self.scale = int(values.get("loss_scale", self.scale))
 
@@ -235,6 +241,8 @@ class Updater:
 
         The place for the norm comes last.
         """
+        for flat in self.flats:
+            flat.follow()
         shown = self._gradients_that_fit(batches, scale)
         like = shown.get(MAIN, self.flats[0].gradient)
         numbers = torch.zeros(2 * len(_TERMS) + 1, dtype=like.dtype, device=like.device)
@@ -244,9 +252,37 @@ class Updater:
                 numbers[len(_TERMS) + place].fill_(1)
         for flat in self.flats:
             flat.collect()
+        if not self._agreed:
+            self._agree()
         self._ranks.add_up(*(flat.gradient for flat in self.flats), numbers)
         self.flat.prepare()
         return numbers
+
+    def _agree(self) -> None:
+        """What the gradients of one rank reach takes part in all: of a short micro-batch, some have no part."""
+        told = self._ranks.exchange([so for flat in self.flats for so in flat.reached])
+        reached = [any(so) for so in zip(*told, strict=True)]
+        for flat in self.flats:
+            flat.reach(reached[: len(flat.parameters)])
+            del reached[: len(flat.parameters)]
+        self._agreed = all(all(flat.reached) for flat in self.flats)
+
+    def meet(self, check: bool) -> None:
+        """Between two steps, on all ranks at once.
+
+        Args:
+            check: whether their weights are the same, which waits for the device.
+
+        Raises:
+            RanksDiffer: if they are not.
+        """
+        bits = [int(flat.weights.view(torch.int32).sum(dtype=torch.int64)) for flat in self.flats] if check else []
+        told = self._ranks.exchange([self.pieces, *bits])
+        self._of_ranks = [pieces for pieces, *_ in told]
+        if len({tuple(sums) for _, *sums in told}) > 1:
+            raise RanksDiffer(
+                "the processes of this run do not have the same weights any more; resume from what is saved"
+            )
 
     def _gradients_that_fit(self, batches: Batches, scale: float = 1.0) -> dict[str, Tensor]:
         """The gradients times `scale`, in as many passes as memory asks for."""

@@ -12,13 +12,25 @@ from .running import predict
 from .zoo import MODELS
 
 torch = pytest.importorskip("torch")
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 
 class Trained:
-    """A copy of a model with an adapter: the bytes `kept` for the backward pass, and its `gradients`."""
+    """A copy of a model with an adapter: the bytes `kept` for the backward pass, and its `gradients`.
+
+    After several passes: those of the last, and the layers whose product was `left_out` in it, by paths in blocks.
+    """
 
     def __init__(
-        self, name: str, model: Any, *, recomputed: bool, mixed: bool = False, targets: str = "attention"
+        self,
+        name: str,
+        model: Any,
+        *,
+        recomputed: bool,
+        mixed: bool = False,
+        targets: str = "attention",
+        passes: int = 1,
+        **settings: Any,
     ) -> None:
         zoo, layers = MODELS[name], module("nodes.comfy_models.layers")
         recompute = module("trainer_core.memory.recompute")
@@ -30,22 +42,41 @@ class Trained:
         )
         for weight in adapter.parameters():
             weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())) * 0.05
+        blocks = module("trainer_core.memory.blocks").blocks_of(denoiser)
         if recomputed:
-            recompute.recompute_blocks(denoiser, module("trainer_core.memory.blocks").blocks_of(denoiser).values())
-        with module("nodes.comfy_models.kernels").differentiable(), module("trainer_core.memory.saved").mutable_saved():
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-                said = predict(self.model, zoo.streams(), zoo.conditioning())
-                loss = sum((one.float() - 1).square().mean() for one in said)
-            self.kept = self._kept()
-            loss.backward()
-        self.gradients = torch.cat([weight.grad.flatten() for weight in adapter.parameters()])
+            recompute.recompute_blocks(denoiser, blocks.values(), **settings)
+        for _ in range(passes):
+            self.left_out = self._watched(blocks)
+            for weight in adapter.parameters():
+                weight.grad = None
+            with (
+                module("nodes.comfy_models.kernels").differentiable(),
+                module("trainer_core.memory.saved").mutable_saved(),
+            ):
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                    said = predict(self.model, zoo.streams(), zoo.conditioning())
+                    loss = sum((one.float() - 1).square().mean() for one in said)
+                self.kept = self._kept()
+                loss.backward()
+        gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in adapter.parameters()]
+        self.gradients = torch.cat([one.flatten() for one in gradients])
+
+    def _watched(self, blocks: dict[str, Any]) -> set[str]:
+        found: set[str] = set()
+        for block in blocks.values():
+            for path, layer in block.named_modules():
+                if hasattr(layer, "skips_product"):
+                    layer.register_forward_pre_hook(
+                        lambda layer, _, path=path: found.add(path) if layer.skips_product else None
+                    )
+        return found
 
     def _kept(self) -> int:
         """Bytes, beside the model's own weights."""
         saved = module("trainer_core.memory.saved")
         own = {piece for weight in self.model.parameters() for piece in saved.memory(weight)}
-        kept = [next(iter(some)).tensor for piece, some in saved._active._kept.items() if some and piece not in own]
-        return sum(one.untyped_storage().nbytes() for one in kept)
+        kept = {piece: one for piece, some in saved._active._kept.items() for one in some if piece not in own}
+        return sum(one.tensor.untyped_storage().nbytes() for one in kept.values() if isinstance(one, saved.Kept))
 
 
 def difference(one: Trained, other: Trained) -> float:
@@ -60,6 +91,54 @@ def test_blocks_keep_their_inputs_only(name: str, mixed: bool) -> None:
     plain, recomputed = (Trained(name, model, recomputed=one, mixed=mixed) for one in (False, True))
     assert difference(recomputed, plain) < (2e-2 if mixed else 1e-6)
     assert recomputed.kept < plain.kept * 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("flux1", {"img_mlp.2", "txt_mlp.2", "linear2"}),
+        ("qwen_image", {"img_mlp.net.2", "txt_mlp.net.2"}),
+        ("wan21_t2v", {"ffn.2"}),
+        ("ltx2", {"ff.net.2", "audio_ff.net.2"}),
+        ("sdxl", {"ff.net.2"}),
+        ("z_image", set()),  # norms come behind its last products
+    ],
+)
+def test_last_products_are_left_out_and_no_setting_changes_a_bit(name: str, last: set[str]) -> None:
+    model = MODELS[name].make().model
+    copies = module("trainer_core.memory.offload").Copies()
+    settings: list[dict[str, Any]] = [{"every": 0}, {}, {"every": 2, "keep_attention": True, "copies": copies}]
+    plain, *others = (
+        Trained(name, model, recomputed=True, targets="attention_mlp", passes=2, **one) for one in settings
+    )
+    assert not plain.left_out
+    assert others[0].left_out == last
+    assert all(torch.equal(one.gradients, plain.gradients) for one in others)
+
+
+def test_comfyuis_attention_by_torch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is another, as by default on a CPU, it is computed again."""
+    from comfy.ldm.flux import math
+    from comfy.ldm.modules import attention
+
+    calls: list[bool] = []
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+    class Count(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(func is fused)
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(math, "optimized_attention", attention.attention_pytorch)
+    model, counted, found = MODELS["flux1"].make().model, [], []
+    for keep in (False, True):
+        calls.clear()
+        with Count():
+            found.append(Trained("flux1", model, recomputed=True, keep_attention=keep).gradients)
+        counted.append(sum(calls))
+    blocks = len(module("trainer_core.memory.blocks").blocks_of(model.diffusion_model))
+    assert counted == [2 * blocks, blocks]
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize(("kind", "error"), [("float8_e4m3fn", 0.1), ("int8_tensorwise", 0.03), ("nvfp4", 0.25)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,21 @@ def test_what_counts_for_the_cache(sources: Any, tmp_path: Path, monkeypatch: py
     assert count(name="int8") > 0
     monkeypatch.setattr(packing, "_VERSION", 0)
     assert count() > 0
+
+
+def test_a_low_rank_part_stays_beside_the_weight(tmp_path: Path) -> None:
+    """From the cache too; the weight itself, which may be another's, is not written to."""
+    weight = torch.randn(96, 128, generator=torch.Generator().manual_seed(2))
+    layer, before = nn.Linear(128, 96, bias=False), weight.clone()
+    given = Packing("3bit", "a", TensorCache(tmp_path), low_rank=8)
+    made = given.packed("layer", weight, layer, torch.float32)
+    assert torch.equal(weight, before)
+    error = (made.dequantize() - weight).norm()
+    assert error < 0.95 * (encode(weight, "3bit").decode() - weight).norm()
+    again = given.cached("layer", layer, torch.float32, CPU)
+    assert again is not None
+    assert torch.equal(again.dequantize(), made.dequantize())
+    assert replace(given, low_rank=0).cached("layer", layer, torch.float32, CPU) is None
 
 
 # --- files that are quantized already -------------------------------------------------------------------------------

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from trainer_core.adapters.adapter import Adapter
 from trainer_core.config import AdapterConfig
@@ -81,13 +84,26 @@ def adapted(model: nn.Module, leaves_out: str = "norm") -> Adapter:
     return adapter
 
 
-def gradients(model: nn.Module, adapter: Adapter, around: Callable[[Tensor], None] | None = None) -> list[Tensor]:
+def gradients(model: nn.Module, adapter: Adapter, backward: Callable[[Tensor], None] = Tensor.backward) -> list[Tensor]:
     """Of all trained weights, after one pass."""
-    loss = model(**given(model)).sample.square().mean()
-    if around:
-        around(loss)
-    loss.backward()
+    backward(model(**given(model)).sample.square().mean())
     found = [weight.grad for weight in adapter.parameters()]
     for weight in adapter.parameters():
         weight.grad = None
-    return found
+    assert all(one is not None for one in found)
+    return found  # type: ignore[return-value]
+
+
+def products(work: Callable[[], object]) -> Counter[Any]:
+    """The matrix products and attentions that are computed: how many of each operation and shapes."""
+    seen: Counter[Any] = Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket in flop_registry or "scaled_dot_product" in func.name():
+                seen[func.overloadpacket, tuple(tuple(one.shape) for one in args if isinstance(one, Tensor))] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        work()
+    return seen

@@ -8,11 +8,10 @@ logarithm, relative to the largest one of the row, which is in fp32: fp8 would b
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
+from .constant import constant
 from .format import TINY, Format, grouped, groups, spread
 from .shards import packed, values
 
@@ -93,12 +92,12 @@ THREE = Codebook(16, (1054, 3264, 5830, 9285))
 TWO = Codebook(16, (2113, 7298))
 
 
-@functools.lru_cache(16)
+@constant
 def _levels_on_grid(levels: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(levels, device=device)[_codes_on_grid(levels, device).long()]
 
 
-@functools.lru_cache(16)
+@constant
 def _codes_on_grid(levels: tuple[float, ...], device: torch.device) -> Tensor:
     """The place of the level that is next to (i + ½) / _GRID."""
     exact = torch.tensor(levels, dtype=torch.float64)
