@@ -114,9 +114,7 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
 
     plan = add("plan", "planning", "tell what a job takes of the GPU's memory, and how it is made to fit (low VRAM)")
     plan.add_argument("job", metavar="JOB.yaml", type=Path)
-    plan.add_argument(
-        "--memory", metavar="GB", type=values.number, nargs="+", help="of the cards to plan for; default: what is free"
-    )
+    plan.add_argument("--memory", metavar="GB", type=values.number, nargs="+", help="of cards; default: what is free")
     _comfyui_option(plan, "job")
     _json_option(plan)
 

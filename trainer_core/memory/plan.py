@@ -86,7 +86,7 @@ class Plan:
         from .tracker import ACTIVATIONS
 
         plain = replace(settings, streamed=0, offload_inputs=False)
-        for one in (plain, KEEPS):
+        for one in (plain, KEEPS, *[MemorySettings()] * settings.offload_inputs):
             if one not in self._known:
                 self._known[one] = self._use(one)
         found, kept = self._known[plain], self._known[KEEPS]
@@ -99,7 +99,8 @@ class Plan:
             [blocks[place] for place in evenly_spread(settings.streamed, len(blocks))] if settings.streamed else []
         )
         memory[WEIGHTS] -= sum(streamed) - min(_RING, len(streamed)) * max(streamed, default=0)
-        moved = found.inputs * (1 - _RING / len(blocks)) if settings.offload_inputs else 0.0
+        inputs = self._known[MemorySettings()].inputs if settings.offload_inputs else 0.0
+        moved = inputs * max(0.0, 1 - _RING / len(blocks))
         memory[ACTIVATIONS] -= moved * self.factor
         time = relative_time(kept.flops, found.flops, sum(streamed), moved, self._rates)
         return Row(settings, memory, time, sum(streamed) + moved)

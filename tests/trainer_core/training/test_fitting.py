@@ -62,7 +62,8 @@ def plan(activations: dict[MemorySettings, float], **more: Any) -> Plan:
 
     def use(settings: MemorySettings) -> Use:
         flops = 1e16 * (1.5 if settings.recompute else 1)
-        return Use({"weights": 10 * gb, "activations": activations[settings] * gb}, flops, 2.0 * gb)
+        inputs = 2.0 * gb if settings == FULL else activations[settings] * gb
+        return Use({"weights": 10 * gb, "activations": activations[settings] * gb}, flops, inputs)
 
     outline = Outline([gb] * 10, 10 * gb, 5 * gb, gb, {"blocks": 10})
     return Plan(use, outline, Rates(100e12, 20e9), **more)
@@ -101,6 +102,13 @@ def test_blocks_are_streamed_when_nothing_else_fits() -> None:
     assert plan(KEPT, may_stream=False).chosen(10e9) is None
     assert plan(KEPT, may_recompute=False).chosen(17e9) is None
     assert plan(KEPT).chosen(2e9) is None
+
+
+def test_only_inputs_wait_in_host_memory() -> None:
+    """2 GB of them, but for those on their way; what attention gave stays."""
+    kept = MemorySettings(keep_attention=True, offload_inputs=True)
+    assert plan(KEPT).row(kept).host == pytest.approx(1.6e9)
+    assert plan(KEPT).row(kept).peak == pytest.approx(14.4e9)
 
 
 def test_what_was_measured_corrects_all_rows() -> None:
