@@ -24,9 +24,9 @@ from recipes import RECIPES
 from trainer_core.config import ModelConfig
 from trainer_core.embedded.demo_data import TRIGGER
 from trainer_core.embedded.evaluate import Evaluation, plain_prompts
-from trainer_core.families.base import stack_text
 from trainer_core.families.conditioning import MAIN, Collated
 from trainer_core.families.registry import open_base
+from trainer_core.families.texts import stack_text
 from trainer_core.memory.formats import NAMES
 from trainer_core.memory.packed_linear import PackedLinear
 

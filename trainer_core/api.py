@@ -47,7 +47,7 @@ from .families.registry import (
     spec_of,
 )
 from .families.sources.tokenizers import register_tokenizers
-from .job import TrainingJob
+from .job import TrainingJob, serve
 from .loras import FoundLora, find_lora
 from .memory.recovery_job import RecoverySettings, make_recovery
 from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
@@ -76,12 +76,14 @@ from .runs.run_folder import RunFolder
 from .runs.status import RunState, run_state
 from .sampling.animation import video_frames, webp_bytes
 from .secrets import redacted
+from .training.parallel import Ranks, join
 from .units import GB, duration, size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from .memory.planning import Planned
     from .sampling.preview import Drawn
 
 
@@ -136,6 +138,20 @@ def queue_run(runs: Path, job: JobConfig) -> tuple[RunFolder, DeviceQueue, int]:
         shutil.rmtree(run.path, ignore_errors=True)
         raise
     return run, queue, [one.run for one in queue.tickets()].index(run.path.resolve()) + 1
+
+
+def plan_job(job: JobConfig, cards: Sequence[float] = ()) -> Planned:
+    """What a job takes of the device's memory under each setting, and which one is chosen; loads no weights.
+
+    Args:
+        cards: GB of memory that are planned for; if none, what is free here or `memory.limit_gb`.
+
+    Raises:
+        FoundryError: what is wrong with the job's base or its data.
+    """
+    from .memory.planning import plan_job as plan
+
+    return plan(job, cards)
 
 
 def sample(model: ModelConfig, prompts: Sequence[str], **options: Any) -> list[Image]:

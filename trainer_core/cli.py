@@ -94,7 +94,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
-    """demo, init, train, resume."""
+    """demo, init, train, plan, resume."""
     demo = add("demo", "pictures", "teach the embedded base a new shape and measure what came of it")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="default: ./demo")
     demo.add_argument("--json", metavar="FILE", type=Path, help="also write the figures as JSON")
@@ -111,6 +111,12 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
     _comfyui_option(train, "job")
     _queue_option(train)
     _runs_option(train)
+
+    plan = add("plan", "planning", "tell what a job takes of the GPU's memory, and how it is made to fit (low VRAM)")
+    plan.add_argument("job", metavar="JOB.yaml", type=Path)
+    plan.add_argument("--memory", metavar="GB", type=values.number, nargs="+", help="of cards; default: what is free")
+    _comfyui_option(plan, "job")
+    _json_option(plan)
 
     resume = add("resume", "training", "go on with a run that was stopped, from its last checkpoint")
     _run_argument(resume)
@@ -226,13 +232,9 @@ def _recover_command(add: Callable[[str, str, str], argparse.ArgumentParser]) ->
     recover = add("recover", "recovering", "make a recovery adapter: what a quantized base needs to predict as before")
     recover.add_argument("job", metavar="JOB.yaml", type=Path, help="its base, as it is quantized there, and its data")
     recover.add_argument("--quantization", metavar="NAME", help="in place of the job's: 4bit, 3bit, 2bit …")
-    recover.add_argument(
-        "--rank", metavar="N", type=values.count, default=16, help="default: 16, or the job's model.low_rank"
-    )
+    recover.add_argument("--rank", metavar="N", type=values.count, default=16, help="default: model.low_rank, or 16")
     recover.add_argument("--batches", metavar="N", type=values.count, default=16, help="of the data; default: 16")
-    recover.add_argument(
-        "--steps", metavar="N", type=values.whole, default=100, help="of refining each block; default: 100"
-    )
+    recover.add_argument("--steps", metavar="N", type=values.whole, default=100, help="refining each; default: 100")
     recover.add_argument(
         "--whole-steps",
         metavar="N",

@@ -6,6 +6,7 @@ queued ─ (its turn) ─ running ─ finished, stopped, failed
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
@@ -16,15 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import check_job
-from .config import JobConfig, dump_job, resolved
+from .config import JobConfig, dump_job, resolved, validated
 from .errors import FoundryError, ResumeRefused, SaveError, TrainingError, first_line
 from .families.registry import job_with_family
 from .files import write_atomically
 from .runs.events import Event, Listener, MemoryPlanned, Phase, Skipped, StateChanged, Warning, log_line
+from .runs.followed import FollowedRun, NoRequests
 from .runs.requests import CONTINUE, PAUSE, SAMPLE, SAVE, STOP, Requests
 from .runs.run_folder import RunFolder
 from .runs.run_lock import RunLock
 from .training.advice import out_of_memory
+from .training.parallel import ALONE, Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +59,8 @@ class TrainingJob:
         self.error: BaseException | None = None
         self.outcome: str | None = None
         """finished, stopped, paused or failed, once it has ended"""
+        self.ranks = ALONE
+        """The processes that train it, of which this one leads."""
         self._accept, self._queue_up = accept, queue_up
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._requests = Requests(run.path)
@@ -198,10 +203,13 @@ class TrainingJob:
             while True:
                 ended = self._wait(ticket, emit)
                 self._keep_edit(ours, emit)
-                outcome = ended or work(self.run, self.job, emit, self._requests, self._accept)
+                if not ended:
+                    self.ranks.tell(json.dumps([str(self.run.path), self.job.model_dump(mode="json"), [*self._accept]]))
+                outcome = ended or work(self.run, self.job, emit, self._requests, self._accept, self.ranks)
                 release_memory(device)
                 if outcome != "paused" or self._leaves_when_paused:
                     self._enter(outcome, emit)
+                    self.ranks.tell()
                     return outcome
                 if ticket:
                     ticket.leave(keep_place=True)
@@ -299,3 +307,20 @@ class TrainingJob:
     def _saved_step(self) -> int:
         latest = self.run.latest()
         return latest.step if latest else 0
+
+
+def serve(ranks: Ranks) -> None:
+    """Computes with the process that leads a run, for as long as it trains, and says nothing.
+
+    Raises:
+        FoundryError: what keeps this process from it; the run then fails.
+    """
+    import torch
+
+    from .training.session import work
+
+    while told := ranks.tell():
+        path, settings, accept = json.loads(told)
+        job = ranks.job(validated(JobConfig, settings))
+        with torch.inference_mode(False), torch.enable_grad():
+            work(FollowedRun(Path(path)), job, lambda _: None, NoRequests(), accept, ranks)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...trainer_core.errors import BaseModelError
+from ...trainer_core.families.device import upload
 
 if TYPE_CHECKING:
     from ...trainer_core.families.conditioning import TextEmbedding
@@ -121,7 +122,7 @@ def joined(conds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def moved(value: Any, device: torch.device) -> Any:
     """Tensors in lists and dictionaries, on the device."""
     if isinstance(value, Tensor):
-        return value.to(device)
+        return upload(value, device)
     if isinstance(value, Mapping):
         return {key: moved(one, device) for key, one in value.items()}
     return [moved(one, device) for one in value] if isinstance(value, list) else value

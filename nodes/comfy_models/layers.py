@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import nn
 
 from ...trainer_core.adapters.operations import layers_of
-from ...trainer_core.memory.blocks import ATTENTION, attends, members
+from ...trainer_core.memory.blocks import ATTENTION, MODULATION, attends, members
 from ...trainer_core.units import part_of
 
 EXCEPTIONS = {
@@ -24,13 +24,6 @@ EXCEPTIONS = {
 }
 """Layers of blocks that are not adapted, as regular expressions over whole paths, and why."""
 
-_MODULATION = re.compile(
-    r"(?:.*\.)?(?:\w*ada_?ln\w*|(?:\w+_)?mod(?:ulation)?(?:_\w+)?|mod[cx]+|\w*norm\d*|emb_layers|mapper(?:_\w+)?"
-    r"|time_pos_embed)(?:\..+)?",
-    re.IGNORECASE,
-)
-"""What scales and shifts by the time or another condition."""
-
 
 def targets(diffusion_model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The layers that each value of `adapter.targets` adapts, as regular expressions for one path each.
@@ -39,7 +32,7 @@ def targets(diffusion_model: nn.Module) -> dict[str, tuple[str, ...]]:
     the 1x1 convolutions around transformer blocks count as linear.
     """
     linear = {path: inside for path, inside, is_linear in _layers(diffusion_model) if is_linear}
-    modulation = {path for path, inside in linear.items() if _MODULATION.fullmatch(inside)}
+    modulation = {path for path, inside in linear.items() if MODULATION.fullmatch(inside)}
     attention = {path for path, inside in linear.items() if ATTENTION.fullmatch(inside)} - modulation
     return {
         "attention": _patterns(path for path in linear if path in attention),

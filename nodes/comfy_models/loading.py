@@ -248,7 +248,7 @@ def stays_as_it_is(patcher: Any) -> Callable[[str, nn.Module], bool]:
     """Which layers of a MODEL, by their path and themselves, are not quantized by us."""
 
     def stays(path: str, layer: nn.Module) -> bool:
-        plain = type(layer.weight) in (Tensor, nn.Parameter)
+        plain = type(getattr(layer, "weight", None)) in (Tensor, nn.Parameter)
         return not plain or f"diffusion_model.{path}.weight" in patcher.weight_wrapper_patches
 
     return stays

@@ -14,6 +14,7 @@ import comfy.model_sampling as kinds
 import torch
 
 from ...trainer_core.errors import BaseModelError, ConfigError
+from ...trainer_core.families.device import upload
 from ...trainer_core.objective.schedule import Schedule, per_sample
 
 if TYPE_CHECKING:
@@ -68,10 +69,10 @@ class ComfySchedule(Schedule):
         if isinstance(self.sampling, kinds.CONST):
             return t.float().clamp_min(_LOWEST)
         if isinstance(self.sampling, kinds.COSMOS_RFLOW):
-            highest = self._table[-1].to(t.device)
+            highest = upload(self._table[-1], t.device)
             return torch.minimum(t.float() / (1 - t.float()), highest).clamp_min(_LOWEST)
         rows = len(self._table)
-        return self._table.to(t.device)[(t * rows).floor().long().clamp(0, rows - 1)]
+        return upload(self._table, t.device)[(t * rows).floor().long().clamp(0, rows - 1)]
 
     def times(self, sigma: Tensor) -> Tensor:
         """The inverse of `sigma`, for σ that a sampler visits: falling times, to tell which expert is for which."""

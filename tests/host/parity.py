@@ -26,9 +26,10 @@ import torch  # noqa: E402
 from trainer_core.adapters.adapter import Adapter  # noqa: E402
 from trainer_core.adapters.comfy_format import to_comfy  # noqa: E402
 from trainer_core.config import AdapterConfig, ModelConfig  # noqa: E402
-from trainer_core.families.base import Base, stack_text  # noqa: E402
+from trainer_core.families.base import Base  # noqa: E402
 from trainer_core.families.conditioning import MAIN, Collated  # noqa: E402
 from trainer_core.families.registry import open_base  # noqa: E402
+from trainer_core.families.texts import stack_text  # noqa: E402
 from trainer_core.safetensors_file import serialize  # noqa: E402
 
 STRENGTHS = (1.0, 0.5)

@@ -36,10 +36,10 @@ from torch import Tensor  # noqa: E402
 from trainer_core.adapters.adapter import Adapter  # noqa: E402
 from trainer_core.adapters.comfy_format import to_comfy  # noqa: E402
 from trainer_core.config import AdapterConfig, ModelConfig  # noqa: E402
-from trainer_core.families.base import stack_text  # noqa: E402
 from trainer_core.families.conditioning import MAIN, Collated  # noqa: E402
 from trainer_core.families.registry import open_base  # noqa: E402
 from trainer_core.families.sources.tokenizers import register_tokenizers  # noqa: E402
+from trainer_core.families.texts import stack_text  # noqa: E402
 from trainer_core.safetensors_file import serialize  # noqa: E402
 
 PROMPT = "a red circle on a white background"

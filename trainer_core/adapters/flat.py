@@ -54,11 +54,9 @@ class Flat:
 
     def collect(self) -> None:
         """To be called after a backward pass: gradients of parameters that it reached first go into the buffer."""
-        new = [number for number in self._waiting if self.parameters[number].grad is not None]
-        for number in new:
-            view = self.view(self.gradient, number)
-            view.copy_(self.parameters[number].grad)
-            self.parameters[number].grad = view
+        new = {number: one for number in self._waiting if (one := self.parameters[number].grad) is not None}
+        for number, gradient in new.items():
+            self.parameters[number].grad = self.view(self.gradient, number).copy_(gradient)
         if new:
             self._waiting = [number for number in self._waiting if self.parameters[number].grad is None]
             self.version += 1

@@ -107,6 +107,18 @@ def stop_on_signal(job: TrainingJob) -> Iterator[Asked]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def deaf() -> Iterator[None]:
+    """No signal stops this process: the one that it helps hears them too, and says when it is over."""
+    numbers = [number for name in (*_POLITE, *_URGENT) if (number := getattr(signal, name, None))]
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 _POLITE = ("SIGTERM", "SIGHUP")
 _URGENT = ("SIGINT", "SIGBREAK")  # Ctrl-C, and on Windows Ctrl-Break
 

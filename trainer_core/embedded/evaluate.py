@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,17 +90,22 @@ class Painter:
         self.denoiser: nn.Module = self.base.load_denoiser()
         self.deltas = for_modules(parse(read_tensors(lora)), self.denoiser, self.base) if lora else None
 
+    def drawing(self) -> AbstractContextManager[None]:
+        """The denoiser with the LoRA at strength 1, if there is one."""
+        from ..adapters.applied import applied
+
+        return applied(self.denoiser, self.deltas, 1.0) if self.deltas else nullcontext()
+
     def paint(self, prompts: Sequence[Prompt], progress: Callable[[int], None] | None = None) -> Tensor:
         """Pictures (N, 3, 64, 64) in [-1, 1], with the LoRA at strength 1 if there is one."""
         import torch
 
-        from ..adapters.applied import applied
         from ..families.conditioning import Conditioning
         from ..sampling.sampler import SamplerSettings, draw
 
         settings = SamplerSettings.of(SampleConfig(), self.base)
         pictures = []
-        with applied(self.denoiser, self.deltas, 1.0) if self.deltas else nullcontext():
+        with self.drawing():
             for start in range(0, len(prompts), _BATCH):
                 part = prompts[start : start + _BATCH]
                 *texts, blank = self.base.encode_prompts([*(prompt.text for prompt in part), ""])

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..config import ModelConfig
 from ..errors import BaseModelError
 from .conditioning import MAIN, Collated, Conditioning, Streams, TextEmbedding
-from .device import pick_device, pick_dtype
+from .device import pick_device, pick_dtype, upload
+from .loads import Loads
 from .names import Place
-from .precision import packing_of, precision_told
 from .sources.source import EMBEDDED, Source, open_source
-from .spec import FamilySpec, Part, SamplingDefaults
+from .spec import FamilySpec, SamplingDefaults
+from .texts import stack_text
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ..data.cache import TensorCache
     from ..memory.settings import MemorySettings
     from ..objective.schedule import Schedule
     from .names import Shapes
@@ -36,16 +36,12 @@ if TYPE_CHECKING:
 Sampler = Callable[..., Streams]
 
 
-class Base(ABC):
+class Base(Loads, ABC):
     """One opened model. Loading is lazy; every `load_*` may be called again and gives the same object until freed."""
 
     spec: FamilySpec
     layout: ClassVar[Layout | None] = None
     """How the family's parts lie in single files; None if it reads folders only."""
-    packed_cache: TensorCache | None = None
-    """Where quantized weights are kept for the next start; None: they are made each time."""
-    packs_on: torch.device | None = None
-    """Where weights are quantized, if that is not `device`."""
 
     def __init__(self, source: Source, config: ModelConfig) -> None:
         self.source, self.config = source, config
@@ -283,70 +279,11 @@ class Base(ABC):
 
     # the denoiser
 
-    def load_part(self, part: Part, dtype: torch.dtype) -> nn.Module:
-        """A part as a frozen model on the device, quantized as the job says.
-
-        Raises:
-            BaseModelError: if it is not there, truncated, incomplete, or is something else.
-        """
-        return self.source.load(part.name, part.load_class(), dtype, self.device, packing_of(self, part))
-
-    def load_denoiser(self, expert: str = "") -> nn.Module:
-        """The frozen denoiser on the device, in `self.dtype`; each call gives a fresh one, which the caller owns.
-
-        Args:
-            expert: the name of one of `spec.experts`, whose part is the denoiser of the same place in `spec.parts`.
-        """
-        place = [one.name for one in self.spec.experts].index(expert)
-        denoiser = self.load_part(self.spec.of_role("denoiser")[place], self.dtype)
-        self.recover(denoiser)
-        return denoiser
-
-    def recover(self, denoiser: nn.Module) -> None:
-        """Puts the job's recovery adapter beside the packed layers of a denoiser, if there is one.
-
-        Raises:
-            ConfigError: if it was made for weights that are held otherwise.
-            AdapterError: if it cannot be read, or is for another base.
-        """
-        if self.config.recovery_adapter is not None:
-            from ..memory.recovery_file import apply_recovery
-
-            apply_recovery(denoiser, self, Path(self.config.recovery_adapter))
-
-    def outline(self, expert: str = "") -> nn.Module:
-        """The denoiser's modules and the shapes of its weights; it is not run."""
-        twin = copy.copy(self)
-        twin.source = self.source.without_weights()
-        return twin.load_denoiser(expert)
-
-    def imitated(self) -> Base:
-        """The same base with parts of fake tensors on the CPU, to run inside `memory.imitation.imitating`."""
-        import torch
-
-        twin = type(self)(self.source.imitated(), self.config)
-        for name in ("dtype", "text_encoder_dtype", "vae_dtype"):
-            setattr(twin, name, getattr(self, name))
-        twin.device = torch.device("cpu")
-        return twin
-
-    def load_denoiser_on_host(self, expert: str = "") -> nn.Module:
-        """The same in host memory: blocks that are to be streamed never have to fit on the device. `bring` it then."""
-        import torch
-
-        twin = copy.copy(self)
-        twin.device, twin.packs_on = torch.device("cpu"), self.device
-        return twin.load_denoiser(expert)
-
-    def precision_told(self) -> list[str]:
-        """A line for each part that is quantized: how many of its weights, its size before and after."""
-        return precision_told(self)
-
     def bring(self, denoiser: nn.Module, device: torch.device | str) -> None:
         """Moves the denoiser to a device: another expert needs the memory, or this one's turn has come."""
         denoiser.to(device)
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to give back
+    def close(self) -> None:
         """Gives back what a host keeps for the denoisers that were loaded; they are not used any more."""
 
     def recompute_blocks(self, denoiser: nn.Module, memory: MemorySettings) -> None:
@@ -389,9 +326,10 @@ class Base(ABC):
         return Collated(
             text=stack_text(texts, self.device) if texts else self.embed([one.prompt for one in samples]),
             controls=tuple(
-                torch.stack(group).to(self.device) for group in zip(*(one.controls for one in samples), strict=True)
+                upload(torch.stack(group), self.device)
+                for group in zip(*(one.controls for one in samples), strict=True)
             ),
-            time_ids=torch.tensor(time_ids, dtype=torch.float32).to(self.device) if time_ids else None,
+            time_ids=upload(torch.tensor(time_ids, dtype=torch.float32), self.device) if time_ids else None,
             guidance=guidance,
         )
 
@@ -409,38 +347,3 @@ class Base(ABC):
     @abstractmethod
     def guidance_distilled(self) -> bool:
         """Whether the denoiser takes guidance as an input, instead of by a second pass."""
-
-
-def check_width(source: Source, part: str, given: object, expected: object) -> None:
-    """Whether a text encoder is as wide as the denoiser asks for.
-
-    Raises:
-        BaseModelError: if not: it belongs to another model.
-    """
-    if isinstance(expected, int) and given != expected:  # configurations may leave out what is as usual
-        raise BaseModelError(
-            f"model.files.{part}: texts come out as {given or 'no'} numbers where the denoiser of {source.name} reads "
-            f"{expected}: a text encoder belongs to another model"
-        )
-
-
-def stack_text(embeddings: list[TextEmbedding], device: torch.device) -> dict[str, Tensor]:
-    """One batch of text embeddings, on the device.
-
-    Raises:
-        BaseModelError: if they differ in length, which a family must prevent by padding.
-    """
-    import torch
-
-    try:
-        return {name: torch.stack([e[name] for e in embeddings]).to(device) for name in embeddings[0]}
-    except RuntimeError as error:
-        raise BaseModelError(f"text embeddings of different lengths cannot be batched: {error}") from error
-
-
-def token_ids(tokenizer: Any, prompts: Sequence[str], limit: int, device: torch.device) -> Tensor:
-    """Tokens (N, L) of prompts, padded and cut to the tokenizer's own limit and at most `limit`."""
-    length = min(limit, tokenizer.model_max_length)
-    encoded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    ids: Tensor = encoded.input_ids.to(device)
-    return ids

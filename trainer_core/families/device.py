@@ -44,6 +44,13 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device. A GPU copies out of pinned memory by itself, and is waited for otherwise."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def release_memory(device: torch.device) -> None:
     """Gives freed memory back, so that the next part of a model finds it."""
     import torch

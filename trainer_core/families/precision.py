@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 from ..memory.packing import Packing, described
 
 if TYPE_CHECKING:
-    from .base import Base
+    from .loads import Loads
     from .spec import Part
 
 
-def quantization_of(base: Base, part: Part) -> str:
+def quantization_of(base: Loads, part: Part) -> str:
     """The format of a part's layers; none for what is not quantized, as a VAE is not."""
     config = base.config
     formats = {"denoiser": config.quantization, "text_encoder": config.text_encoder_quantization}
     return formats.get(part.role, "none")
 
 
-def packing_of(base: Base, part: Part) -> Packing | None:
+def packing_of(base: Loads, part: Part) -> Packing | None:
     """How a part's layers are packed; None: not."""
     name = quantization_of(base, part)
     if name == "none":
@@ -28,14 +28,17 @@ def packing_of(base: Base, part: Part) -> Packing | None:
     return Packing(name, mark, base.packed_cache, rank, base.packs_on)
 
 
-def precision_of(base: Base) -> str:
+def precision_of(base: Loads) -> str:
     """What the denoiser is held in and computes in, such as "6bit, computed in bfloat16"."""
     computed = str(base.dtype).removeprefix("torch.")
     held, rank = base.config.quantization, base.config.low_rank
-    return computed if held == "none" else f"{held}{f' + rank {rank}' if rank else ''}, computed in {computed}"
+    if held == "none":
+        return computed
+    fast = ", products in 8 bits" if any(base.products.values()) else ""
+    return f"{held}{f' + rank {rank}' if rank else ''}, computed in {computed}{fast}"
 
 
-def precision_told(base: Base) -> list[str]:
+def precision_told(base: Loads) -> list[str]:
     """A line for each part that is quantized: how many of its weights, and its size before and after."""
     lines, source = [], base.source.without_weights()
     for part in base.spec.parts:

@@ -50,7 +50,7 @@ class AttentionKernels:
         """
         self.chosen, self._kernels = dict(chosen), kernels
         self._timer, self._on_choice = timer or _seconds, on_choice
-        self._plain = F.scaled_dot_product_attention
+        self._plain: Callable[..., Tensor] = F.scaled_dot_product_attention
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kw: Any) -> Tensor:
         if torch.compiler.is_compiling() or query.is_meta:

@@ -11,6 +11,12 @@ from ..adapters.operations import layers_of
 
 ATTENTION = re.compile(r"(?:.*\.)?(?:\w*(?:attn|attention)\w*(?:\..+)?|q|k|v|qkv|linear1)")
 """Attention, by its path in a block. `linear1` is q, k, v and the feed-forward's first layer in FLUX's single ones."""
+MODULATION = re.compile(
+    r"(?:.*\.)?(?:\w*ada_?ln\w*|(?:\w+_)?mod(?:ulation)?(?:_\w+)?|mod[cx]+|\w*norm\d*(?:_\w+)?|emb_layers"
+    r"|mapper(?:_\w+)?|time_pos_embed|time_emb_proj)(?:\..+)?",
+    re.IGNORECASE,
+)
+"""What scales and shifts by the time or another condition, by its path in a block."""
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 
 

@@ -85,11 +85,11 @@ class CudaCopier(Copier):
     def __init__(self, device: torch.device, limit: float | None = None) -> None:
         """
         Args:
-            limit: bytes of host memory that may be page-locked; None is what the system bears.
+            limit: bytes of host memory that may be page-locked; None is what the system bears (`pinnable`).
         """
         super().__init__(device)
         self._stream = torch.cuda.Stream(device)
-        self._left = pinnable() if limit is None else limit
+        self._limit = limit
         self._pinned: list[Tensor] = []
         self._thread: ThreadPoolExecutor | None = None
         self._staging: list[tuple[Tensor, Any]] = []
@@ -102,15 +102,15 @@ class CudaCopier(Copier):
         return slot
 
     def pinned(self, size: int) -> Tensor | None:
-        if size > self._left:
+        locked = sum(map(len, self._pinned))
+        if size > (pinnable(locked) if self._limit is None else self._limit - locked):
             return None
         memory = torch.empty(size, dtype=torch.uint8)
         # torch's own page-locked memory comes in powers of two
-        if torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0) != 0:
-            self._left = 0
+        if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)) != 0:
+            self._limit = locked
             _forget_error(self.device)
             return None
-        self._left -= size
         self._pinned.append(memory)
         return memory
 
@@ -159,11 +159,12 @@ class CudaCopier(Copier):
             slot.ready.record(self._stream)
 
     def _stage(self, slot: Slot, source: Source) -> None:
-        buffer, left = self._staging.pop(0)
+        self._staging.reverse()
+        buffer, left = self._staging[1]
         left.synchronize()
         if buffer.numel() < source.size:
             buffer = _staging(slot.memory.numel())
-        self._staging.append((buffer, left))
+            self._staging[1] = buffer, left
         source.write(buffer[: source.size])
         self._send(slot, buffer[: source.size])
         left.record(self._stream)
@@ -176,14 +177,13 @@ def copier_for(device: torch.device) -> Copier | None:
     return CudaCopier(device) if device.type == "cuda" else Copier(device)
 
 
-def pinnable() -> float:
-    """Bytes of host memory that can be page-locked without starving the system."""
+def pinnable(locked: int = 0) -> float:
+    """Bytes of host memory that can be page-locked beside what is, without starving the system."""
     import psutil
 
     memory = psutil.virtual_memory()
-    # Windows lets the driver lock half of it; some is left to the page cache and to what else runs
-    most = memory.total * (0.45 if sys.platform == "win32" else 0.8)
-    return float(min(most, memory.available - 2 * 2**30))
+    most = memory.total * (0.45 if sys.platform == "win32" else 0.8)  # Windows lets drivers lock half of it
+    return float(min(most - locked, memory.available - max(2 * 2**30, memory.total / 10)))
 
 
 def _staging(size: int) -> Tensor:

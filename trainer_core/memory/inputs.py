@@ -36,17 +36,23 @@ def largest_batches(job: JobConfig, base: Base, data: PreparedData) -> list[Trai
     return [source.micro_batch(together, 0, {}) for _ in range(min(job.train.gradient_accumulation, 2))]
 
 
-def described(job: JobConfig, base: Base, text: Callable[[str], TextEmbedding | None]) -> PreparedData:
+def described(
+    job: JobConfig,
+    base: Base,
+    text: Callable[[str], TextEmbedding | None],
+    samples: Sequence[Sequence[Sample]] | None = None,
+) -> PreparedData:
     """A job's data as far as its files' headers tell it: sizes, without pixels.
 
     Args:
         text: a text's embedding, of the right shape.
+        samples: of each data set, where there are no files.
 
     Raises:
         DatasetError: if a data set cannot be trained on.
     """
     spec = base.spec
-    samples = [samples_of(dataset, spec.bucket_divisor, k, spec) for k, dataset in enumerate(job.datasets)]
+    samples = samples or [samples_of(dataset, spec.bucket_divisor, k, spec) for k, dataset in enumerate(job.datasets)]
     trained = [group if job.datasets[k].role != "validation" else [] for k, group in enumerate(samples)]
     return cast("PreparedData", _Described(job, base, trained, text))
 

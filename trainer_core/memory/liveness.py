@@ -23,7 +23,7 @@ _PASSES_ON = {
     "add", "add_", "sub", "sub_", "rsub", "neg", "neg_", "mul", "mul_", "div", "div_", "addcmul", "addcmul_",
     "view", "_unsafe_view", "_reshape_alias", "alias", "detach", "as_strided", "t", "transpose", "permute", "expand",
     "squeeze", "unsqueeze", "unfold", "slice", "select", "split", "split_with_sizes", "unbind",
-    "clone", "_to_copy", "copy_", "cat", "stack",
+    "clone", "_to_copy", "copy_", "cat", "stack", "prim::device",
 }  # fmt: skip
 """Operations that any values go through: none is read to decide anything, whether or not it is a number."""
 _TELLS = {"tolist", "numpy", "__array__", "__dlpack__", "data_ptr"}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from . import products
 from .formats import Packed, encode
 
 _PART = "weight_"
@@ -18,7 +19,7 @@ class PackedLinear(nn.Module):
     """y = x Wᵀ + bias, for a frozen W in one of the formats.
 
     All its tensors are buffers. Casting the layer (`.to(torch.bfloat16)`) casts the bias and what `dequantize` gives;
-    the packed weight stays as it is. It computes in its input's precision.
+    the packed weight stays as it is. It computes in its input's precision, or in autocast's.
     """
 
     bias: Tensor | None
@@ -39,6 +40,8 @@ class PackedLinear(nn.Module):
         self.register_buffer("low_rank_down", None)
         self.register_buffer("low_rank_up", None)
         self.dtype = dtype or (torch.get_default_dtype() if bias is None else bias.dtype)
+        self.in_8_bits = False
+        """Whether its products are computed on units for 8-bit numbers, where they fit; see `products`."""
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, name: str) -> PackedLinear:
@@ -71,19 +74,31 @@ class PackedLinear(nn.Module):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(kind))
         return _Product.apply(x, self)
 
     @torch.no_grad()
     def product(self, x: Tensor) -> Tensor:
         """The output for an input (…, in), without a graph."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = F.linear(x, self.packed.decode(x.dtype), bias)
+        packed, rows = self.packed, x.numel() // self.in_features
+        if self.in_8_bits and products.fits(packed, rows):
+            y = products.product(packed, x.reshape(rows, -1)).view(*x.shape[:-1], -1)
+            y = y if bias is None else y.add_(bias)
+        else:
+            y = products.unpacked_product(packed, x, bias)
         return _with_branch(y, x, self.low_rank_down, self.low_rank_up)
 
     @torch.no_grad()
     def input_gradient(self, gradient: Tensor) -> Tensor:
         """gradient W, in its precision, for a gradient (…, out) of the output."""
-        found = gradient @ self.packed.decode(gradient.dtype)
+        packed, rows = self.packed, gradient.numel() // self.out_features
+        if self.in_8_bits and products.fits(packed, rows):
+            found = products.input_gradient(packed, gradient.reshape(rows, -1)).view(*gradient.shape[:-1], -1)
+        else:
+            found = products.unpacked_input_gradient(packed, gradient)
         up, down = self.low_rank_up, self.low_rank_down
         return _with_branch(found, gradient, None if up is None else up.T, None if down is None else down.T)
 
@@ -99,6 +114,14 @@ class PackedLinear(nn.Module):
             self.register_buffer(name, buffer.to(moved.device) if packed else moved)
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         return self
+
+
+def use_products(model: nn.Module, chosen: Mapping[str, bool]) -> None:
+    """Lets packed layers compute in 8 bits where `products.products_of` chose it; the others unpack their weights."""
+    for layer in model.modules():
+        if isinstance(layer, PackedLinear):
+            key = products.key_of(layer.format, (layer.out_features, layer.in_features))
+            layer.in_8_bits = chosen.get(key, False)
 
 
 def _with_branch(y: Tensor, x: Tensor, down: Tensor | None, up: Tensor | None) -> Tensor:
@@ -139,7 +162,7 @@ class _Unpacked(Tensor):
         return self.layer.dequantize()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         from torch.utils._pytree import tree_map
 
         args, kwargs = tree_map(lambda one: one.dequantize() if isinstance(one, cls) else one, (args, kwargs or {}))

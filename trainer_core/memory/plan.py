@@ -21,6 +21,8 @@ CONTEXT = 0.7 * GB
 KEEPS = MemorySettings(recompute=False)
 """The fastest."""
 _STRIDES = (4, 2)
+_UNPACKED = 3
+"""Bytes for each weight of a packed layer while it computes: in half precision, and what it is made of."""
 _RING = 2
 """Buffers on the device for blocks that are streamed, and inputs of blocks on their way."""
 
@@ -69,7 +71,9 @@ class Plan:
             use: what a step takes under a setting that streams nothing.
             may_stream: whether the device's memory is another than the host's.
         """
-        self._use, self.outline, self._rates = use, outline, rates
+        self._use, self._ran, self._rates = use, outline, rates
+        self.outline = outline
+        """Another one in its place is the same model held in other bits."""
         self._may_recompute, self._may_stream = may_recompute, may_recompute and may_stream
         self._known: dict[MemorySettings, Use] = {}
         self.factor = 1.0
@@ -82,17 +86,21 @@ class Plan:
         from .tracker import ACTIVATIONS
 
         plain = replace(settings, streamed=0, offload_inputs=False)
-        for one in (plain, KEEPS):
+        for one in (plain, KEEPS, *[MemorySettings()] * settings.offload_inputs):
             if one not in self._known:
                 self._known[one] = self._use(one)
         found, kept = self._known[plain], self._known[KEEPS]
         memory = {**found.memory, ACTIVATIONS: found.memory[ACTIVATIONS] * self.factor}
+        if self.outline is not self._ran:
+            memory[WEIGHTS] += self.outline.total - self._ran.total
+            memory[ACTIVATIONS] += _UNPACKED * self.outline.largest
         blocks = self.outline.blocks
         streamed = (
             [blocks[place] for place in evenly_spread(settings.streamed, len(blocks))] if settings.streamed else []
         )
         memory[WEIGHTS] -= sum(streamed) - min(_RING, len(streamed)) * max(streamed, default=0)
-        moved = found.inputs * (1 - _RING / len(blocks)) if settings.offload_inputs else 0.0
+        inputs = self._known[MemorySettings()].inputs if settings.offload_inputs else 0.0
+        moved = inputs * max(0.0, 1 - _RING / len(blocks))
         memory[ACTIVATIONS] -= moved * self.factor
         time = relative_time(kept.flops, found.flops, sum(streamed), moved, self._rates)
         return Row(settings, memory, time, sum(streamed) + moved)
@@ -145,10 +153,6 @@ class Plan:
 
         activations = row.memory[ACTIVATIONS]
         self.factor *= max(0.1, (measured - row.peak + activations) / activations)
-
-    def recommended(self, budget: float) -> str:
-        """What makes a job smaller that fits under no setting: what changes its results is the user's to choose."""
-        return "Choose lower bits (model.quantization), smaller datasets.resolutions or a smaller train.batch_size"
 
     def tighter(self, than: Row) -> Row | None:
         """The fastest setting that takes less than another one; None if there is none."""

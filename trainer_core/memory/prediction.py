@@ -137,16 +137,17 @@ def _run(
     with imitating(lengths):
         denoiser = base.load_denoiser(expert).train()
         adapter = Adapter.of(job, base, denoiser)
-        if settings.recompute:
-            base.recompute_blocks(denoiser, settings)
+        base.recompute_blocks(denoiser, settings)
         updater = Updater(job, Objective(job, base, denoiser, adapter), adapter, lambda _: None)
+        updater.differentiate(batches[:1])  # what is found out once, such as which products nothing reads
         with Tracker() as tracker:
-            tracker.name(LORA, adapter.parameters())
             for root in adapter.roots.values():
                 tracker.name(WEIGHTS, (*root.parameters(), *root.buffers()))
+            tracker.name(LORA, adapter.parameters())
+            tracker.name(GRADIENTS, [flat.gradient for flat in updater.flats])
             tracker.name(AVERAGE, updater.ema.averages if updater.ema else ())
             tracker.start_over()
-            updater._gradients(batches, 1.0)  # noqa: SLF001 # without what would wait for numbers
+            updater.differentiate(batches)
         count = sum(one.numel() for one in adapter.parameters())
     return Use({**tracker.at_peak, OPTIMIZER: state_per_weight(job) * count}, tracker.flops)
 

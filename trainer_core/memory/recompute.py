@@ -51,16 +51,16 @@ def recompute_blocks(
         raise ValueError("blocks of another model")
     offload = None if copies is None else Offload(copies)
     for number, block in enumerate(blocks):
-        if every and number % every == 0:
-            block.forward = _recomputed(block, block.forward, keep_attention, offload)
-        else:
-            block.forward = bounded(block.forward)
+        run = block.forward
+        recomputed = every and number % every == 0
+        block.forward = _recomputed(block, run, keep_attention, offload) if recomputed else bounded(run)
+        vars(block)["computes"] = run
 
 
 def keep_blocks(blocks: Iterable[nn.Module]) -> None:
     """Undoes `recompute_blocks`, between two passes."""
     for block in blocks:
-        block.forward = getattr(block.forward, "recomputes", block.forward)
+        block.forward = vars(block).pop("computes", block.forward)
 
 
 def _recomputed(
@@ -81,7 +81,6 @@ def _recomputed(
                 return call()
         return run(*args, **kwargs)
 
-    forward.recomputes = run  # type: ignore[attr-defined]
     return forward
 
 

@@ -9,25 +9,23 @@ in full precision is on the device at a time; the full model waits in host memor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from ..adapters.operations import dense_weight
 from ..errors import ConfigError
-from ..families.device import autocast
 from .blocks import blocks_of
 from .low_rank import fitted
+from .observation import Call, all_outputs, calls_of, observed, outputs, prediction, predictions, tensors_of, visiting
 from .packed_linear import PackedLinear
 from .recovery_file import set_branch
 from .settings import MemorySettings
-from .structure import Rebuild
 
 if TYPE_CHECKING:
     from ..data.progress import Progress
@@ -35,11 +33,9 @@ if TYPE_CHECKING:
     from ..families.conditioning import Streams
     from .calibration import Probe
 
-_RATE = 0.02
-"""Of Adam, in terms of a branch's own size; it falls to zero."""
+_RATE = 0.01
+"""Of Adam, in terms of a branch's own size, for blocks; half of it for the whole. It falls to zero."""
 _BRANCH = ("down", "up")
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments of a block."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,7 @@ class Recovered:
 def recover(
     base: Base,
     packed: nn.Module,
+    whole: Base,
     full: nn.Module,
     probes: Sequence[Probe],
     held_out: Sequence[Probe],
@@ -80,8 +77,9 @@ def recover(
     """Gives a packed denoiser branches, in place of any that it has.
 
     Args:
-        packed: on the base's device.
-        full: the same denoiser with its weights as they are, on the CPU.
+        packed: its denoiser, on its device.
+        whole: the same model with its weights as they are.
+        full: its denoiser, on the CPU.
         probes: what the branches are fitted to.
         held_out: what the errors are measured on.
         steps: of Adam for each block; 0: the closed form alone.
@@ -91,24 +89,28 @@ def recover(
         ConfigError: if no layer of the model is packed.
     """
     blocks, originals = blocks_of(packed), blocks_of(full)
-    layers = {path: _packed_layers(block) for path, block in blocks.items()}
+    held = base.config.quantization
+    layers = {
+        path: {name: one for name, one in block.named_modules() if isinstance(one, PackedLinear) and one.format == held}
+        for path, block in blocks.items()
+    }
     everything = {f"{path}.{name}": layer for path, own in layers.items() for name, layer in own.items()}
     if not everything:
         raise ConfigError("model.quantization: no layer of this base is packed, so there is nothing to recover")
     bits = _bits(everything.values())
-    with _visiting(full, originals.values(), base.device):
-        wanted, wanted_apart = (_predictions(base, full, asked) for asked in (probes, held_out))
-    before = relative_error(_tensors(_predictions(base, packed, held_out)), _tensors(wanted_apart))
+    with visiting(full, originals.values(), base.device):
+        wanted, wanted_apart = (predictions(whole, full, asked) for asked in (probes, held_out))
+    before = relative_error(tensors_of(predictions(base, packed, held_out)), tensors_of(wanted_apart))
     errors = []
     for number, (path, block) in enumerate(blocks.items()):
         progress("recovering blocks", number, len(blocks))
         if layers[path]:
-            calls = _calls(base, packed, block, probes)
+            calls = calls_of(base, packed, block, probes)
             original = originals[path].to(base.device)
             errors.append(BlockError(path, *_recover_block(base, block, original, layers[path], calls, rank, steps)))
             original.to("cpu")
     _refine_whole(base, packed, everything, probes, wanted, whole_steps, progress)
-    after = relative_error(_tensors(_predictions(base, packed, held_out)), _tensors(wanted_apart))
+    after = relative_error(tensors_of(predictions(base, packed, held_out)), tensors_of(wanted_apart))
     branches = {path: (layer.low_rank_down, layer.low_rank_up) for path, layer in everything.items()}
     made = {path: (down, up) for path, (down, up) in branches.items() if down is not None and up is not None}
     return Recovered(made, errors, before, after, bits, _bits(everything.values()))
@@ -130,26 +132,26 @@ def _recover_block(
     steps: int,
 ) -> tuple[float, float]:
     """Errors of its outputs before and after."""
-    targets, covariances = _observed(base, original, layers, calls)
+    targets, covariances = observed(base, original, layers, calls)
     with torch.no_grad():
-        before = relative_error(_all_outputs(base, block, calls), [one for target in targets for one in target])
+        before = relative_error(all_outputs(base, block, calls), [one for target in targets for one in target])
         for name, layer in layers.items():
             set_branch(layer, None, None)
             error = dense_weight(original.get_submodule(name)).float() - layer.dequantize().float()
             covariance = covariances.get(name, error.new_zeros(layer.in_features, layer.in_features))
             set_branch(layer, *fitted(error @ covariance, covariance, error, rank))
-    scales = [sum(one.float().square().sum() for one in group) / len(targets) for group in zip(*targets, strict=True)]
+    scales = [
+        sum(one.float().square().sum().item() for one in group) / len(targets) for group in zip(*targets, strict=True)
+    ]
 
     def loss(number: int) -> Tensor:
-        found = _outputs(base, block, calls[number])
+        found = outputs(base, block, calls[number])
         pairs = zip(found, targets[number], scales, strict=True)
-        return torch.stack(
-            [(one.float() - aim.to(one.device)).square().sum() / size.to(one.device) for one, aim, size in pairs]
-        ).sum()
+        return torch.stack([(one.float() - aim.to(one.device)).square().sum() / size for one, aim, size in pairs]).sum()
 
-    _refine(base, layers.values(), loss, len(calls), steps)
+    _refine(base, layers.values(), loss, len(calls), steps, _RATE)
     with torch.no_grad():
-        after = relative_error(_all_outputs(base, block, calls), [one for target in targets for one in target])
+        after = relative_error(all_outputs(base, block, calls), [one for target in targets for one in target])
     return before, after
 
 
@@ -162,16 +164,16 @@ def _refine_whole(
     steps: int,
     progress: Progress,
 ) -> None:
-    scale = sum(one.square().sum() for one in _tensors(wanted)) / len(wanted)
+    scale = sum(one.square().sum().item() for one in tensors_of(wanted)) / len(wanted)
     if steps:
         base.recompute_blocks(packed, MemorySettings(recompute=True))
 
     def loss(number: int) -> Tensor:
-        found = _prediction(base, packed, probes[number])
+        found = prediction(base, packed, probes[number])
         apart = [(found[name] - aim.to(base.device)).square().sum() for name, aim in wanted[number].items()]
-        return torch.stack(apart).sum() / scale.to(base.device)
+        return torch.stack(apart).sum() / scale
 
-    _refine(base, layers.values(), loss, len(probes), steps, partial(progress, "recovering the whole"))
+    _refine(base, layers.values(), loss, len(probes), steps, _RATE / 2, partial(progress, "recovering the whole"))
 
 
 def _refine(
@@ -180,13 +182,14 @@ def _refine(
     loss: Callable[[int], Tensor],
     count: int,
     steps: int,
+    rate: float,
     progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005
 ) -> None:
     """Adam on the branches of some layers, over `count` losses in turn."""
     if not steps:
         return
     with torch.enable_grad(), base.training_pass(), _trained(layers) as weights:
-        groups = [{"params": [one], "lr": _RATE * one.detach().square().mean().sqrt().item()} for one in weights]
+        groups = [{"params": [one], "lr": rate * one.detach().square().mean().sqrt().item()} for one in weights]
         optimizer = torch.optim.Adam(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
         for step in range(steps):
@@ -219,119 +222,6 @@ def _trained(layers: Iterable[PackedLinear]) -> Iterator[list[nn.Parameter]]:
 def _beside(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     down, up = (layer.get_parameter(f"trained_{name}").to(inputs[0].dtype) for name in _BRANCH)
     return output + F.linear(F.linear(inputs[0], down), up).to(output.dtype)
-
-
-# what models and blocks are given and make
-
-
-def _prediction(base: Base, denoiser: nn.Module, probe: Probe) -> Streams:
-    with autocast(base.device, base.dtype):
-        return base.predict(denoiser, probe.noisy, probe.t, probe.conditioning)
-
-
-@torch.no_grad()
-def _predictions(base: Base, denoiser: nn.Module, probes: Sequence[Probe]) -> list[Streams]:
-    return [{name: one.cpu() for name, one in _prediction(base, denoiser, probe).items()} for probe in probes]
-
-
-def _tensors(streams: Sequence[Streams]) -> list[Tensor]:
-    return [one for group in streams for one in group.values()]
-
-
-class _Reached(Exception):
-    """The block whose inputs were asked for."""
-
-
-@torch.no_grad()
-def _calls(base: Base, denoiser: nn.Module, block: nn.Module, probes: Sequence[Probe]) -> list[Call]:
-    """What a block is called with, on the CPU; what comes after it is not computed."""
-    calls: list[Call] = []
-
-    def seen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(_moved((args, kwargs), torch.device("cpu")))
-        raise _Reached
-
-    hook = block.register_forward_pre_hook(seen, with_kwargs=True)
-    try:
-        for probe in probes:
-            with suppress(_Reached):
-                _prediction(base, denoiser, probe)
-    finally:
-        hook.remove()
-    return calls
-
-
-def _observed(
-    base: Base, original: nn.Module, layers: Mapping[str, PackedLinear], calls: Sequence[Call]
-) -> tuple[list[list[Tensor]], dict[str, Tensor]]:
-    """A full block's outputs, on the CPU, and Σ x xᵀ of the inputs of its layers."""
-    covariances: dict[str, Tensor] = {}
-
-    def seen(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = inputs[0].detach().flatten(0, -2).float()
-        covariances[name] = covariances.get(name, 0) + rows.T @ rows
-
-    hooks = [original.get_submodule(name).register_forward_pre_hook(partial(seen, name)) for name in layers]
-    try:
-        with torch.no_grad():
-            targets = [[one.cpu() for one in _outputs(base, original, call)] for call in calls]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return targets, covariances
-
-
-def _outputs(base: Base, block: nn.Module, call: Call) -> list[Tensor]:
-    """The tensors that a block gives, which may have changed those that it was given: these are copies."""
-    args, kwargs = _moved(call, base.device)
-    with autocast(base.device, base.dtype):
-        found = block(*args, **kwargs)
-    return [one for one in tree_leaves(found) if isinstance(one, Tensor) and one.is_floating_point()]
-
-
-def _all_outputs(base: Base, block: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
-    return [one.cpu() for call in calls for one in _outputs(base, block, call)]
-
-
-def _moved(call: Call, device: torch.device) -> Call:
-    moved: Call = Rebuild(
-        lambda value: value.detach().to(device, copy=True) if isinstance(value, Tensor) else NotImplemented, (Tensor,)
-    )(call)
-    return moved
-
-
-def _packed_layers(block: nn.Module) -> dict[str, PackedLinear]:
-    return {name: module for name, module in block.named_modules() if isinstance(module, PackedLinear)}
-
-
-@contextmanager
-def _visiting(model: nn.Module, blocks: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-    """A model on the CPU computes on a device: each block is there while it is called only, all else throughout."""
-    blocks = list(blocks)
-    inside = {id(module) for block in blocks for module in block.modules()}
-    outside = [module for module in model.modules() if id(module) not in inside]
-
-    def comes(block: nn.Module, _: Any) -> None:
-        block.to(device)
-
-    def leaves(block: nn.Module, _: Any, __: Any) -> None:
-        block.to("cpu")
-
-    hooks = [block.register_forward_pre_hook(comes) for block in blocks]
-    hooks += [block.register_forward_hook(leaves) for block in blocks]
-    _move_own(outside, device)
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        _move_own(outside, torch.device("cpu"))
-
-
-def _move_own(modules: Sequence[nn.Module], device: torch.device) -> None:
-    """Moves what modules hold themselves, and not what is inside them."""
-    for module in modules:
-        module._apply(lambda tensor: tensor.to(device), recurse=False)  # noqa: SLF001 - torch has no other way
 
 
 def _bits(layers: Iterable[PackedLinear]) -> float:

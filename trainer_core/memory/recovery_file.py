@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..adapters.key_names import split_key
 from ..errors import AdapterError, ConfigError
 from ..files import write_fresh
 from ..reading import parse_json
@@ -87,6 +88,21 @@ def read_facts(path: Path) -> Facts | None:
         raise AdapterError(f"{path}: its metadata {_FACTS} cannot be read ({error})") from None
 
 
+def rank_of(path: Path) -> int:
+    """The rank of a file's branches, at most; reads its header.
+
+    Raises:
+        AdapterError: if it is no safetensors file, or says it wrongly.
+    """
+    from ..safetensors_file import read_header
+
+    facts = read_facts(path)
+    if facts:
+        return facts.rank
+    found = ((split_key(key), entry) for key, entry in read_header(path).items())
+    return max((entry["shape"][0] for split, entry in found if split and split[1] == "down"), default=0)
+
+
 def check_recovery(model: ModelConfig) -> None:
     """Whether a model's recovery adapter was made for weights that are held as its are; reads the file's header.
 
@@ -127,7 +143,8 @@ def recovery_notes(base: Base) -> list[str]:
 def apply_recovery(denoiser: nn.Module, base: Base, path: Path) -> list[str]:
     """Gives a base's packed layers the branches of a file, in place of any that they have.
 
-    Layers that are not packed here have no error to make good; the file's branches for them are left out.
+    Layers that are held more precisely here have no such error to make good, such as modulation, which AI Toolkit
+    quantizes as all others; the file's branches for them are left out.
 
     Returns:
         The paths of these.
@@ -149,7 +166,7 @@ def apply_recovery(denoiser: nn.Module, base: Base, path: Path) -> list[str]:
     deltas = for_modules(parse(read_tensors(path)), denoiser, base)
     for name, delta in deltas.items():
         layer = denoiser.get_submodule(name)
-        if not isinstance(layer, PackedLinear):
+        if not isinstance(layer, PackedLinear) or layer.format != base.config.quantization:
             left_out.append(name)
             continue
         if not isinstance(delta, LowRank) or delta.dora_scale is not None:
@@ -165,6 +182,5 @@ def set_branch(layer: PackedLinear, down: Tensor | None, up: Tensor | None) -> N
     """Puts a frozen branch in bf16 beside a packed weight, or takes it away."""
     import torch
 
-    device = next(layer.buffers()).device
-    layer.low_rank_down = None if down is None else down.detach().to(device, torch.bfloat16).contiguous()
-    layer.low_rank_up = None if up is None else up.detach().to(device, torch.bfloat16).contiguous()
+    layer.low_rank_down = None if down is None else down.detach().to(layer.device, torch.bfloat16).contiguous()
+    layer.low_rank_up = None if up is None else up.detach().to(layer.device, torch.bfloat16).contiguous()

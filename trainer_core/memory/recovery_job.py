@@ -58,13 +58,12 @@ def make_recovery(
             raise ConfigError(f"{base.spec.title} has several denoisers, for which no recovery adapters are made yet")
         probes = probes_of(job, base, cache, settings.batches + (settings.batches + 1) // 2, progress)
         progress("loading the base", 0, 1)
-        dtype = str(base.dtype).removeprefix("torch.")
-        plain = model.but(quantization="none", low_rank=0, device="cpu", dtype=dtype)
-        with closing(open_base(plain)) as whole:
+        with closing(open_base(model.but(quantization="none", low_rank=0))) as whole:
             recovered = recover(
                 base,
                 base.load_denoiser(),
-                whole.load_denoiser(),
+                whole,
+                whole.load_denoiser_on_host(),
                 probes[: settings.batches],
                 probes[settings.batches :],
                 rank,

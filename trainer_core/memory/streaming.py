@@ -71,9 +71,9 @@ class Streamed:
         self._differentiated: set[str] = set()
         """Paths of blocks that are computed for the backward pass at this moment."""
         weakref.finalize(self, copier.close)  # memory must not go while it is copied into
+        model.register_forward_pre_hook(self._begins)
         for path, block in blocks.items():
             block.forward = self._on_device(path, block.forward)
-            block.register_forward_pre_hook(self._begins)
             vars(block)["around_backward"] = functools.partial(self._backward, path)
         self.choose(count)
 
@@ -97,10 +97,11 @@ class Streamed:
         shared = shared_tensors(self._model, chosen)
         self._numbers = {path: number for number, path in enumerate(chosen)}
         self._weights = []
-        for block in chosen.values():
-            weights = BlockWeights(block, shared)
-            weights.take(self._copier.pinned(weights.size))
-            self._weights.append(weights)
+        with torch.inference_mode(False):
+            for block in chosen.values():
+                weights = BlockWeights(block, shared)
+                weights.take(self._copier.pinned(weights.size))
+                self._weights.append(weights)
 
     def unload(self) -> None:
         """Frees the ring; the next pass allocates it again."""
@@ -172,8 +173,9 @@ class Streamed:
     def _allocated(self) -> list[Slot]:
         if not self._slots:
             size = max(one.size for one in self._weights)
-            slots = [self._copier.allocate(size) for _ in range(min(self._ring, len(self._weights)))]
-            self._views = [one.views(slots[k % len(slots)].memory) for k, one in enumerate(self._weights)]
+            with torch.inference_mode(False):  # a preview may come first
+                slots = [self._copier.allocate(size) for _ in range(min(self._ring, len(self._weights)))]
+                self._views = [one.views(slots[k % len(slots)].memory) for k, one in enumerate(self._weights)]
             self._slots = slots
         return self._slots
 

@@ -177,6 +177,6 @@ def _rebuilt(tensor: Tensor, parts: Iterator[Tensor]) -> Tensor:
 
 def _dense_strides(tensor: Tensor) -> tuple[int, ...]:
     """Those of a tensor, if it fills its memory without gaps; else of a contiguous one."""
-    order = sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride(axis), -tensor.size(axis)))
+    order = sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride()[axis], -tensor.shape[axis]))
     dense = tensor.permute(order).is_contiguous()
     return tensor.stride() if dense else torch.empty(tensor.shape, device="meta").stride()

@@ -44,14 +44,19 @@ class Tracker(TorchDispatchMode):
         return self._peak
 
     def name(self, kind: str, tensors: Iterable[Tensor]) -> None:
-        """Counts the storages of tensors, made before or now, as of a kind; those that have one keep it."""
+        """Counts the storages of tensors, known or not, as of a kind from now on."""
         for tensor in tensors:
             for part in plain(tensor):
                 self._add(part, kind)
+                key = part.untyped_storage()._cdata  # noqa: SLF001 # as in `_add`
+                known, count = self._kinds[key]
+                self._kinds[key] = kind, count
+                self.current[known] -= count
+                self.current[kind] += count
 
     def start_over(self) -> None:
         """The peak, and the FLOPs, are those from now on."""
-        self._peak, self.at_peak, self.flops = self._total, self.current.copy(), 0
+        self._peak, self.at_peak, self.flops = self._total, +self.current, 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -69,6 +74,8 @@ class Tracker(TorchDispatchMode):
         return result
 
     def _add(self, tensor: Tensor, kind: str) -> None:
+        if type(tensor) is Tensor and tensor.is_meta:  # it takes nothing, as models do before they are imitated
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata  # noqa: SLF001 # what makes two storages the same
         if key in self._kinds:
@@ -79,7 +86,7 @@ class Tracker(TorchDispatchMode):
         self.current[kind] += count
         self._total += count
         if self._total > self._peak:
-            self._peak, self.at_peak = self._total, self.current.copy()
+            self._peak, self.at_peak = self._total, +self.current
 
     def _gone(self, key: int) -> None:
         kind, count = self._kinds.pop(key)

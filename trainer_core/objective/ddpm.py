@@ -76,6 +76,11 @@ class DdpmSchedule(Schedule):
         table = torch.cumprod(1 - betas, 0)
         return rescaled_to_zero_snr(table) if self.zero_terminal_snr else table
 
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        """`alphas_cumprod` by device."""
+        return {}
+
     def step_index(self, t: Tensor) -> Tensor:
         """Step (N,) of times t, int64: what the denoiser reads as its timestep."""
         return (t * self.steps).floor().long().clamp(0, self.steps - 1)
@@ -128,7 +133,9 @@ class DdpmSchedule(Schedule):
         return left.sqrt() * clean + (1 - left).sqrt() * noise
 
     def _kept(self, t: Tensor) -> Tensor:
-        return self.alphas_cumprod.to(t.device)[self.step_index(t)]
+        if t.device not in self._tables:  # copied once: a GPU would be waited for in each step
+            self._tables[t.device] = self.alphas_cumprod.to(t.device)
+        return self._tables[t.device][self.step_index(t)]
 
     def _factors(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         kept = self._kept(t)

@@ -20,6 +20,7 @@ from ..data.variants import Variant, choose_variant
 from ..families.conditioning import AUDIO, MAIN, Conditioning, Streams
 from ..objective.timesteps import NoiseStages, TimestepSampler
 from ..randomness import normal_like, uniform
+from .parallel import ALONE, Ranks
 
 if TYPE_CHECKING:
     from ..config import JobConfig
@@ -84,13 +85,20 @@ class BatchSource:
     """The micro-batches of each update of a job."""
 
     def __init__(
-        self, job: JobConfig, base: Base, data: PreparedData, timesteps: TimestepSampler, stages: NoiseStages
+        self,
+        job: JobConfig,
+        base: Base,
+        data: PreparedData,
+        timesteps: TimestepSampler,
+        stages: NoiseStages,
+        ranks: Ranks = ALONE,
     ) -> None:
         train = job.train
         self.job, self.data, self.timesteps = job, data, timesteps
-        self.stages = stages
+        self.stages, self._ranks = stages, ranks
         self._schedule, self._tokens = base.schedule, base.tokens
-        self._order = BatchOrder(data.samples, job.datasets, train.batch_size, train.seed, job.regularization.ratio)
+        size = train.batch_size * ranks.count
+        self._order = BatchOrder(data.samples, job.datasets, size, train.seed, job.regularization.ratio)
 
     def get(self, number: int) -> list[TrainBatch]:
         """All micro-batches of update `number`, on the CPU.
@@ -103,7 +111,7 @@ class BatchSource:
         return [self.micro_batch(self._order.micro_batch(number * count + k), number, seen) for k in range(count)]
 
     def micro_batch(self, samples: list[Sample], number: int, seen: dict[str, int]) -> TrainBatch:
-        """Latents, noise, times and captions for given samples.
+        """Latents, noise, times and captions for given samples, or for this rank's part of them.
 
         Args:
             seen: how often each has come in this update, which is counted on: it gets other noise each time.
@@ -112,12 +120,19 @@ class BatchSource:
             CacheMiss: if something is not in the cache any more.
         """
         places: list[Place] = []
-        variants: list[Variant] = []
         for sample in samples:
             seen[sample.key] = seen.get(sample.key, 0) + 1
-            place: Place = (self.job.train.seed, number, sample.key, seen[sample.key])
-            places.append(place)
-            variants.append(choose_variant(self.job.datasets[sample.dataset], *place))
+            places.append((self.job.train.seed, number, sample.key, seen[sample.key]))
+        mine = self._ranks.part(len(samples))
+        if not samples[mine]:  # one of them says what the others train: nothing of it is trained here
+            return replace(self._drawn(samples[:1], number, places[:1]), everyone=tuple(samples)).part(0, 0)
+        return replace(self._drawn(samples[mine], number, places[mine]), everyone=tuple(samples))
+
+    def _drawn(self, samples: list[Sample], number: int, places: list[Place]) -> TrainBatch:
+        variants = [
+            choose_variant(self.job.datasets[sample.dataset], *place)
+            for sample, place in zip(samples, places, strict=True)
+        ]
         drawn = [self.data.latents(sample, variant) for sample, variant in zip(samples, variants, strict=True)]
         pairs = list(zip(drawn, places, strict=True))
         clean = stacked([{name: _posterior(one, name, place) for name in one.mean} for one, place in pairs])

@@ -55,7 +55,7 @@ class EMA:
         for number, flat in enumerate(self._flats):
             average = self._buffers[number] = self._buffers[number].to(flat.weights.device)
             # of numbers that are finite, a share of 0 takes nothing
-            average.lerp_(flat.weights, share if fine is None else torch.where(fine, share, 0.0))
+            average.lerp_(flat.weights, share if fine is None else fine * share)
         self.count += 1
 
     @torch.no_grad()

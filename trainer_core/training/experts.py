@@ -24,6 +24,7 @@ from ..memory.settings import MemorySettings
 from ..memory.streaming import Streamed, streamed_blocks
 from ..objective.timesteps import NoiseStages
 from ..runs.events import Listener, Warning
+from .parallel import ALONE, Ranks
 from .step import Objective
 from .update import Updater
 
@@ -55,7 +56,9 @@ class Expert:
 class Experts:
     """All experts that a job trains, the noisiest first."""
 
-    def __init__(self, job: JobConfig, base: Base, emit: Listener, memory: MemorySettings | None = None) -> None:
+    def __init__(
+        self, job: JobConfig, base: Base, emit: Listener, memory: MemorySettings | None = None, ranks: Ranks = ALONE
+    ) -> None:
         """Loads the denoisers and adapts them; text encoders that are to be adapted are loaded already.
 
         Args:
@@ -78,7 +81,7 @@ class Experts:
                 self._move(denoiser, adapter, base.device)
             base.recompute_blocks(denoiser, memory)
             objective = Objective(job, base, denoiser, adapter)
-            updater = Updater(job, objective, adapter, emit)
+            updater = Updater(job, objective, adapter, emit, ranks)
             self._all.append(Expert(spec.name, denoiser, adapter, objective, updater, streamed))
             if number:
                 self._put(self._all[number], "cpu")
@@ -156,8 +159,7 @@ class Experts:
                 one.streamed.choose(memory.streamed)
             elif copier:
                 self._all[number] = replace(one, streamed=streamed_blocks(one.denoiser, memory, copier))
-            if memory.recompute:
-                self._base.recompute_blocks(one.denoiser, memory)
+            self._base.recompute_blocks(one.denoiser, memory)
         release_memory(self._base.device)
 
     # raw or averaged weights

@@ -57,7 +57,7 @@ class Fitting:
             row = self.plan.chosen(self.budget)
             if row is None:
                 row = self.plan.tightest()
-                emit(Warning(too_large(row, self.plan, self.budget)))
+                emit(Warning(too_large(row, self.budget)))
         except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError) as error:
             self.plan = None
             emit(Warning(f"memory is not planned, as this model cannot be imitated ({first_line(error)})"))
@@ -149,9 +149,9 @@ def told(row: Row, budget: float) -> str:
     return f"memory: {row.label}; about {size(row.peak)} of {size(budget)}{slower}"
 
 
-def too_large(row: Row, plan: Plan, budget: float) -> str:
+def too_large(row: Row, budget: float) -> str:
     """What to do where nothing fits."""
     return (
         f"memory: even with {row.label} a step takes about {size(row.peak)}, and there are {size(budget)}. "
-        f"{plan.recommended(budget)}"
+        "Choose lower bits (model.quantization), smaller datasets.resolutions or a smaller train.batch_size"
     )

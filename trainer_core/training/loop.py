@@ -19,6 +19,7 @@ from .batch_source import BatchSource, Prefetched
 from .determinism import Findings
 from .experts import Experts
 from .fitting import Fitting
+from .parallel import ALONE, Ranks, RanksDiffer
 from .previews import Previews
 from .resume_rules import check_resume, digests, facts, sampled_hashes
 from .state import Progress, load_state, lora_files, read_facts, state_file, warm_start
@@ -51,25 +52,27 @@ class Trainer:
         emit: Listener,
         requests: Requests,
         findings: Findings | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.run, self.job, self.base, self.data = run, job, base, data
         self.emit, self.requests, self.findings = emit, requests, findings or Findings()
+        self.ranks = ranks
         self.previews = Previews(run, job, base, data, emit)  # by the VAE, before the denoiser takes the memory
         if job.adapter.text_encoders:
             base.load_text_encoders()  # stay loaded: captions are encoded anew in each step
         self.fitting = Fitting(job, base, data, emit)
-        self.experts = Experts(job, base, emit, self.fitting.settings)
+        self.experts = Experts(job, base, emit, self.fitting.settings, ranks)
         for one in self.experts:
             one.updater.make_room = self._make_room
-        self.batches = BatchSource(job, base, data, timesteps_of(job, base), self.experts.stages)
+        self.batches = BatchSource(job, base, data, timesteps_of(job, base), self.experts.stages, ranks)
         self.progress = Progress()
         self.saved = 0
         """Updates in the newest checkpoint."""
         self._digests = digests(data, base)
         self._times: deque[float] = deque(maxlen=20)
-        self.updates = Updates(run, job, self.experts, self.progress, self.findings, emit, self.report)
-        self._reported = 0
-        """Steps made here."""
+        self.updates = Updates(run, job, self.experts, self.progress, self.findings, emit, self.report, ranks)
+        self._to_compare: int | None = _SETTLED
+        """Steps before it is seen whether memory is as planned; None afterwards."""
         self._left_out: set[tuple[str, int]] = set()
         for hint in advice(job):
             emit(Warning(hint))
@@ -84,7 +87,7 @@ class Trainer:
         """
         try:
             self._loop()
-        except (NotFinite, SaveError):
+        except (NotFinite, SaveError, RanksDiffer):
             raise  # a checkpoint from before is better than what led here, or than what this disk would make of it
         except Exception:
             self._rescue()
@@ -100,13 +103,17 @@ class Trainer:
             self.draw_samples()
         forget_peak(self.base.device)
         try:
-            while self.step < job.train.steps and not self.requests.interrupts:
+            while self.step < job.train.steps and not self.ranks.agreed(self.requests.interrupts):
                 with self.findings.probing():
                     updates.advance(batches)
-                if updates.begun and self.requests.any:
+                updates.meet()
+                if updates.begun and (self._to_compare == 0 or self.ranks.agreed(self.requests.any)):
                     updates.settle(batches)
                 if updates.begun:
                     continue  # nothing is due at its step
+                if self._to_compare is not None and self._to_compare <= 0:
+                    self._to_compare = None
+                    self._compare_memory()
                 if self._is_due(job.validation.every):
                     self.validate()
                 if self.requests.take(SAVE) | self._is_due(job.save.every):
@@ -116,7 +123,7 @@ class Trainer:
             updates.settle(batches)
         finally:
             ahead.close()
-        if self.step and self.step != self.saved:
+        if self.step and self.step != self.saved and self.ranks.leads:
             self.save()
 
     @property
@@ -125,20 +132,20 @@ class Trainer:
         return self.progress.step
 
     def _is_due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens now; 0 is never."""
-        return every > 0 and (self.step % every == 0 or self.step == self.job.train.steps)
+        """Whether something that happens every so many steps, and at the end, happens here and now; 0 is never."""
+        return self.ranks.leads and every > 0 and (self.step % every == 0 or self.step == self.job.train.steps)
 
     def _lacks_validation(self) -> bool:
         """Whether the weights as they are should have been measured (at step 0: the base alone) and were not."""
         every = self.job.validation.every
-        wanted = every > 0 if self.step == 0 else self._is_due(every)
+        wanted = self.ranks.leads and every > 0 if self.step == 0 else self._is_due(every)
         if not wanted or ("validation", self.step) in self._left_out:
             return False
         return not any("validation_loss" in line for line in self.run.metrics() if line["step"] == self.step)
 
     def _lacks_samples(self) -> bool:
         config = self.job.sample
-        wanted = config.before_training if self.step == 0 else self._is_due(config.every)
+        wanted = self.ranks.leads and config.before_training if self.step == 0 else self._is_due(config.every)
         return wanted and ("previews", self.step) not in self._left_out and self.previews.lacks(self.step)
 
     # --- updates -----------------------------------------------------------------------------------------------------
@@ -192,9 +199,8 @@ class Trainer:
 
     def report(self, made: Made, seconds: float, rate: float) -> None:
         """Writes the metrics line and tells the listeners."""
-        self._reported += 1
-        if self._reported == _SETTLED:
-            self._compare_memory()
+        if self._to_compare is not None:
+            self._to_compare -= 1
         self.progress.losses.append(made.loss)
         self._times.append(seconds)
         mean, steps = sum(self._times) / len(self._times), self.job.train.steps
@@ -260,7 +266,7 @@ class Trainer:
     def _rescue(self) -> None:
         """Saves what a failure would lose, if it can be saved; the failure itself is what the user must hear of."""
         self.updates.rescue()
-        if all(one.updater.whole for one in self.experts) and self.step != self.saved:
+        if self.ranks.leads and all(one.updater.whole for one in self.experts) and self.step != self.saved:
             with suppress(FoundryError, OSError, RuntimeError):
                 self.save()
 
@@ -289,11 +295,13 @@ class Trainer:
         self._forget_after(self.step)
 
     def _forget_after(self, step: int) -> None:
+        if not self.ranks.leads:
+            return
         self.run.truncate_metrics(step)
         self.previews.forget(step)
 
     def _facts(self) -> dict[str, str]:
-        return facts(self.job, self.data, self.base, self._digests)
+        return facts(self.job, self.data, self.base, self._digests, self.ranks.count)
 
     def _metadata(self) -> dict[str, str]:
         return lora_metadata(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..config import JobConfig
 from ..errors import TrainingError, first_line
@@ -47,11 +47,11 @@ class Ranks:
     def job(self, job: JobConfig) -> JobConfig:
         """The job on this rank's own GPU."""
         if self.local and job.model.device in ("auto", "cuda"):
-            return job.but(model={"device": f"cuda:{self.local}"})
+            return job.but(model=job.model.but(device=f"cuda:{self.local}").model_dump(mode="json"))
         return job
 
     def add_up(self, *tensors: Tensor) -> None:
-        """Makes tensors of the same shapes on all ranks their sums, the same bits everywhere; waits for no device."""
+        """Makes tensors of the same shapes on all ranks their sums, the same bits everywhere; waits for no GPU."""
         if self.count == 1:
             return
         import torch.distributed as dist
@@ -73,33 +73,47 @@ class Ranks:
             dist.all_gather(found, given)
         return [one.tolist() for one in found]
 
-    def tell(self, what: Any = None) -> Any:
-        """What rank 0 gives, on every rank; the others wait for it."""
+    def agreed(self, asked: bool) -> bool:
+        """What rank 0 says, on every rank."""
+        return bool(self.exchange([asked])[0][0])
+
+    def tell(self, text: str = "") -> str:
+        """What rank 0 says, on every rank; the others wait for it."""
         if self.count == 1:
-            return what
+            return text
         import torch
         import torch.distributed as dist
 
-        box = [what]
+        data = text.encode()
+        (size, *_), *_ = self.exchange([len(data)])
+        letters = torch.tensor([*data] if self.leads else [0] * size, dtype=torch.uint8)
         with _broken():
-            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
+            dist.broadcast(letters, src=0)
+        return bytes(letters.tolist()).decode()
+
+    def leave(self) -> None:
+        """To be called when the run is at its end."""
+        if self.count > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
 
 
 ALONE = Ranks()
 
 
-def launched() -> bool:
-    """Whether this process is one of several that a launcher has started for one run."""
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1
+class RanksDiffer(TrainingError):
+    """Ranks do not have the same weights any more, and nobody knows who is right."""
 
 
 def join() -> Ranks:
-    """Joins the other processes, and waits until all are there.
+    """Waits for the other processes that a launcher has started for the same run; gives this one alone if none has.
 
     Raises:
         TrainingError: if they do not come together.
     """
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        return ALONE
     import torch
     import torch.distributed as dist
 

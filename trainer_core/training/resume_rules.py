@@ -16,6 +16,7 @@ from ..config import JobConfig, Section, resolved, validated
 from ..content import sha256_once
 from ..errors import ConfigError, ResumeRefused
 from .environment import FIRST_LAYERS, LAYERS, environment
+from .optimizers import is_fused
 
 if TYPE_CHECKING:
     from ..data.prepare import PreparedData
@@ -69,17 +70,23 @@ _PLACES = {"datasets.folder", "datasets.mask_folder", "datasets.control_folders"
 """Folders and files whose contents are compared. Another one may be named, but not one where there was none."""
 
 
-def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, str]) -> dict[str, str]:
+def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, str], ranks: int = 1) -> dict[str, str]:
     """What a checkpoint says of itself, and resuming compares: the job, digests of data and base, who computes.
 
     Args:
         known: the `digests`, which take a while.
+        ranks: processes that train it, each its part of a micro-batch.
     """
     return {
         "config": settings_text(job),
         **known,
-        "environment": json.dumps(environment(base.device, job.train.optimizer)),
+        "environment": json.dumps(
+            environment(base.device, job.train.optimizer)
+            | ({"optimizer step": "fused"} if is_fused(job.train, base.device) else {})
+        ),
+        "products": json.dumps(dict(base.products), sort_keys=True),
         "encoded_by": data.encoded_by(),
+        **({"ranks": str(ranks)} if ranks > 1 else {}),
     }
 
 
@@ -145,6 +152,11 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
     if saved["dataset_digest"] != now["dataset_digest"] and not any("datasets" in field for field in changed):
         changed[DATA] = _other_data(job_then, job)
     refused = {field: what for field, what in changed.items() if field not in accept}
+    processes = [one.get("ranks", "1") for one in (saved, now)]
+    if len({*processes}) > 1:
+        refused["train.batch_size"] = "it was trained by {} processes, and now {} would each train a batch".format(
+            *processes
+        )
     if job.train.steps < step:
         refused["train.steps"] = f"is {job.train.steps}, but the run has made {step} updates already"
     if refused:
@@ -153,6 +165,7 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
         *(f"{field}: {what} from step {step + 1} on" for field, what in changed.items()),
         *_new_length(job_then, job, step),
         *_new_environment(saved, now, step),
+        *_other_products(saved, now, step),
         *_encoded_elsewhere(saved, now, step),
     ]
 
@@ -223,6 +236,12 @@ def _new_environment(saved: Mapping[str, str], now: Mapping[str, str], step: int
     if differences:
         told = "; ".join(differences)
         yield f"from step {step + 1} on in another environment, where the last bits may differ: {told}"
+
+
+def _other_products(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:
+    """They are chosen anew where the run's `products.json` is gone."""
+    if saved.get("products", "{}") != now.get("products", "{}"):
+        yield f"from step {step + 1} on other products with the quantized base are computed in 8 bits than before"
 
 
 def _encoded_elsewhere(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:

@@ -21,14 +21,19 @@ from ..units import GB
 from .determinism import deterministic
 from .environment import environment
 from .loop import Trainer
+from .parallel import ALONE, Ranks
 from .previews import negative_text, preview_texts
+from .products import choose_products
 
 
-def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, accept: Collection[str]) -> str:
+def work(
+    run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, accept: Collection[str], ranks: Ranks = ALONE
+) -> str:
     """Prepares the data, loads the base, trains; when it returns, nothing of it is in memory.
 
     Args:
         accept: what may differ from the checkpoint by the user's explicit wish (`resume_rules`).
+        ranks: the processes that do this at once, each in its own.
 
     Returns:
         `finished`, `stopped` or `paused`.
@@ -41,6 +46,8 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
         requests.check()
         emit(Phase(what, done, total))
 
+    if not ranks.leads and not ranks.tell():
+        return "stopped"  # rank 0 was, before the data were ready
     for note in run.repair():
         emit(Warning(note))
     latest = run.latest()
@@ -50,7 +57,7 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
     step = latest.step if latest else 0
     run.write_status("running", step, job.train.steps)
     emit(StateChanged("running", step, job.train.steps))
-    finished = False
+    finished, waiting = False, ranks.leads
     try:
         job = job_with_family(job)
         with closing(open_base(job.model)) as base, deterministic(base.device, job.train.deterministic) as findings:
@@ -71,13 +78,20 @@ def work(run: RunFolder, job: JobConfig, emit: Listener, requests: Requests, acc
             data.encode_images(progress)
             if data.encoded_elsewhere():
                 findings.add("pictures or captions came from the cache, encoded in another or an unknown environment")
-            cache.prune(int(job.cache.limit_gb * GB))
+            if waiting:
+                cache.prune(int(job.cache.limit_gb * GB))
             progress("loading the base", 0, 1)
-            with tuned_attention(run.path, base.device, job.memory.attention, emit):
-                trainer = Trainer(run, job, base, data, emit, requests, findings)
+            waiting = waiting and not ranks.tell("ready")
+            # each of several processes would measure for itself, and a resumed run could not do as all of them did
+            attention = job.memory.attention if ranks.count == 1 else "default"
+            with tuned_attention(run.path, base.device, attention, emit):
+                trainer = Trainer(run, job, base, data, emit, requests, findings, ranks)
+                if ranks.count == 1:  # as with attention
+                    choose_products(run.path, job, base, trainer.experts, emit)
                 trainer.restore(accept)
                 run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
                 finished = trainer.train()
     except Interrupted:
-        pass
+        if waiting:
+            ranks.tell()
     return "finished" if finished else ("paused" if requests.asked(PAUSE) and not requests.asked(STOP) else "stopped")

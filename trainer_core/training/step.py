@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..families.conditioning import Streams, each
-from ..families.device import autocast
+from ..families.device import autocast, upload
 from ..objective.guidance import contrastive_scale, contrastive_target, differential_target
 from ..objective.losses import elementwise, sample_means
 from ..objective.timesteps import TimestepSampler
@@ -80,7 +80,7 @@ class Objective:
             pairs = zip(batch.of_class, batch.captioned, strict=True)
             changed = [own.prompt != plain.prompt for own, plain in pairs]
             if any(changed):
-                weight = torch.tensor(changed, device=batch.t.device) * settings.output_preservation_weight
+                weight = upload(torch.tensor(changed), batch.t.device) * settings.output_preservation_weight
                 yield self._preserved(OUTPUT, batch.of_class, weight, batch, noisy, guidance, place)
         if batch.blank is not None and settings.blank_preservation and self._preserves(batch):
             weight = torch.full_like(batch.t, settings.blank_preservation_weight)
@@ -111,7 +111,7 @@ class Objective:
         if train.min_snr_gamma is not None:
             weight = weight * self.base.schedule.min_snr_weight(batch.t, train.min_snr_gamma)
         weights = torch.tensor([self.job.datasets[sample.dataset].loss_weight for sample in batch.samples])
-        return Term(MAIN, losses * weight * weights.to(losses.device), shown)
+        return Term(MAIN, losses * weight * upload(weights, losses.device), shown)
 
     def _preserved(
         self,

@@ -28,7 +28,7 @@ from .ema import EMA
 from .flat_optimizer import FlatOptimizer
 from .lr_schedules import learning_rate
 from .optimizers import effective_rate
-from .parallel import ALONE, Ranks
+from .parallel import ALONE, Ranks, RanksDiffer
 from .step import BLANK, MAIN, OUTPUT, Objective
 
 if TYPE_CHECKING:
@@ -105,13 +105,17 @@ class Updater:
         self, job: JobConfig, objective: Objective, adapter: Adapter, emit: Listener, ranks: Ranks = ALONE
     ) -> None:
         self.job, self.objective, self.adapter, self._emit, self._ranks = job, objective, adapter, emit, ranks
-        self._flats = adapter.flats()
-        self.flat = FlatOptimizer(adapter.parameters(), self._flats, job.train)
+        self.flats = adapter.flats()
+        self.flat = FlatOptimizer(adapter.parameters(), self.flats, job.train)
         self.optimizer = self.flat.optimizer
         decay = job.train.ema_decay
-        self.ema = None if decay is None else EMA(adapter.parameters(), self._flats, decay, job.train.ema_warmup)
+        self.ema = None if decay is None else EMA(adapter.parameters(), self.flats, decay, job.train.ema_warmup)
         self.pieces = 1
         """Into how many passes a micro-batch is cut; grows when memory does not do."""
+        self._of_ranks = [1] * ranks.count
+        """`pieces` of each rank."""
+        self._agreed = ranks.count == 1
+        """Whether the ranks know of one another which parameters their gradients reach."""
         trained = {objective.base.dtype} | ({objective.base.text_encoder_dtype} if job.adapter.text_encoders else set())
         self.scale: int | None = HIGHEST_SCALE if torch.float16 in trained else None
         """The loss is multiplied by 2 to the power of this while it goes back, where that is float16."""
@@ -154,7 +158,7 @@ class Updater:
     def _measured(self, batches: Batches, step: int) -> Tensor:
         """Computes and clips the gradients. Gives, on the device, the terms, which of them there are, and the norm."""
         numbers = self._reduced(batches) if self.scale is None else self._scaled(batches, step)
-        gradients = [flat.gradient for flat in self._flats]
+        gradients = [flat.gradient for flat in self.flats]
         numbers[-1] = total = norm(gradients)
         if self.job.train.max_grad_norm:
             for gradient in gradients:
@@ -191,7 +195,8 @@ class Updater:
         if self.ema is not None:
             state |= {f"ema.{name}": value for name, value in self.ema.state_dict().items()}
         scale = {} if self.scale is None else {"loss_scale": str(self.scale)}
-        return state, {"pieces": str(self.pieces), **scale, "optimizer": values}
+        self._of_ranks[self._ranks.rank] = self.pieces
+        return state, {"pieces": " ".join(map(str, self._of_ranks)), **scale, "optimizer": values}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], values: Mapping[str, str]) -> None:
         """The inverse of `state_dict`, bit for bit.
@@ -207,7 +212,8 @@ class Updater:
         self.flat.load_state_dict(below("optimizer."), values["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(below("ema."))
-        self.pieces = int(values.get("pieces", 1))
+        self._of_ranks = [int(one) for one in values.get("pieces", "1").split()]
+        self.pieces = self._of_ranks[self._ranks.rank]
         if self.scale is not None:
             self.scale = int(values.get("loss_scale", self.scale))
 
@@ -222,7 +228,7 @@ class Updater:
         scale = min(self.scale + (step % _SCALE_GROWS_EVERY == 0), HIGHEST_SCALE)
         while True:
             numbers = self._reduced(batches, 2.0**scale)
-            gradients = [flat.gradient.mul_(0.5**scale) for flat in self._flats]
+            gradients = [flat.gradient.mul_(0.5**scale) for flat in self.flats]
             if all(gradient.isfinite().all() for gradient in gradients):
                 self.scale = scale
                 return numbers
@@ -235,23 +241,53 @@ class Updater:
 
         The place for the norm comes last.
         """
+        for flat in self.flats:
+            flat.follow()
         shown = self._gradients_that_fit(batches, scale)
-        like = shown.get(MAIN, self._flats[0].gradient)
+        like = shown.get(MAIN, self.flats[0].gradient)
         numbers = torch.zeros(2 * len(_TERMS) + 1, dtype=like.dtype, device=like.device)
         for place, name in enumerate(_TERMS):
             if name in shown:
                 numbers[place] = shown[name]
                 numbers[len(_TERMS) + place].fill_(1)
-        for flat in self._flats:
+        for flat in self.flats:
             flat.collect()
-        self._ranks.add_up(*(flat.gradient for flat in self._flats), numbers)
+        if not self._agreed:
+            self._agree()
+        self._ranks.add_up(*(flat.gradient for flat in self.flats), numbers)
         self.flat.prepare()
         return numbers
+
+    def _agree(self) -> None:
+        """What the gradients of one rank reach takes part in all: of a short micro-batch, some have no part."""
+        told = self._ranks.exchange([so for flat in self.flats for so in flat.reached])
+        reached = [any(so) for so in zip(*told, strict=True)]
+        for flat in self.flats:
+            flat.reach(reached[: len(flat.parameters)])
+            del reached[: len(flat.parameters)]
+        self._agreed = all(all(flat.reached) for flat in self.flats)
+
+    def meet(self, check: bool) -> None:
+        """Between two steps, on all ranks at once.
+
+        Args:
+            check: whether their weights are the same, which waits for the device.
+
+        Raises:
+            RanksDiffer: if they are not.
+        """
+        bits = [int(flat.weights.view(torch.int32).sum(dtype=torch.int64)) for flat in self.flats] if check else []
+        told = self._ranks.exchange([self.pieces, *bits])
+        self._of_ranks = [pieces for pieces, *_ in told]
+        if len({tuple(sums) for _, *sums in told}) > 1:
+            raise RanksDiffer(
+                "the processes of this run do not have the same weights any more; resume from what is saved"
+            )
 
     def _gradients_that_fit(self, batches: Batches, scale: float = 1.0) -> dict[str, Tensor]:
         """The gradients times `scale`, in as many passes as memory asks for."""
         while True:
-            for flat in self._flats:
+            for flat in self.flats:
                 flat.zero()
             try:
                 return self._gradients(batches, scale)
@@ -275,6 +311,14 @@ class Updater:
                     "from the start"
                 )
             )
+
+    def differentiate(self, batches: Batches) -> None:
+        """The gradients of an update and nothing else, which waits for no number: to find out what they take."""
+        for flat in self.flats:
+            flat.zero()
+        self._gradients(batches, 1.0)
+        for flat in self.flats:
+            flat.collect()
 
     def _gradients(self, batches: Batches, scale: float) -> dict[str, Tensor]:
         """Adds up the gradients, times `scale`; gives the terms of the objective by name."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import FoundryError
 from ..runs.events import Listener, Skipped
 from .optimizers import effective_rate
+from .parallel import ALONE, Ranks
 from .update import Begun, Made, NotFinite
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .update import Batches, Updater
 
 _T = TypeVar("_T")
+_COMPARED_EVERY = 100
+"""Steps"""
 Get = Callable[[int], "Batches"]
 """Gives the micro-batches of an update by its number."""
 
@@ -42,10 +45,11 @@ class Updates:
         findings: Findings,
         emit: Listener,
         told: Callable[[Made, float, float], None],
+        ranks: Ranks = ALONE,
     ) -> None:
         """`told` hears of each update that was made, with the seconds that it took, and its learning rate."""
         self._run, self._job, self._experts, self._progress = run, job, experts, progress
-        self._findings, self._emit, self._told = findings, emit, told
+        self._findings, self._emit, self._told, self._ranks = findings, emit, told, ranks
         self.late = experts.read_late()
         """Whether an update's numbers are read when the next one is begun."""
         self.begun: Begun | None = None
@@ -141,7 +145,21 @@ class Updates:
         """Whether something hangs on what the update of a step came to."""
         job = self._job
         every = (job.train.steps, job.validation.every, job.save.every, job.sample.every)
-        return any(one > 0 and step % one == 0 for one in every)
+        return self._meets(step) or any(one > 0 and step % one == 0 for one in every)
+
+    def _meets(self, step: int) -> bool:
+        """Whether the ranks compare their weights after a step."""
+        return self._ranks.count > 1 and step % _COMPARED_EVERY == 1
+
+    def meet(self) -> None:
+        """To be called after each `advance`: what the ranks must know of one another.
+
+        Raises:
+            RanksDiffer: if their weights are not the same.
+        """
+        if self._ranks.count > 1:
+            check = self.begun is None and self._meets(self._progress.step)
+            self._experts.active.updater.meet(check)
 
     def _count(self, made: Made, rate: float | None = None) -> None:
         self._progress.step += 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ...trainer_core.memory.adversary import Adversary
 from ..pack import module
 from .zoo import MODELS
 
@@ -30,14 +31,17 @@ def partly(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return asked
 
 
-@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("recompute", [True, False, "streamed"])
 @pytest.mark.parametrize("name", ["flux1", "sdxl", "wan21_t2v"])
-def test_gradients_are_those_of_the_model_that_fits(name: str, recompute: bool, request: pytest.FixtureRequest) -> None:
+def test_gradients_are_those_of_the_model_that_fits(
+    name: str, recompute: bool | str, request: pytest.FixtureRequest
+) -> None:
+    """Also where some blocks are streamed, and the others do not fit."""
     import torch
 
-    whole = gradients(name, recompute)
+    whole = gradients(name, bool(recompute))
     asked = request.getfixturevalue("partly")
-    parts = gradients(name, recompute, offloaded=True)
+    parts = gradients(name, bool(recompute), offloaded=True, streamed=recompute == "streamed")
     assert asked[0] == 0
     assert asked[-1] > 0
     assert whole
@@ -45,7 +49,7 @@ def test_gradients_are_those_of_the_model_that_fits(name: str, recompute: bool, 
         assert torch.equal(ours, theirs)
 
 
-def gradients(name: str, recompute: bool, offloaded: bool = False) -> list[Any]:
+def gradients(name: str, recompute: bool, offloaded: bool = False, streamed: bool = False) -> list[Any]:
     """Of a LoRA whose B is not zero any more, for one noisy sample."""
     import torch
 
@@ -56,13 +60,17 @@ def gradients(name: str, recompute: bool, offloaded: bool = False) -> list[Any]:
     adapters, conditioning = module("trainer_core.adapters.adapter"), module("trainer_core.families.conditioning")
     model = MODELS[name]
     base = opened(model.make(), clip=clip(model), vae=vae(model))
-    denoiser = base.load_denoiser()
-    layers = [one for one in denoiser.modules() if hasattr(one, "comfy_cast_weights")]
-    assert all(one.comfy_cast_weights for one in layers) == offloaded
+    denoiser = base.load_denoiser_on_host() if streamed else base.load_denoiser()
     adapter = adapters.Adapter(denoiser, config.AdapterConfig(rank=2), base.spec.targets["all"], 0)
     source = torch.Generator().manual_seed(1)
     for parameter in adapter.parameters():
         parameter.data += torch.randn(parameter.shape, generator=source) * 0.05
+    if streamed:
+        blocks = module("trainer_core.memory.blocks").blocks_of(denoiser)
+        module("trainer_core.memory.streaming").Streamed(denoiser, blocks, len(blocks) // 2, Adversary())
+        base.bring(denoiser, base.device)
+    layers = [one for one in denoiser.modules() if hasattr(one, "comfy_cast_weights")]
+    assert all(one.comfy_cast_weights for one in layers) == offloaded
     if recompute:
         base.recompute_blocks(denoiser, module("trainer_core.memory.settings").MemorySettings())
     (text,) = base.encode_prompts(["a red cube"])

@@ -10,6 +10,7 @@ import pytest
 
 from tests.trainer_core.memory.kept import weights_kept
 
+from ...trainer_core.memory.adversary import Adversary
 from ..pack import ROOT, module
 from .hosted import linked, lora_of, opened, relative, sample_of, sampled, states, trained, training
 from .quantized import FORMATS, loaded, weight_bytes, write
@@ -58,7 +59,7 @@ def text_of(model: Any, seed: int) -> list[list[Any]]:
     return [[words, {"pooled_output": torch.randn(1, config["vec_in_dim"], generator=source)}]]
 
 
-def gradients(model: Any, recomputed: bool = False) -> tuple[dict[str, Any], Any]:
+def gradients(model: Any, recomputed: bool = False, streamed: bool = False) -> tuple[dict[str, Any], Any]:
     """Those of a LoRA on all layers, which already changes something; and the prediction."""
     adapters, config = module("trainer_core.adapters.adapter"), module("trainer_core.config")
     base = opened(model)
@@ -69,6 +70,9 @@ def gradients(model: Any, recomputed: bool = False) -> tuple[dict[str, Any], Any
         for layer in adapter.layers.values():
             up = layer.trained["lora_B.weight"]
             up.data = torch.randn(up.shape, generator=source) * 0.02
+        if streamed:
+            blocks = module("trainer_core.memory.blocks").blocks_of(denoiser)
+            module("trainer_core.memory.streaming").Streamed(denoiser, blocks, len(blocks) - 1, Adversary())
         if recomputed:
             base.recompute_blocks(denoiser, module("trainer_core.memory.settings").MemorySettings())
         given = base.collate([sample_of(text_of(model, seed)) for seed in (1, 2)])
@@ -106,6 +110,8 @@ def test_gradients_are_those_of_the_weights_that_are_meant(name: str, files: dic
     )
     assert apart < WITHIN.get(name, 1e-5)
     assert relative(together(again), together(found)) < 1e-6
+    streamed, _ = gradients(model, recomputed=True, streamed=True)
+    assert all(torch.equal(streamed[key], value) for key, value in again.items())
     weights = [
         one.weight
         for one in model.model.diffusion_model.modules()

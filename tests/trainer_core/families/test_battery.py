@@ -15,9 +15,9 @@ from trainer_core.adapters.applied import applied
 from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import JobConfig, ModelConfig, SampleConfig
 from trainer_core.errors import ConfigError
-from trainer_core.families.base import stack_text
 from trainer_core.families.conditioning import Conditioning
 from trainer_core.families.registry import family_spec, open_base
+from trainer_core.families.texts import stack_text
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import StepDone
 from trainer_core.runs.run_folder import RunFolder

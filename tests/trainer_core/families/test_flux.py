@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from trainer_core.config import ModelConfig
 from trainer_core.errors import AdapterError, BaseModelError
-from trainer_core.families.base import Base, stack_text
+from trainer_core.families.base import Base
 from trainer_core.families.conditioning import MAIN
 from trainer_core.families.flux1.model import Flux, pack, position_ids, unpack
 from trainer_core.families.registry import open_base
 from trainer_core.families.sources import source as sources
 from trainer_core.families.sources.source import Source
+from trainer_core.families.texts import stack_text
 
 from ..predicting import predicted
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from trainer_core.config import ModelConfig, ValidationConfig
 from trainer_core.data.images import to_bucket
 from trainer_core.errors import BaseModelError, ConfigError
-from trainer_core.families.base import Base, stack_text
+from trainer_core.families.base import Base
 from trainer_core.families.conditioning import MAIN
 from trainer_core.families.flux1.model import Flux, pack, position_ids, unpack
 from trainer_core.families.registry import family_names, family_spec, open_base
 from trainer_core.families.sources import source as sources
+from trainer_core.families.texts import stack_text
 
 from ..predicting import predicted
 

@@ -108,7 +108,7 @@ def test_scaled_t5(folder: Path, tmp_path: Path) -> None:
     assert all(torch.equal(t5[name], tensor) for name, tensor in exact.items())
 
 
-def test_a_scale_for_each_row_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_scale_for_neither_the_weight_nor_its_rows_is_refused(folder: Path, tmp_path: Path) -> None:
     parts = write_parts(folder, FLUX1, tmp_path)
 
     def by_row(weights: Weights) -> Weights:
@@ -119,7 +119,9 @@ def test_a_scale_for_each_row_is_refused(folder: Path, tmp_path: Path) -> None:
         }
 
     source = opened(parts, {"transformer": by_row}, tmp_path)
-    with pytest.raises(BaseModelError, match=r"transformer_changed\.safetensors: .*scale_weight is not one number"):
+    with pytest.raises(
+        BaseModelError, match=r"transformer_changed\.safetensors: .*scale_weight does not fit the weight"
+    ):
         source.load("transformer", FluxTransformer2DModel, torch.float32, CPU)
 
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from trainer_core.config import AdapterConfig, ModelConfig, SampleConfig
 from trainer_core.errors import AdapterError, BaseModelError, ConfigError
-from trainer_core.families.base import Base, stack_text
+from trainer_core.families.base import Base
 from trainer_core.families.conditioning import MAIN, Conditioning
 from trainer_core.families.registry import family_spec, open_base
+from trainer_core.families.texts import stack_text
 from trainer_core.sampling.sampler import SamplerSettings, draw
 
 from ..predicting import predicted

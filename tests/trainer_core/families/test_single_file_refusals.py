@@ -265,7 +265,7 @@ LAYER = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
     [
         ({f"{LAYER}.weight.quant_state.bitsandbytes__nf4": told("{}")}, None, "nf4"),
         ({f"{LAYER}.comfy_quant": told('{"format": "nvfp4"}')}, None, "nvfp4"),
-        ({f"{LAYER}.comfy_quant": told('{"format": "int8_tensorwise"}')}, None, "int8_tensorwise"),
+        ({f"{LAYER}.comfy_quant": told('{"format": "convrot_w4a4"}')}, None, "convrot_w4a4"),
         ({f"{LAYER}.comfy_quant": told("no json")}, None, "unknown"),
         ({}, {"_quantization_metadata": '{"layers": {"x": {"format": "mxfp8"}}}'}, "mxfp8"),
     ],

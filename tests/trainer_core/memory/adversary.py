@@ -22,14 +22,16 @@ class Adversary:
         Args:
             pins: whether there is page-locked memory.
         """
-        self.allocations = self.copies = self.waited = 0
-        """`waited`: how many copies were asked for when they were needed, and not before."""
+        self.allocations = self.copies = self.late = 0
+        """`late`: how many copies were asked for when they were needed, and not before; with one slot, all seem so."""
         self.fails_at: int | None = None
         """The copy of this number raises an error when it is waited for."""
         self.closed = False
         self._random, self._pins = random.Random(seed), pins
         self._slots: list[Any] = []
         self._pending: list[tuple[Any, Any, int]] = []
+        self._last: Any = None
+        """The slot that the last call was about, if that began a copy."""
 
     def allocate(self, size: int) -> Any:
         self.allocations += 1
@@ -49,11 +51,13 @@ class Adversary:
         with torch.no_grad():
             slot.memory.fill_(0xFF)  # NaN in all floats that have one
         self._pending.append((slot, source, self.copies))
+        self._last = slot
         self._some()
 
     def wait(self, slot: Any) -> None:
         assert slot.calls, "nothing was copied here"
-        self.waited += bool(self._pending) and self._pending[-1][0] is slot
+        self.late += self._last is slot
+        self._last = None
         self._some()
         while any(one is slot for one, *_ in self._pending):
             self._oldest_of(slot)
@@ -63,6 +67,7 @@ class Adversary:
 
     def free(self, slot: Any) -> None:
         assert slot.users == 0
+        self._last = None
         self._some()
 
     def finish(self) -> None:

@@ -17,11 +17,12 @@ def counted(job: Any, base: Any, batches: Any, settings: Any, core: str = "train
     updater.update(batches, 0)
     gc.collect()
     with import_module(f"{core}.memory.tracker").Tracker() as tracker:
-        tracker.name("LoRA", experts.active.adapter.parameters())
         for root in experts.active.adapter.roots.values():
             tracker.name("weights", (*root.parameters(), *root.buffers()))
+        tracker.name("LoRA", experts.active.adapter.parameters())
         states = [one for values in updater.optimizer.state.values() for one in values.values()]
         tracker.name("optimizer", [one for one in states if isinstance(one, torch.Tensor)])
+        tracker.name("gradients", [flat.gradient for flat in updater.flats])
         tracker.name("moving average", updater.ema.averages if updater.ema else ())
         tracker.start_over()
         updater.update(batches, 1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainer_core.adapters.adapter import Adapter
 from trainer_core.config import AdapterConfig
 from trainer_core.memory.blocks import blocks_of
+from trainer_core.memory.packing import Packing, pack_in_place
 from trainer_core.memory.recompute import recompute_blocks
 from trainer_core.memory.streaming import Streamed
 
@@ -33,8 +34,11 @@ class Training:
         pins: bool = True,
         recompute: bool = True,
         copier: Any = None,
+        quantization: str | None = None,
     ) -> None:
         self.model = flux()
+        if quantization:
+            pack_in_place(self.model, Packing(quantization), torch.device("cpu"), torch.float32)
         self.adapter = Adapter(self.model, AdapterConfig(rank=2), [r".*attn\.to_[qkv]", r".*proj_mlp", r".*net\.2"], 0)
         for number, parameter in enumerate(self.adapter.parameters()):
             parameter.data += noise(parameter.shape, number) * 0.1

@@ -53,8 +53,8 @@ def small_sd15(tmp: Path) -> ModelConfig:
 def case(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A job, its base, and its batches."""
     make: Callable[[Path], ModelConfig] = request.param
-    model = make(tmp_path_factory.mktemp("base"))
-    job = job_of(folder, model, batch_size=3, gradient_accumulation=2, ema_decay=0.9)
+    model = make(tmp_path_factory.mktemp("base") / "model")
+    job = job_of(folder, model, batch_size=3, ema_decay=0.9)
     base = open_base(job.model)
     base.load_text_encoders()
     with torch.no_grad():
@@ -69,8 +69,9 @@ def test_a_step_takes_what_was_predicted(case: Any, settings: MemorySettings) ->
     said, real = predicted(job, base, batches, settings), counted(job, base, batches, settings)
     assert said.peak == pytest.approx(real.peak, rel=0.02)
     assert said.flops == real.flops
-    for kind in ("LoRA", "weights", "moving average"):
-        assert said.memory[kind] == real.at_peak[kind]
+    assert said.memory["weights"] == real.at_peak["weights"]
+    for kind in ("LoRA", "gradients", "moving average", "optimizer", "activations"):
+        assert said.memory[kind] == pytest.approx(real.at_peak[kind], rel=0.05)
 
 
 def test_the_tracker_counts_as_the_allocator_does() -> None:
@@ -83,11 +84,13 @@ def test_the_tracker_counts_as_the_allocator_does() -> None:
 
     step()
     with Tracker() as tracker:
+        tracker.name("weights", [weight, x])
         tracker.start_over()
         step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    assert tracker.peak == pytest.approx(allocated(profiler), rel=0.02)
+    found = tracker.peak - tracker.at_peak["weights"]
+    assert found == pytest.approx(allocated(profiler), rel=0.02)
 
 
 def allocated(profiler: Any) -> int:

@@ -19,9 +19,10 @@ from trainer_core.adapters.deltas import LowRank
 from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import ModelConfig, SampleConfig
 from trainer_core.errors import AdapterError, ConfigError, Interrupted
-from trainer_core.families.base import Base, stack_text
+from trainer_core.families.base import Base
 from trainer_core.families.conditioning import MAIN, Collated, Conditioning, Streams, each
 from trainer_core.families.sources import source as sources
+from trainer_core.families.texts import stack_text
 from trainer_core.safetensors_file import serialize
 from trainer_core.sampling.preview import preview
 from trainer_core.sampling.sampler import SamplerSettings, draw

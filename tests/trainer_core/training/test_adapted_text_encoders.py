@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer_core.families.base import stack_text
 from trainer_core.families.registry import open_base
+from trainer_core.families.texts import stack_text
 from trainer_core.training.step import BLANK, MAIN
 
 from ..predicting import predicted

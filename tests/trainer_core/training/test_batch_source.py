@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +140,9 @@ def test_a_part_is_the_batch_of_its_samples(made: Made, tmp_path: Path) -> None:
     for start, stop in ((0, 2), (2, 3), (3, 5)):
         part = whole.part(start, stop)
         assert len(part) == stop - start
-        assert same(part, drawn(trainer, samples[start:stop], 2, seen))
+        alone = drawn(trainer, samples[start:stop], 2, seen)
+        assert part.everyone == tuple(samples)
+        assert same(replace(part, everyone=alone.everyone), alone)
     assert same(whole.part(0, 9), whole)
     assert not same(whole.part(0, 1).noise, whole.part(2, 3).noise)
 

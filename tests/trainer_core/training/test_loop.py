@@ -20,8 +20,8 @@ from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import JobConfig
 from trainer_core.data.variants import Variant
 from trainer_core.errors import TrainingError
-from trainer_core.families.base import stack_text
 from trainer_core.families.conditioning import each
+from trainer_core.families.texts import stack_text
 from trainer_core.randomness import normal_like, uniform
 from trainer_core.training.loop import Trainer
 from trainer_core.training.step import Term

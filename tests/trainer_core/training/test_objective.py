@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer_core.families.base import stack_text
+from trainer_core.families.texts import stack_text
 from trainer_core.training.step import BLANK, MAIN, OUTPUT, Term
 
 from ..predicting import predicted

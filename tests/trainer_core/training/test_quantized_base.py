@@ -18,6 +18,7 @@ from trainer_core.families.base import Base
 from trainer_core.families.registry import open_base
 from trainer_core.job import TrainingJob
 from trainer_core.memory.packed_linear import PackedLinear
+from trainer_core.memory.products import key_of
 from trainer_core.runs.events import StepDone
 from trainer_core.runs.run_folder import RunFolder
 
@@ -96,6 +97,28 @@ def test_gradients_are_those_of_the_weights_that_are_meant(name: str, kind: str)
     (said, gradients), (expected, expected_gradients) = found
     assert torch.allclose(said, expected, atol=1e-4)
     assert (gradients - expected_gradients).norm() < 1e-4 * expected_gradients.norm()
+
+
+def test_products_in_8_bits_are_chosen_once_and_told(
+    job_of: Callable[..., JobConfig], train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU where they pay; a run that goes on takes what was chosen, whatever would be measured now."""
+    model = {"quantization": "int8"}
+    monkeypatch.setattr(
+        "trainer_core.training.products.products_of",
+        lambda device, weights, *_: {key_of(*weight): True for weight in weights},
+    )
+    run = train(job_of(model=model, train={"steps": 1})).run
+    monkeypatch.setattr("trainer_core.training.products.products_of", lambda *_: {})
+    assert (
+        TrainingJob(RunFolder.open(run.path), job_of(model=model, train={"steps": 2})).run_here(lambda _: None)
+        == "finished"
+    )
+    with safe_open(run.latest().lora, "pt") as file:
+        assert file.metadata()["lora_foundry.base_precision"] == "int8, computed in float32, products in 8 bits"
+    plain = train(job_of(model=model, train={"steps": 1})).run
+    first, unmeasured = (next(line["loss"] for line in one.metrics() if "loss" in line) for one in (run, plain))
+    assert first != unmeasured
 
 
 def test_a_stopped_run_ends_like_one_that_never_was(

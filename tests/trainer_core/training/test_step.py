@@ -13,7 +13,7 @@ import torch.nn.functional as functional
 from PIL import Image
 from torch import Tensor
 
-from trainer_core.families.base import stack_text
+from trainer_core.families.texts import stack_text
 from trainer_core.objective.timesteps import WEIGHT_A, WEIGHT_B, WEIGHT_FLOOR
 from trainer_core.training.step import MAIN, Term
 

@@ -12,7 +12,7 @@ import torch
 from trainer_core.config import JobConfig
 from trainer_core.data.variants import Variant
 from trainer_core.errors import Interrupted
-from trainer_core.families.base import stack_text
+from trainer_core.families.texts import stack_text
 from trainer_core.job import TrainingJob
 from trainer_core.randomness import normal_like
 from trainer_core.runs.events import StepDone, ValidationDone

@@ -13,7 +13,8 @@ from trainer_core.adapters.applied import applied
 from trainer_core.adapters.parsing import for_modules, parse
 from trainer_core.config import JobConfig
 from trainer_core.errors import AdapterError, FoundryError
-from trainer_core.families.base import Base, stack_text
+from trainer_core.families.base import Base
+from trainer_core.families.texts import stack_text
 from trainer_core.job import TrainingJob
 from trainer_core.safetensors_file import read_tensors, serialize
 from trainer_core.training.loop import Trainer

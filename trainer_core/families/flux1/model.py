@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from ...config import ModelConfig
-from ..base import check_width, token_ids
 from ..conditioning import MAIN, Collated, Stream, Streams
 from ..device import release_memory
 from ..names import Place
@@ -16,6 +15,7 @@ from ..registry import register_family
 from ..sources.layout import Layout
 from ..sources.source import Source, reading
 from ..spec import FamilySpec, Part, SamplingDefaults
+from ..texts import check_width, token_ids
 from .names import flux_place
 from .single_file import FLUX1
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BaseModelError
-from ...memory.packing import packable, packed_layer
+from ...memory.packing import packed_layer
 from ..names import Naming, Place
 from .stored import Stored
 from .tensors import FLOAT8, FLOATS, TensorFile
@@ -93,32 +93,33 @@ class _Packed:
             names: of the weights that may be packed.
             precise: modules of these names stay as they are.
         """
-        self._model, self._packing, self._dtype, self._lies = model, packing, dtype, device
+        self._model, self._dtype, self._lies = model, dtype, device
         self._device = (packing and packing.device) or device
-        layers: dict[str, Any] = packable(model) if packing else {}
-        self._layers = {
-            f"{path}.weight": layer
-            for path, layer in layers.items()
+        layers = packing.layers(model) if packing else {}
+        self._how = {
+            f"{path}.weight": how
+            for path, (_, how) in layers.items()
             if f"{path}.weight" in names and not precise & set(path.split("."))
         }
         self.there: set[str] = set()
         """Weights that are in their place."""
-        for name, layer in self._layers.items():
-            assert packing
-            self._set(name, packing.cached(name, layer, dtype, self._device))
+        for name, how in self._how.items():
+            self._set(name, how.cached(name, self._layer(name), dtype, self._device))
 
     def put(self, name: str, weight: Stored) -> bool:
         """Packs a weight and puts it into its place; whether it is one of them."""
-        if name in self._layers and name not in self.there:
-            assert self._packing
-            layer = self._model.get_submodule(name.removesuffix(".weight"))  # with its bias, if that came first
-            as_it_is = None if self._packing.low_rank else weight.packed(self._packing.name)
+        if name in self._how and name not in self.there:
+            how, layer = self._how[name], self._layer(name)
+            as_it_is = None if how.low_rank else weight.packed(how.name)
             if as_it_is is None:
                 dense = weight.dense(self._device).to(self._device)
-                self._set(name, self._packing.packed(name, dense, layer, self._dtype))
+                self._set(name, how.packed(name, dense, layer, self._dtype))
             else:
                 self._set(name, packed_layer(as_it_is, layer, self._dtype))
         return name in self.there
+
+    def _layer(self, name: str) -> nn.Module:
+        return self._model.get_submodule(name.removesuffix(".weight"))
 
     def _set(self, name: str, layer: nn.Module | None) -> None:
         if layer is not None:
@@ -139,16 +140,26 @@ def empty_model(kind: Any, config: dict[str, Any]) -> nn.Module:
         return kind.from_config(config) if diffusers_model else kind(kind.config_class.from_dict(config))
 
 
-def imitation(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+def imitation(kind: Any, config: dict[str, Any], dtype: torch.dtype, packing: Packing | None = None) -> nn.Module:
     """What `fill` makes of an empty model on the CPU, with fake tensors; inside `memory.imitation.imitating`."""
     import torch
 
     from ...memory.imitation import imitate, on_real_tensors
+    from ...memory.packing import outline
 
     with on_real_tensors():
         model = empty_model(kind, config)
+        plain = model.state_dict().keys()
+        if packing:
+            outline(model, packing, dtype)
     precise = _precise_modules(model, dtype)
-    return imitate(model, lambda name, _: torch.float32 if precise & set(name.split(".")) else dtype)
+
+    def dtype_of(name: str, tensor: Tensor) -> torch.dtype:
+        if name not in plain:  # of a packed layer
+            return tensor.dtype
+        return torch.float32 if precise & set(name.split(".")) else dtype
+
+    return imitate(model, dtype_of)
 
 
 def _check(files: Sequence[TensorFile], targets: dict[str, Tensor], by_key: dict[str, dict[Place, list[str]]]) -> None:

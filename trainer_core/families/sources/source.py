@@ -210,9 +210,16 @@ class _Outline(Source):
 class _Imitated(Source):
     """See `Source.imitated`."""
 
-    def load(self, part: str, kind: type, dtype: torch.dtype, device: torch.device) -> nn.Module:  # noqa: ARG002
+    def load(
+        self,
+        part: str,
+        kind: type,
+        dtype: torch.dtype,
+        device: torch.device,  # noqa: ARG002
+        packing: Packing | None = None,
+    ) -> nn.Module:
         with reading(self.folder):
-            return imitation(kind, self.config(part), dtype).eval().requires_grad_(False)
+            return imitation(kind, self.config(part), dtype, packing).eval().requires_grad_(False)
 
 
 def open_source(

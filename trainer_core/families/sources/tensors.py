@@ -158,7 +158,7 @@ class TensorFile:
         if unknown := sorted({_format(layer) for layer in formats.values()} - known):
             raise BaseModelError(
                 f"{self.path}: is quantized ({', '.join(unknown)}), which LoRA Foundry cannot read. Use the fp16, "
-                "bf16, fp8 or int8 version"
+                "bf16, int8 or fp8 version"
             )
         return {f"{name}.weight": _rotation(layer) for name, layer in formats.items() if _format(layer) == _INT8}
 

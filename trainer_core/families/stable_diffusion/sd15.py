@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...config import ModelConfig
 from ...errors import AdapterError, BaseModelError
-from ..base import check_width, token_ids
 from ..conditioning import MAIN, Collated, Stream, Streams
 from ..device import release_memory
 from ..names import Place, Shapes
@@ -20,6 +19,7 @@ from ..registry import register_family
 from ..sources.layout import Layout
 from ..sources.source import Source, reading
 from ..spec import FamilySpec, LoraNames, Part, SamplingDefaults
+from ..texts import check_width, token_ids
 from .layouts import SD1
 from .unet import original_modules
 

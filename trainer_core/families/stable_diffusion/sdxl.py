@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..base import check_width
 from ..conditioning import Collated
 from ..registry import register_family
 from ..sources.layout import Layout
 from ..spec import LoraNames, Part, SamplingDefaults
+from ..texts import check_width
 from .layouts import SDXL
 from .sd15 import SPEC as SD
 from .sd15 import StableDiffusion

@@ -8,11 +8,10 @@ logarithm, relative to the largest one of the row, which is in fp32: fp8 would b
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
+from .constant import constant
 from .format import TINY, Format, grouped, groups, spread
 from .shards import packed, values
 
@@ -87,18 +86,18 @@ class Codebook(Format):
         return grid.index_select(0, places.flatten()).view(size.shape)
 
 
-FIVE = Codebook(32, (199, 600, 1007, 1426, 1859, 2314, 2795, 3307, 3858, 4454, 5105, 5826, 6633, 7550, 8619, 9906))
-FOUR = Codebook(16, (506, 1530, 2587, 3706, 4922, 6285, 7874, 9833))
-THREE = Codebook(16, (1054, 3264, 5830, 9285))
-TWO = Codebook(16, (2113, 7298))
+FIVE = Codebook(32, (233, 700, 1173, 1653, 2143, 2649, 3168, 3712, 4279, 4879, 5523, 6217, 6976, 7824, 8785, 9929))
+FOUR = Codebook(16, (514, 1550, 2616, 3738, 4949, 6311, 7894, 9836))
+THREE = Codebook(16, (1055, 3266, 5833, 9283))
+TWO = Codebook(16, (2116, 7305))
 
 
-@functools.lru_cache(16)
+@constant
 def _levels_on_grid(levels: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(levels, device=device)[_codes_on_grid(levels, device).long()]
 
 
-@functools.lru_cache(16)
+@constant
 def _codes_on_grid(levels: tuple[float, ...], device: torch.device) -> Tensor:
     """The place of the level that is next to (i + ½) / _GRID."""
     exact = torch.tensor(levels, dtype=torch.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .format import TINY, Format
+from .format import TINY, Format, scaled
 
 DTYPE = torch.float8_e4m3fn
 LARGEST = torch.finfo(DTYPE).max
@@ -23,7 +23,7 @@ class Float8(Format):
         return {"codes": codes, "scale": scale}
 
     def decode(self, parts: dict[str, Tensor], columns: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
-        return (parts["codes"].to(dtype) * parts["scale"]).to(dtype)
+        return scaled(parts["codes"], parts["scale"], dtype)
 
 
 def row_codes(x: Tensor) -> tuple[Tensor, Tensor]:

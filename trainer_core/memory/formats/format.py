@@ -23,11 +23,15 @@ class Format(ABC):
 
     @abstractmethod
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """What stands for a weight (rows, columns), finite and in fp32."""
+        """What stands for a weight (rows, columns), finite, in fp32, and rotated by `rotation`."""
 
     @abstractmethod
     def decode(self, parts: dict[str, Tensor], columns: int, dtype: torch.dtype) -> Tensor:
-        """The weight (rows, columns) that they stand for."""
+        """The weight (rows, columns) that they stand for, rotated if the format's weights are."""
+
+    def rotation(self, columns: int) -> int:  # noqa: ARG002
+        """How many columns are rotated together before they are encoded; 1 is none."""
+        return 1
 
 
 def grouped(weight: Tensor, group: int) -> Tensor:
@@ -36,6 +40,12 @@ def grouped(weight: Tensor, group: int) -> Tensor:
     if missing:
         weight = torch.cat([weight, weight[:, -1:].expand(-1, missing)], 1)
     return weight.reshape(len(weight), -1, group)
+
+
+def scaled(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """codes · scale in a precision; through fp32 for fp16, in which scales would be too small."""
+    exact = torch.float32 if dtype == torch.float16 else dtype
+    return (codes.to(exact) * scale.to(exact)).to(dtype)
 
 
 def groups(columns: int, group: int) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .format import Format
-from .rotation import block_of, rotated
+from .format import Format, scaled
+from .rotation import block_of
 
 
 class Int8(Format):
@@ -21,12 +21,14 @@ class Int8(Format):
         }
 
     def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        codes, scale = row_codes(rotated(weight, block_of(weight.shape[1])))
+        codes, scale = row_codes(weight)
         return {"codes": codes, "scale": scale}
 
-    def decode(self, parts: dict[str, Tensor], columns: int, dtype: torch.dtype) -> Tensor:
-        # A sum of 256 codes of 8 bits is exact in fp32, in which matrix products of bf16 and fp16 add up.
-        return (rotated(parts["codes"].to(dtype), block_of(columns)) * parts["scale"]).to(dtype)
+    def decode(self, parts: dict[str, Tensor], columns: int, dtype: torch.dtype) -> Tensor:  # noqa: ARG002
+        return scaled(parts["codes"], parts["scale"], dtype)
+
+    def rotation(self, columns: int) -> int:
+        return block_of(columns)
 
 
 def row_codes(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from .float8 import Float8
 from .format import Format
 from .int8 import Int8
 from .nf4 import Nf4
+from .rotation import rotated
 from .uint import Uint
 
 _FORMATS: dict[str, Format] = {
@@ -50,7 +51,18 @@ class Packed:
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (out, in), on the device where its parts are."""
+        if self.rotation == 1:
+            return self.decode_rotated(dtype)
+        return rotated(self.decode_rotated(torch.promote_types(dtype, torch.float32)), self.rotation).to(dtype)
+
+    def decode_rotated(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight as it is held: W R. It costs less than the weight, and x Wᵀ = rotated(x) (W R)ᵀ."""
         return _FORMATS[self.name].decode(dict(self.parts), self.shape[1], dtype)
+
+    @property
+    def rotation(self) -> int:
+        """How many columns are rotated together; 1 is none."""
+        return _FORMATS[self.name].rotation(self.shape[1])
 
     def tensors(self) -> dict[str, Tensor]:
         """What stands for it, by name: what goes to disk."""
@@ -117,12 +129,12 @@ def encode(weight: Tensor, name: str) -> Packed:
     name = format_of(name, (rows, columns))
     found = Packed.blank(name, (rows, columns), weight.device)
     step = max(1, _CHUNK.get(weight.device.type, _CHUNK_ELSEWHERE) // columns)
-    finite = torch.ones((), dtype=torch.bool, device=weight.device)
     for start in range(0, rows, step):
         chunk = weight[start : start + step].float()
-        finite &= chunk.isfinite().all()
-        for part, value in _FORMATS[name].encode(chunk).items():
+        if not chunk.isfinite().all():
+            raise BaseModelError(
+                "the weight has values that are not finite: its file is damaged or was written wrongly"
+            )
+        for part, value in _FORMATS[name].encode(rotated(chunk, found.rotation)).items():
             found.parts[part][start : start + step] = value
-    if not finite:
-        raise BaseModelError("the weight has values that are not finite: its file is damaged, or was written wrongly")
     return found

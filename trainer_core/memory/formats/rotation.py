@@ -5,10 +5,10 @@ Regular: its rows all have the same sum. It is symmetric and its own inverse. Co
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
+
+from .constant import constant
 
 LARGEST = 256
 
@@ -25,11 +25,10 @@ def rotated(x: Tensor, block: int) -> Tensor:
     """The last dimension of a tensor (…, columns) rotated block by block, in the tensor's precision."""
     if block == 1:
         return x
-    matrix = _hadamard(block, x.dtype, x.device)
-    return (x.reshape(-1, block) @ matrix).view(x.shape)
+    return (x.reshape(-1, block) @ _hadamard(block, x.dtype, x.device)).view(x.shape)
 
 
-@functools.lru_cache(64)
+@constant
 def _hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix (size, size), of ± 1 / √size: a power of two, exact in any precision."""
     smallest = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1.0]])

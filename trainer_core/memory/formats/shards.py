@@ -6,10 +6,10 @@ by a table of 256 rows: what is read and what is written lie side by side.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
+
+from .constant import constant
 
 _ELEMENTS = {4: torch.int32, 8: torch.int64}
 """Rows of a table of these sizes (bytes) are copied as one number, which is faster."""
@@ -26,8 +26,7 @@ def packed(codes: Tensor, bits: int) -> Tensor:
 
 def values(shard: Tensor, bits: int, levels: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     """The values (rows, columns) that the codes of a shard stand for: code i for levels[i]."""
-    make = _table if type(shard) is Tensor else _table.__wrapped__  # none of fake tensors may stay in the cache
-    table = make(bits, levels, dtype, shard.device)
+    table = _table(bits, levels, dtype, shard.device)
     element = _ELEMENTS.get(table.shape[1] * table.itemsize)
     if element:
         table = table.view(element).flatten()
@@ -35,7 +34,7 @@ def values(shard: Tensor, bits: int, levels: tuple[float, ...], dtype: torch.dty
     return (found.view(dtype) if element else found).view(len(shard), -1)
 
 
-@functools.lru_cache(64)
+@constant
 def _table(bits: int, levels: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """The values of each byte's codes (256, 8 / bits)."""
     places = torch.arange(0, 8, bits)

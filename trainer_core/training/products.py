@@ -1,0 +1,54 @@
+"""Which products with the quantized base are computed on units for 8-bit numbers: measured when a run starts.
+
+They change what the base computes a little, so a run that goes on takes what was chosen when it began.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..families.conditioning import MAIN
+from ..files import write_atomically
+from ..memory.packed_linear import PackedLinear, use_products
+from ..memory.products import products_of
+from ..reading import read_json
+from ..runs.events import Listener, Phase
+
+if TYPE_CHECKING:
+    from ..config import JobConfig
+    from ..families.base import Base
+    from .experts import Experts
+
+FILE = "products.json"
+"""In the run folder."""
+
+
+def choose_products(folder: Path, job: JobConfig, base: Base, experts: Experts, emit: Listener) -> None:
+    """Measures on the device what pays, or reads what was chosen before, and has the denoisers compute so."""
+    layers = [one for expert in experts for one in expert.denoiser.modules() if isinstance(one, PackedLinear)]
+    if not layers:
+        return
+    chosen = _read(folder / FILE)
+    if chosen is None:
+        size = max(job.datasets[0].resolutions)
+        rows = base.tokens(base.latent_shapes(size, size)[MAIN]) * job.train.batch_size
+        weights = [(one.format, (one.out_features, one.in_features)) for one in layers]
+        chosen = products_of(base.device, weights, base.dtype, rows)
+        if chosen:
+            write_atomically(folder / FILE, json.dumps(chosen, indent=1).encode(), inside=folder)
+    for expert in experts:
+        use_products(expert.denoiser, chosen)
+    base.products = chosen
+    if taken := [weight for weight, fast in chosen.items() if fast]:
+        emit(Phase(f"products in 8 bits: {', '.join(taken)}", 1, 1))
+
+
+def _read(file: Path) -> Mapping[str, bool] | None:
+    try:
+        found = read_json(file)
+    except (OSError, ValueError):
+        return None
+    return {str(weight): fast is True for weight, fast in found.items()} if isinstance(found, dict) else None
