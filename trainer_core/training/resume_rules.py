@@ -16,7 +16,6 @@ from ..config import JobConfig, Section, resolved, validated
 from ..content import sha256_once
 from ..errors import ConfigError, ResumeRefused
 from .environment import FIRST_LAYERS, LAYERS, environment
-from .optimizers import is_fused
 
 if TYPE_CHECKING:
     from ..data.prepare import PreparedData
@@ -77,6 +76,8 @@ def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, st
         known: the `digests`, which take a while.
         ranks: processes that train it, each its part of a micro-batch.
     """
+    from .optimizers import is_fused
+
     return {
         "config": settings_text(job),
         **known,
