@@ -1,17 +1,24 @@
 """What a training step costs here, in a plain loop of diffusers and peft, and in ComfyUI's own trainer.
 
-    OMP_NUM_THREADS=1 python benchmarks/compare.py [--comfyui ~/ComfyUI] [--rounds 15] [--dtype float32] [--json FILE]
+    OMP_NUM_THREADS=1 python benchmarks/compare.py [--comfyui ~/ComfyUI] [--rounds 15] [--json FILE]
 
-All train LoRAs of the same layers, rank and start on the same FLUX.1 with random weights, on the same batch. Steps of all
-take turns in one process, and medians of their CPU seconds are compared: ours divided by theirs. Losses must agree.
-`builtin` is each at its best: ours without checkpointing, ComfyUI's in its faster mode. `bytes_kept_peft` is what
-waits for the backward pass of a smaller FLUX in bfloat16, counted by memory, without weights.
+All train LoRAs of the same layers, rank and start on the same FLUX.1 with random weights, on the same batch. Steps take
+turns in one process, and medians of their CPU seconds are compared: ours divided by theirs. Losses must agree.
+`builtin` is each at its best: ours without checkpointing, ComfyUI's in the fastest of its modes that train a FLUX.
+`bytes_kept_peft` is what waits for the backward pass of a smaller FLUX in bfloat16, counted by memory, without weights.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+import json
+import statistics
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +37,7 @@ from trainer_core.families.conditioning import MAIN, Conditioning  # noqa: E402
 from trainer_core.families.device import autocast  # noqa: E402
 from trainer_core.families.flux1.blocks import install  # noqa: E402
 from trainer_core.families.flux1.model import Flux, pack, position_ids  # noqa: E402
+from trainer_core.memory.settings import MemorySettings  # noqa: E402
 from trainer_core.objective.flow import FlowSchedule  # noqa: E402
 from trainer_core.training.batch_source import TrainBatch  # noqa: E402
 from trainer_core.training.step import Objective  # noqa: E402
@@ -38,7 +46,6 @@ from trainer_core.training.update import Updater  # noqa: E402
 TEXT, POOLED = 64, 64
 """Widths of the text's embeddings."""
 TARGETS = Flux.spec.targets["attention_mlp"]
-ADDED = ("loss", "adamw", "clipping")
 
 
 class Random(Flux):
@@ -105,7 +112,7 @@ class Ours:
         install(self.denoiser)
         self.adapter = Adapter(self.denoiser, job.adapter, TARGETS, seed=0)
         if checkpointing:
-            base.recompute_blocks(self.denoiser)
+            base.recompute_blocks(self.denoiser, MemorySettings(recompute=True))
         self.updater = Updater(job, Objective(job, base, self.denoiser, self.adapter), self.adapter, print)
 
     def step(self, batch: TrainBatch, number: int) -> float:
@@ -156,7 +163,7 @@ class Pefts:
             )[0]
         return F.mse_loss(predicted.float(), pack(noise - clean))
 
-    def step(self, batch: TrainBatch, number: int) -> float:
+    def step(self, batch: TrainBatch, _: int) -> float:
         loss = self.loss(batch)
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -165,13 +172,13 @@ class Pefts:
         return loss.item()
 
 
-def bytes_kept(one: Any, batch: TrainBatch, weights: nn.Module) -> int:
+def bytes_kept(one: Any, batch: TrainBatch) -> int:
     """Bytes that wait for the backward pass: by memory, each once, without weights and what is trained.
 
     Beside what autograd saves, also the tensors that functions of ours hold on to.
     """
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*weights.parameters(), *weights.buffers())}
-    own |= {one.untyped_storage().data_ptr() for value in batch.clean.values() for one in [value]}
+    frozen = (*one.denoiser.parameters(), *one.denoiser.buffers())
+    own = {tensor.untyped_storage().data_ptr() for tensor in frozen}
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -180,6 +187,7 @@ def bytes_kept(one: Any, batch: TrainBatch, weights: nn.Module) -> int:
             kept[memory.data_ptr()] = memory.nbytes()
         return tensor
 
+    one.loss(batch)  # the first one finds out which layers read the same tensor
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         loss = one.loss(batch)
     waiting, seen = [loss.grad_fn], set()
@@ -194,3 +202,111 @@ def bytes_kept(one: Any, batch: TrainBatch, weights: nn.Module) -> int:
                 if isinstance(tensor, Tensor):
                     count(tensor)
     return sum(kept.values())
+
+
+def compared(given: argparse.Namespace) -> dict[str, float]:
+    """Ours divided by theirs, by the comparison's name."""
+    dtype = getattr(torch, given.dtype)
+    model = flux(dtype, given.width // 128, 128, given.double, given.single)
+    batch = batch_of(given.tokens, given.text)
+    print(
+        f"{sum(one.numel() for one in model.parameters()) / 1e6:.1f} M parameters, {given.tokens + given.text} tokens"
+    )
+    ratios: dict[str, float] = {}
+    for name, checkpointing in (("peft", False), ("peft_checkpointed", True)):
+        ours = Ours(model, dtype, given.rank, checkpointing)
+        theirs = Pefts(ours, model, dtype, given.rank, checkpointing)
+        seconds: list[list[float]] = [[], []]
+        for number in range(given.rounds + 1):
+            losses = [timed(one.step, batch, number, into) for one, into in zip((ours, theirs), seconds, strict=True)]
+            agree(*losses, given.dtype)
+        ratios[name] = told(name, *seconds)
+    small = flux(torch.bfloat16, 8, 128, 2, 2)
+    sizes = batch_of(256, 64)
+    ours = Ours(small, torch.bfloat16, 16)
+    kept = [bytes_kept(one, sizes) for one in (ours, Pefts(ours, small, torch.bfloat16, 16))]
+    ratios["bytes_kept_peft"] = kept[0] / kept[1]
+    print(f"bytes_kept_peft: {kept[0] / 1e6:.1f} MB / {kept[1] / 1e6:.1f} MB = {ratios['bytes_kept_peft']:.3f}")
+    if given.comfyui.is_dir():
+        ratios |= with_builtin(given, model, batch, dtype)
+    return ratios
+
+
+def with_builtin(
+    given: argparse.Namespace, model: nn.Module, batch: TrainBatch, dtype: torch.dtype
+) -> dict[str, float]:
+    from benchmarks.builtin import Builtin
+
+    builtin = Builtin(given.comfyui, {name: one.clone() for name, one in model.state_dict().items()}, given.dtype)
+    text = batch.captioned[0].text
+    assert text
+    ratios: dict[str, float] = {}
+    untrained = Ours(model, dtype, given.rank)
+    for bypass, depth in product((False, True), (0, 1, 2)):  # 1: the whole model is computed again, 2: block by block
+        each = {"builtin": Ours(model, dtype, given.rank)}
+        if depth:
+            each["builtin_checkpointed"] = Ours(model, dtype, given.rank, checkpointing=True)
+        seconds: dict[str, list[float]] = {name: [] for name in each}
+
+        def between(each: dict[str, Ours] = each, seconds: dict[str, list[float]] = seconds) -> None:
+            for name, one in each.items():
+                timed(one.step, batch, len(seconds[name]), seconds[name])
+
+        mode = f"checkpoint depth {depth}, bypass mode {'on' if bypass else 'off'}"
+        more = {"gradient_checkpointing": depth > 0, "checkpoint_depth": max(depth, 1), "bypass_mode": bypass}
+        try:
+            theirs, first = builtin.train(batch.clean[MAIN], text, given.rank, given.rounds + 1, between, **more)
+        except RuntimeError as error:
+            print(f"built-in, {mode}: does not train ({str(error).partition(':')[0]})")
+            continue
+        sigma = first["sigma"].float()
+        same = replace(batch, clean={MAIN: first["clean"]}, noise={MAIN: first["noise"]}, t=sigma)
+        # theirs is the error of x0, which is sigma times that of the velocity
+        agree(untrained.loss(same).item(), first["loss"] / sigma.item() ** 2, given.dtype)
+        for name, own in seconds.items():
+            ratios[name] = max(told(f"{name}, {mode}", own, theirs), ratios.get(name, 0.0))
+    return ratios
+
+
+def timed(step: Callable[[TrainBatch, int], float], batch: TrainBatch, number: int, into: list[float]) -> float:
+    began = time.process_time()
+    loss = step(batch, number)
+    into.append(time.process_time() - began)
+    return loss
+
+
+def told(name: str, ours: list[float], theirs: list[float]) -> float:
+    """The ratio of medians, without each one's first step."""
+    mine, their = (statistics.median(one[1:]) for one in (ours, theirs))
+    print(f"{name}: {mine:.3f} s / {their:.3f} s = {mine / their:.3f}", flush=True)
+    return mine / their
+
+
+def agree(ours: float, theirs: float, dtype: str) -> None:
+    """Raises:
+    SystemExit: if losses differ by more than rounding.
+    """
+    if abs(ours - theirs) > (1e-4 if dtype == "float32" else 2e-2) * abs(theirs):
+        raise SystemExit(f"the losses differ: {ours} and {theirs}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", type=Path, default=Path.home() / "ComfyUI", help="skipped if it is not there")
+    parser.add_argument("--width", type=int, default=512, help="a multiple of 128")
+    parser.add_argument("--double", type=int, default=2, help="number of blocks")
+    parser.add_argument("--single", type=int, default=4, help="number of blocks")
+    parser.add_argument("--tokens", type=int, default=256, help="of the picture, the square of an even number")
+    parser.add_argument("--text", type=int, default=32, help="tokens of the text")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    ratios = compared(given)
+    if given.json:
+        given.json.write_text(json.dumps({"ratios": ratios}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

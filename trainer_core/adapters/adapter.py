@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from ..config import AdapterConfig, JobConfig
@@ -142,8 +143,9 @@ class Adapter:
                 raise AdapterError(
                     f"the saved LoRA's {name} has shape {tuple(state[name].shape)}, this job's {tuple(parameter.shape)}"
                 )
-        for name, parameter in mine.items():
-            parameter.data.copy_(state[name])
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(state[name])
 
     def deltas(self) -> Deltas:
         """Each layer's weight delta, by name, at strength 1: fp32, where the layer is."""

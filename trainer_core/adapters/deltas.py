@@ -194,8 +194,9 @@ def mapped(delta: _Delta, *, device: torch.device | None = None, dtype: torch.dt
 def computing_in(dtype: torch.dtype, delta: _Delta) -> _Delta:
     """The same delta whose products are computed in a precision, with its graph; a DoRA's lengths stay as they are."""
     products = (part.name for part in fields(delta) if part.name not in ("dora_scale", "norms", "magnitude"))
-    tensors = {name: value for name in products if isinstance(value := getattr(delta, name), Tensor)}
-    return replace(delta, **{name: value.to(dtype) for name, value in tensors.items()})
+    given = {name: getattr(delta, name) for name in products}
+    cast: dict[str, Any] = {name: value.to(dtype) for name, value in given.items() if isinstance(value, Tensor)}
+    return replace(delta, **cast)
 
 
 def swapped(delta: Delta, name: str = "") -> Delta:

@@ -33,7 +33,7 @@ def low_rank(layer: LoraLayer, x: Tensor) -> Tensor:
         reading = Reading([layer], x)
     given, h = reading.take(layer, x)
     product = None
-    if not (layer.skips_product or without_graph(layer.base_layer)):
+    if not without_graph(layer.base_layer):
         product = with_gradient(layer.base_layer, layer.operation, x, layer.base_layer(x))
     up = layer.trained["lora_B.weight"]
     working = layer.working.of(up, h.dtype)
@@ -46,16 +46,16 @@ class Siblings:
 
     def __init__(self, layers: Sequence[LoraLayer]) -> None:
         self.layers = list(layers)
-        self._reading: Reading | None = None
 
     def reading(self, layer: LoraLayer, x: Tensor) -> Reading:
         """What a layer shares with those before it that were given the same x, or else with those that follow it."""
-        found, self._reading = self._reading, None
+        readings = layer.working.readings  # of this pass: one that failed leaves its graph in them
+        found: Reading | None = readings.pop(self, None)
         if found is None or not found.is_for(layer, x):
             following = self.layers[self.layers.index(layer) :]
             found = Reading([one for one in following if one.enabled and one.dropout.seed is None], x)
         if len(found.waiting) > 1:
-            self._reading = found
+            readings[self] = found
         return found
 
 
@@ -123,7 +123,8 @@ class _Total:
 
     def __init__(self, is_needed: bool) -> None:
         self.is_needed, self.is_done = is_needed, False
-        self._pass, self._sum = -1, None
+        self._pass = -1
+        self._sum: Tensor | None = None
 
     def add(self, layer: nn.Module, gradient: Tensor) -> None:
         self._sum = add_input_gradient(layer, gradient, self.take())
@@ -165,7 +166,8 @@ class _Down(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         count = len(gradients)
-        weights, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors
+        weights, kept = saved[:count], saved[count:]
         shape, dtype = ctx.like
         ctx.total.is_done = True
         x_gradient = ctx.total.take()
@@ -213,13 +215,13 @@ class _Up(torch.autograd.Function):
     ) -> Tensor:
         ctx.total, ctx.layer, ctx.scale, ctx.has_product = total, layer, scale, product is None
         ctx.save_for_backward(h, up)
-        if layer.skips_product:
+        if layer.skips_product and product is None:
             return h.new_empty(*given.shape[:-1], len(up))
         y = layer.base_layer(given) if product is None else product
         rows = y.reshape(-1, len(up))
         if product is None and y.dtype == h.dtype and is_own(layer.base_layer, given, y):
             rows.addmm_(h, up.T, alpha=scale)
-            return y  # type: ignore[no-any-return]
+            return y
         return (rows + (h @ up.T).mul_(scale).to(y.dtype)).view(y.shape)
 
     @staticmethod

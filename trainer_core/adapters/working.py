@@ -24,6 +24,8 @@ class Working:
         self._parameters = [*parameters]
         self._copies: dict[torch.dtype, dict[int, tuple[Tensor, int]]] = {}
         """By precision and a parameter's id: the copy, and the parameter's version when it was made."""
+        self.readings: dict[Any, Any] = {}
+        """What layers share that read the same tensor (`fused.Reading`), as long as some of them have not."""
         model.register_forward_pre_hook(self._new_pass)
 
     def of(self, parameter: nn.Parameter, dtype: torch.dtype) -> Tensor:
@@ -37,6 +39,7 @@ class Working:
         return copy if current else parameter.detach().to(dtype)
 
     def _new_pass(self, *_: Any) -> None:
+        self.readings.clear()
         self._copies.clear()  # an optimizer's own kernels change parameters without a new version
 
     @torch.no_grad()

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     import torch
 
 
+LAYERS = "adapter layers"
+"""What tells how they compute: the order of their sums, and which inputs dropout drops."""
+FIRST_LAYERS = "version 1"
+"""Of runs that do not tell."""
+_LAYERS = "version 2"
+
+
 def environment(device: torch.device, optimizer: str | None = None) -> dict[str, str]:
     """Versions, device, threads, precision.
 
@@ -25,6 +32,8 @@ def environment(device: torch.device, optimizer: str | None = None) -> dict[str,
 
     found = {package.__name__: str(package.__version__) for package in (torch, diffusers, transformers)}
     found["Pillow"] = PIL.__version__  # decodes and scales the pictures
+    if optimizer:
+        found[LAYERS] = _LAYERS
     package = PACKAGES.get(optimizer or "")
     if package and package not in found:
         found[package] = metadata.version(package)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import JobConfig, Section, resolved, validated
 from ..content import sha256_once
 from ..errors import ConfigError, ResumeRefused
-from .environment import environment
+from .environment import FIRST_LAYERS, LAYERS, environment
 from .optimizers import is_fused
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _new_length(then: JobConfig, now: JobConfig, step: int) -> Iterator[str]:
 
 
 def _new_environment(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:
-    was, new = json.loads(saved["environment"]), json.loads(now["environment"])
+    was, new = ({LAYERS: FIRST_LAYERS, **json.loads(one["environment"])} for one in (saved, now))
     differences = [
         f"{what} was {was[what]}, is {new.get(what, 'not told')}"
         for what in was  # of what an older version did not write down, nothing is known

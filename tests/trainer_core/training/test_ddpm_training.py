@@ -22,6 +22,7 @@ from trainer_core.training.validation import validation_loss
 
 from ..families.small_models import SCHEDULER
 from .conftest import DDPM_KINDS as KINDS
+from .conftest import apart
 from .updates import drawn, terms_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def made(
 def predicted(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """All that the base is asked from now on, and what it says."""
     calls: list[dict[str, Any]] = []
+    apart(trainer)
     predict = trainer.base.predict
 
     def record(denoiser: Any, noisy: Streams, t: Tensor, given: Collated) -> Streams:

@@ -23,6 +23,16 @@ def test_another_environment_is_told() -> None:
     assert "device" not in note  # an older version did not write it down, so it may be the same
 
 
+def test_a_run_of_before_the_layers_were_fused_is_told() -> None:
+    """It did not write down how its layers compute, which was in the first way: sums and dropout were others."""
+    now = environment(torch.device("cpu"), "adamw")
+    then = {what: value for what, value in now.items() if what != "adapter layers"}
+    (note,) = check_resume(told(JOB, environment=json.dumps(now)), told(JOB, environment=json.dumps(then)))
+    assert "adapter layers was version 1, is version 2" in note
+    assert check_resume(told(JOB, environment=json.dumps(now)), told(JOB, environment=json.dumps(now))) == []
+    assert "adapter layers" not in environment(torch.device("cpu")), "encoders have none"
+
+
 def test_the_environment_says_what_is_installed_and_how_many_threads() -> None:
     found = environment(torch.device("cpu"))
     assert found["torch"] == torch.__version__

@@ -6,7 +6,7 @@ done in another way. What is not FLUX.1's usual case is left to diffusers.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.activations import GELU
@@ -27,20 +27,20 @@ def install(model: nn.Module) -> None:
         own = _OWN.get(type(module))
         if own is not None:
             module.__class__ = own
-        if isinstance(module, flux.FluxAttention) and type(module.processor) is flux.FluxAttnProcessor:
-            module.set_processor(Attention())
+        if type(getattr(module, "processor", None)) is flux.FluxAttnProcessor:
+            cast(Any, module).set_processor(Attention())
 
 
-class Attention(flux.FluxAttnProcessor):  # type: ignore[misc]
+class Attention(flux.FluxAttnProcessor):
     """Queries and keys are normed, rotated and put behind the text's in one go."""
 
     def __call__(
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None,
-        image_rotary_emb: Rope | None = None,
+        image_rotary_emb: Any = None,
     ) -> Any:
         if image_rotary_emb is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
@@ -76,7 +76,7 @@ class Attention(flux.FluxAttnProcessor):  # type: ignore[misc]
         return image, attn.to_add_out(text.contiguous())
 
 
-class Double(flux.FluxTransformerBlock):  # type: ignore[misc]
+class Double(flux.FluxTransformerBlock):
     def forward(
         self,
         hidden_states: Tensor,
@@ -86,9 +86,7 @@ class Double(flux.FluxTransformerBlock):  # type: ignore[misc]
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         if joint_attention_kwargs or hidden_states.dtype == torch.float16:
-            return super().forward(  # type: ignore[no-any-return]
-                hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
-            )
+            return super().forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs)
         image, *of_image = self.norm1(hidden_states, emb=temb)
         text, *of_text = self.norm1_context(encoder_hidden_states, emb=temb)
         image, text = self.attn(image, text, image_rotary_emb=image_rotary_emb)
@@ -106,7 +104,7 @@ def _after_attention(x: Tensor, attended: Tensor, modulation: list[Tensor], norm
     return gated(x, last_gate, feed_forward(modulated(x, scale, shift, norm.eps)))
 
 
-class Single(flux.FluxSingleTransformerBlock):  # type: ignore[misc]
+class Single(flux.FluxSingleTransformerBlock):
     def forward(
         self,
         hidden_states: Tensor,
@@ -116,9 +114,7 @@ class Single(flux.FluxSingleTransformerBlock):  # type: ignore[misc]
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         if joint_attention_kwargs or hidden_states.dtype == torch.float16:
-            return super().forward(  # type: ignore[no-any-return]
-                hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs
-            )
+            return super().forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs)
         length = encoder_hidden_states.shape[1]
         x = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         normed, gate = self.norm(x, emb=temb)
@@ -128,32 +124,33 @@ class Single(flux.FluxSingleTransformerBlock):  # type: ignore[misc]
         return x[:, :length], x[:, length:]
 
 
-class NormZero(AdaLayerNormZero):  # type: ignore[misc]
-    def forward(self, x: Tensor, *args: Any, emb: Tensor | None = None, **kwargs: Any) -> Any:
-        if self.emb is not None or emb is None or type(self.norm) is not nn.LayerNorm:
-            return super().forward(x, *args, emb=emb, **kwargs)
+class NormZero(AdaLayerNormZero):
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        emb = kwargs.get("emb")
+        if getattr(self, "emb", None) is not None or args or emb is None or type(self.norm) is not nn.LayerNorm:
+            return super().forward(x, *args, **kwargs)
         shift, scale, *rest = self.linear(self.silu(emb)).chunk(6, dim=1)
         return modulated(x, scale[:, None], shift[:, None], self.norm.eps), *rest
 
 
-class NormZeroSingle(AdaLayerNormZeroSingle):  # type: ignore[misc]
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> tuple[Tensor, Tensor]:
+class NormZeroSingle(AdaLayerNormZeroSingle):
+    def forward(self, x: Tensor, emb: Any = None) -> Any:
         shift, scale, gate = self.linear(self.silu(emb)).chunk(3, dim=1)
         return modulated(x, scale[:, None], shift[:, None], self.norm.eps), gate
 
 
-class NormLast(AdaLayerNormContinuous):  # type: ignore[misc]
+class NormLast(AdaLayerNormContinuous):
     def forward(self, x: Tensor, conditioning_embedding: Tensor) -> Tensor:
         if getattr(self.norm, "weight", None) is not None or not hasattr(self.norm, "bias"):
-            return super().forward(x, conditioning_embedding)  # type: ignore[no-any-return]
+            return super().forward(x, conditioning_embedding)
         scale, shift = self.linear(self.silu(conditioning_embedding).to(x.dtype)).chunk(2, dim=1)
         return modulated(x, scale[:, None], shift[:, None], self.norm.eps)
 
 
-class Gelu(GELU):  # type: ignore[misc]
+class Gelu(GELU):
     def forward(self, hidden_states: Tensor) -> Tensor:
         if self.approximate != "tanh":
-            return super().forward(hidden_states)  # type: ignore[no-any-return]
+            return super().forward(hidden_states)
         return gelu(self.proj(hidden_states))
 
 

@@ -51,7 +51,7 @@ def norm_rotated(parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float,
     if _is_plain(*weights):
         normed = [F.rms_norm(part, part.shape[-1:], w, eps) for part, w in zip(parts, weights, strict=True)]
         return _turned(torch.cat(normed, 1).float(), turns).to(parts[0].dtype)
-    return _NormRotated.apply(eps, turns, list(weights), *parts)  # type: ignore[no-any-return]
+    return _NormRotated.apply(eps, turns, list(weights), *parts)
 
 
 def _is_plain(*frozen: Tensor) -> bool:
@@ -139,8 +139,8 @@ class _NormRotated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        count, found = len(ctx.lengths), []
-        parts, inverses = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved, count, found = ctx.saved_tensors, len(ctx.lengths), []
+        parts, inverses = saved[:count], saved[count:]
         places = zip(gradient.split(ctx.lengths, 1), ctx.turns.split(ctx.lengths), strict=True)
         for part, inverse, weight, (place, turn) in zip(parts, inverses, ctx.weights, places, strict=True):
             x = part.float() if part.dtype.itemsize < 4 else part
