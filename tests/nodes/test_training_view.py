@@ -30,6 +30,14 @@ def test_text_tells_step_loss_speed_time_left_and_memory(pack: Pack, view_module
     assert (view.step, view.steps) == (120, 300)
 
 
+def test_text_tells_how_the_run_fits_into_memory(pack: Pack, view_module: ModuleType) -> None:
+    events = pack("trainer_core.runs.events")
+    view = view_module.TrainingView()
+    view.apply(events.MemoryPlanned("memory: gradient checkpointing; about 7.0 GB of 8.0 GB"))
+    view.apply(events.Phase("loading the base", 0, 1))
+    assert view.text() == "memory: gradient checkpointing; about 7.0 GB of 8.0 GB\nloading the base"
+
+
 def test_text_tells_further_losses_where_there_are_any(pack: Pack, view_module: ModuleType) -> None:
     events = pack("trainer_core.runs.events")
     view = view_module.TrainingView()

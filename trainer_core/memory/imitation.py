@@ -58,7 +58,7 @@ def imitate(model: nn.Module, dtype_of: Callable[[str, Tensor], torch.dtype]) ->
                 if id(tensor) not in made:
                     fake = torch.empty(tensor.shape, dtype=dtype)
                     made[id(tensor)] = nn.Parameter(fake, False) if isinstance(tensor, nn.Parameter) else fake
-                held[name] = made[id(tensor)]  # type: ignore[assignment]
+                held[name] = made[id(tensor)]
     return model
 
 
