@@ -218,7 +218,7 @@ class ComfyBase(Base):
         ].model.diffusion_model
         return found
 
-    def imitated(self) -> Base:
+    def imitated(self) -> ComfyBase:
         from .imitation import ImitatedBase
 
         return ImitatedBase.of(self)

@@ -15,6 +15,7 @@ from ...trainer_core.memory.imitation import imitate, on_real_tensors
 from ...trainer_core.memory.packing import Packing, outline
 from .base import ComfyBase
 from .conditioning import Options
+from .frozen import keep_no_weights
 from .loading import TrainedModel, at_rest
 from .shadow import shadow
 
@@ -34,6 +35,7 @@ class ImitatedModel(TrainedModel):
                 outline(model.diffusion_model, packing, model.get_dtype_inference())
         # its block lists are cut under the name that the denoiser has for them
         imitate(model.diffusion_model, lambda _, tensor: tensor.dtype)
+        keep_no_weights(model)
         self.model, self._options = model, None
         if on_gpu:  # there attention is mostly another function, which keeps as much, and does not run here
             self.options()["transformer_options"]["optimized_attention_override"] = _attention

@@ -43,7 +43,5 @@ def plan(args: argparse.Namespace) -> int:
     for card, row in planned.chosen.items():
         if row is None:
             say(f"{card:.3g} GB: nothing fits. Choose lower bits (model.quantization), or smaller pictures or batches")
-    say(
-        "\nPredicted. Settings change memory and time (low VRAM, layer offloading, gradient checkpointing), not results."
-    )
+    say("\nPredicted. Gradient checkpointing and layer offloading (low VRAM) change memory and time, not results.")
     return OK

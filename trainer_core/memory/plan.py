@@ -135,13 +135,13 @@ class Plan:
                 return row
         if not self._may_stream:
             return None
-        found = [
-            row
+        rows = [
+            found
             for keeps in (True, False)
             for offloads in (False, True)
-            if (row := self._streaming(replace(full, keep_attention=keeps, offload_inputs=offloads), budget))
+            if (found := self._streaming(replace(full, keep_attention=keeps, offload_inputs=offloads), budget))
         ]
-        return min(found, key=lambda one: (round(one.time, 2), one.host), default=None)
+        return min(rows, key=lambda one: (round(one.time, 2), one.host), default=None)
 
     def tightest(self) -> Row:
         """The setting that takes least."""
