@@ -154,7 +154,7 @@ class _Unpacked(Tensor):
     @staticmethod
     def __new__(cls, layer: PackedLinear) -> _Unpacked:
         shape, device = (layer.out_features, layer.in_features), layer.device
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=layer.dtype, device=device)  # type: ignore[attr-defined]  # noqa: SLF001
+        made = Tensor._make_wrapper_subclass(cls, shape, dtype=layer.dtype, device=device)  # noqa: SLF001
         made.layer = layer
         return made
 
