@@ -199,8 +199,8 @@ class Adapter:
             for layer in self._fused():
                 layer.siblings = Siblings([layer])
             for siblings in watch.found():
-                for layer in siblings.layers:
-                    layer.siblings = siblings
+                for one in siblings.layers:
+                    one.siblings = siblings
 
     def _fused(self) -> Iterator[LoraLayer]:
         return (layer for layer in self.layers.values() if isinstance(layer, LoraLayer) and layer.is_fused)

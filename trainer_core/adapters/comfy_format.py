@@ -17,12 +17,11 @@ from .deltas import Delta, Hadamard, Kronecker, LowRank, swapped
 from .key_names import PARTS
 
 if TYPE_CHECKING:
-    from ..families.base import Base
-    from ..families.names import Place
+    from ..families.names import Named, Place
     from ..families.spec import LoraNames
 
 
-def to_comfy(deltas: Mapping[str, Delta], base: Base, dtype: torch.dtype) -> dict[str, Tensor]:
+def to_comfy(deltas: Mapping[str, Delta], base: Named, dtype: torch.dtype) -> dict[str, Tensor]:
     """A trained adapter as ComfyUI's tensors.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,27 @@ from torch.autograd.function import once_differentiable
 from ..memory.again import Again, again
 from .dropout import dropped
 from .frozen import add_input_gradient, is_own, without_graph
-from .operations import with_gradient
+from .operations import Operation, with_gradient
 from .working import computing_dtype
 
 if TYPE_CHECKING:
-    from .layers import LoraLayer
+    from .dropout import SeededDropout
+    from .working import Working
+
+
+class LoraLayer(Protocol):
+    """What is asked of a layer here (`layers.LoraLayer`)."""
+
+    base_layer: nn.Module
+    operation: Operation
+    trained: dict[str, nn.Parameter]
+    dropout: SeededDropout
+    working: Working
+    scale: float
+    strength: float
+    enabled: bool
+    skips_product: bool
+    siblings: Siblings | None
 
 
 def low_rank(layer: LoraLayer, x: Tensor) -> Tensor:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..errors import AdapterError
 
 if TYPE_CHECKING:
-    from ..families.base import Base
-    from ..families.names import Place
+    from ..families.names import Named, Place
 
 _Value = TypeVar("_Value")
 
@@ -83,7 +82,7 @@ def style(name: str) -> str:
     return "diffusers"
 
 
-def names_of(path: str, base: Base, root: str, original: str | None) -> Iterator[tuple[str, Place]]:
+def names_of(path: str, base: Named, root: str, original: str | None) -> Iterator[tuple[str, Place]]:
     """All names of one layer in files, each with the rows of the named layer that ours is.
 
     Args:
@@ -115,7 +114,7 @@ def names_of(path: str, base: Base, root: str, original: str | None) -> Iterator
         yield prefix + path.replace(".", "_"), whole
 
 
-def _text_names(path: str, base: Base, root: str) -> Iterator[str]:
+def _text_names(path: str, base: Named, root: str) -> Iterator[str]:
     if root in base.spec.lora.text_encoders:
         yield base.spec.lora.key(path, root)
     inner = path.removeprefix("text_model.")

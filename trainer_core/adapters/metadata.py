@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..config import JobConfig
-from ..families.precision import precision_of
 
 if TYPE_CHECKING:
     from ..families.base import Base
@@ -75,7 +74,7 @@ def lora_metadata(
         "lora_foundry.config": json.dumps(without_paths(job, base), sort_keys=True),
         "lora_foundry.weights": weights,
         "lora_foundry.base_hash": base_hash,
-        "lora_foundry.base_precision": precision_of(base),
+        "lora_foundry.base_precision": base.precision,
         "lora_foundry.deterministic": deterministic,
         "lora_foundry.dataset_digest": dataset_digest,
     }

@@ -19,8 +19,7 @@ from .key_names import OTHER_KINDS, names_of, split_key, split_text
 from .operations import Operation, dense_weight, layers_of, weight_shapes
 
 if TYPE_CHECKING:
-    from ..families.base import Base
-    from ..families.names import Place
+    from ..families.names import Named, Place
 
 
 def parse(tensors: Mapping[str, Tensor]) -> Deltas:
@@ -122,7 +121,7 @@ def _hadamard(name: str, parts: dict[str, Tensor]) -> Hadamard:
 # --- our layers ------------------------------------------------------------------------------------------------------
 
 
-def for_modules(deltas: Mapping[str, Delta], model: nn.Module, base: Base, root: str = "") -> Deltas:
+def for_modules(deltas: Mapping[str, Delta], model: nn.Module, base: Named, root: str = "") -> Deltas:
     """Module path of our model → its delta; a fused layer's delta is cut into its parts' rows.
 
     Args:
@@ -136,7 +135,7 @@ def for_modules(deltas: Mapping[str, Delta], model: nn.Module, base: Base, root:
     return {path.removeprefix(f"{root}."): delta for path, delta in ours.items()} if root else ours
 
 
-def for_roots(deltas: Mapping[str, Delta], roots: Mapping[str, nn.Module], base: Base) -> Deltas:
+def for_roots(deltas: Mapping[str, Delta], roots: Mapping[str, nn.Module], base: Named) -> Deltas:
     """The same for several models at once; text encoders' layers come with their encoder's name before the path."""
     ours: Deltas = {}
     used = set()

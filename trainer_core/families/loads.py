@@ -6,9 +6,9 @@ import copy
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from .precision import packing_of, precision_told
+from ..memory.packing import Packing, described
 from .sources.source import Source
 from .spec import FamilySpec, Part
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from ..config import ModelConfig
     from ..data.cache import TensorCache
-    from .base import Base
+    from .names import Named
+
+_Base = TypeVar("_Base", bound="Loads")
 
 
 class Loads:
@@ -43,7 +45,7 @@ class Loads:
         Raises:
             BaseModelError: if it is not there, truncated, incomplete, or is something else.
         """
-        return self.source.load(part.name, part.load_class(), dtype, self.device, packing_of(self, part))
+        return self.source.load(part.name, part.load_class(), dtype, self.device, self._packing(part))
 
     def load_denoiser(self, expert: str = "") -> nn.Module:
         """The frozen denoiser on the device, in `self.dtype`; each call gives a fresh one, which the caller owns.
@@ -66,7 +68,7 @@ class Loads:
         if self.config.recovery_adapter is not None:
             from ..memory.recovery_file import apply_recovery
 
-            apply_recovery(denoiser, cast("Base", self), Path(self.config.recovery_adapter))
+            apply_recovery(denoiser, cast("Named", self), Path(self.config.recovery_adapter))
 
     def outline(self, expert: str = "") -> nn.Module:
         """The denoiser's modules and the shapes of its weights; it is not run."""
@@ -74,12 +76,12 @@ class Loads:
         twin.source, twin.config = self.source.without_weights(), self.sketched()
         return twin.load_denoiser(expert)
 
-    def imitated(self) -> Base:
+    def imitated(self: _Base) -> _Base:
         """The same base with parts of fake tensors on the CPU, to run inside `memory.imitation.imitating`."""
         import torch
 
         kind: Any = type(self)
-        twin: Base = kind(self.source.imitated(), self.sketched())
+        twin: _Base = kind(self.source.imitated(), self.sketched())
         for name in ("dtype", "text_encoder_dtype", "vae_dtype"):
             setattr(twin, name, getattr(self, name))
         twin.device = torch.device("cpu")
@@ -100,6 +102,38 @@ class Loads:
         twin.device, twin.packs_on = torch.device("cpu"), self.device
         return twin.load_denoiser(expert)
 
+    @property
+    def precision(self) -> str:
+        """What the denoiser is held in and computes in, such as "6bit, computed in bfloat16"."""
+        computed = str(self.dtype).removeprefix("torch.")
+        held, rank = self.config.quantization, self.config.low_rank
+        if held == "none":
+            return computed
+        fast = ", products in 8 bits" if any(self.products.values()) else ""
+        return f"{held}{f' + rank {rank}' if rank else ''}, computed in {computed}{fast}"
+
     def precision_told(self) -> list[str]:
-        """A line for each part that is quantized: how many of its weights, its size before and after."""
-        return precision_told(self)
+        """A line for each part that is quantized: how many of its weights, and its size before and after."""
+        lines, source = [], self.source.without_weights()
+        for part in self.spec.parts:
+            name = self._quantization(part)
+            if name != "none":
+                dtype = self.dtype if part.role == "denoiser" else self.text_encoder_dtype
+                model = source.load(part.name, part.load_class(), dtype, self.device)
+                packing = Packing(name, low_rank=self.config.low_rank if part.role == "denoiser" else 0)
+                lines.append(f"{part.name}: {described(model, packing, dtype)}")
+        return lines
+
+    def _quantization(self, part: Part) -> str:
+        """The format of a part's layers; none for what is not quantized, as a VAE is not."""
+        formats = {"denoiser": self.config.quantization, "text_encoder": self.config.text_encoder_quantization}
+        return formats.get(part.role, "none")
+
+    def _packing(self, part: Part) -> Packing | None:
+        """How a part's layers are packed; None: not."""
+        name = self._quantization(part)
+        if name == "none":
+            return None
+        mark = self.source.fingerprint(part.name) if self.packed_cache else ""
+        rank = self.config.low_rank if part.role == "denoiser" else 0
+        return Packing(name, mark, self.packed_cache, rank, self.packs_on)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ..config import ModelConfig
+    from .spec import FamilySpec
 
 
 @dataclass(frozen=True)
@@ -29,3 +34,16 @@ Naming = Callable[[str], Place]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a tensor → its shape."""
+
+
+class Named(Protocol):
+    """What files of LoRAs ask of a `Base`: whose they are, and what its layers are called."""
+
+    spec: FamilySpec
+    config: ModelConfig
+
+    def denoiser_fingerprint(self) -> str: ...
+
+    def lora_place(self, path: str) -> Place: ...
+
+    def original_modules(self, shapes: Shapes) -> dict[str, str]: ...

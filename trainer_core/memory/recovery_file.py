@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ..config import ModelConfig
-    from ..families.base import Base
+    from ..families.names import Named
 
 _FACTS = "lora_foundry.recovery"
 _AI_TOOLKIT = re.compile(r"(?<![a-z])(uint[2-7])(?!\d)")
@@ -47,7 +47,7 @@ class Facts:
 
 
 def write_recovery(
-    folder: Path, name: str, branches: Mapping[str, tuple[Tensor, Tensor]], base: Base, facts: Facts
+    folder: Path, name: str, branches: Mapping[str, tuple[Tensor, Tensor]], base: Named, facts: Facts
 ) -> Path:
     """Writes a file under a name that was not used before.
 
@@ -131,7 +131,7 @@ def check_recovery(model: ModelConfig) -> None:
         )
 
 
-def recovery_notes(base: Base) -> list[str]:
+def recovery_notes(base: Named) -> list[str]:
     """What a user should know of a base's recovery adapter, which `check_recovery` let pass."""
     path = base.config.recovery_adapter
     facts = read_facts(Path(path)) if path else None
@@ -140,7 +140,7 @@ def recovery_notes(base: Base) -> list[str]:
     return []
 
 
-def apply_recovery(denoiser: nn.Module, base: Base, path: Path) -> list[str]:
+def apply_recovery(denoiser: nn.Module, base: Named, path: Path) -> list[str]:
     """Gives a base's packed layers the branches of a file, in place of any that they have.
 
     Layers that are held more precisely here have no such error to make good, such as modulation, which AI Toolkit
