@@ -265,6 +265,8 @@ def made_to_fit(data: dict[str, Any]) -> dict[str, Any]:
     if train.get("ema_decay") is None:
         for part in ("save", "sample"):
             data.get(part, {}).pop("weights", None)
+    if data.get("memory", {}).get("compile"):
+        data.get("adapter", {}).pop("dropout", None)
     return data | ({"train": train} if train else {})
 
 

@@ -18,8 +18,7 @@ from trainer_core.families.sources import source as sources
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import CheckpointSaved, Event, Phase, SampleReady, StateChanged, StepDone
 from trainer_core.runs.run_folder import RunFolder
-from trainer_core.training import loop
-from trainer_core.training.update import Made
+from trainer_core.training.updates import Updates
 
 Jobs = Callable[..., JobConfig]
 
@@ -304,10 +303,10 @@ def test_a_broken_image_stops_the_run_before_training(job_of: Jobs, pictures: Pa
 
 
 def test_out_of_memory_is_told_in_words(job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def update(self: loop.Trainer, _: object) -> Made:
+    def advance(self: Updates, _: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(loop.Trainer, "update", update)
+    monkeypatch.setattr(Updates, "advance", advance)
     error, _, _ = failed(job_of(), tmp_path)
     assert isinstance(error, TrainingError)
     assert "memory" in str(error)
@@ -316,10 +315,10 @@ def test_out_of_memory_is_told_in_words(job_of: Jobs, tmp_path: Path, monkeypatc
 def test_a_bug_is_a_failure_with_its_traceback_in_the_log(
     job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def update(self: loop.Trainer, _: object) -> Made:
+    def advance(self: Updates, _: object) -> None:
         raise KeyError("surprise")
 
-    monkeypatch.setattr(loop.Trainer, "update", update)
+    monkeypatch.setattr(Updates, "advance", advance)
     training = new(job_of(), tmp_path)
     with pytest.raises(KeyError):
         training.run_here(lambda _: None)

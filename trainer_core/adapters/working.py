@@ -12,7 +12,8 @@ from torch import Tensor, nn
 def computing_dtype(x: Tensor) -> torch.dtype:
     """The precision in which a layer computes for an input x."""
     kind = x.device.type
-    if x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+    known = torch.amp.is_autocast_available(kind)  # not the meta device
+    if known and x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype
 

@@ -49,7 +49,7 @@ class Described:
     def config(self, part: str) -> dict[str, Any]:
         return self.layout.config(part)
 
-    def load(self, part: str, kind: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def load(self, part: str, kind: Any, dtype: torch.dtype, device: torch.device, _packing: None) -> nn.Module:
         with torch.device("meta"):
             if issubclass(kind, ModelMixin):
                 model = kind.from_config(self.config(part))

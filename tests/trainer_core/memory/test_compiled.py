@@ -35,14 +35,14 @@ def losses(trainer: Trainer) -> list[float]:
 def test_losses_and_weights_are_those_of_plain_blocks(
     job_of: Callable[..., JobConfig], trainer_of: Callable[..., Trainer]
 ) -> None:
-    train = {"gradient_checkpointing": True}  # computes blocks with gradients and without
+    train = {"gradient_checkpointing": True, "optimizer": "SGD"}  # computes blocks with gradients and without
     plain = trainer_of(job_of(train=train))
     compiled = trainer_of(job_of(name="compiled", train=train, memory={"compile": True, "plan": "manual"}))
     torch._dynamo.utils.counters.clear()
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
     one, other = (run.experts.active.adapter.state_dict() for run in (plain, compiled))
     for name, value in one.items():
-        assert torch.allclose(other[name], value, atol=1e-4), name  # Adam's first steps are as large as the rate, 1e-2
+        assert torch.allclose(other[name], value, atol=1e-4), name
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] >= 2  # both kinds of blocks
     assert not counters["graph_break"]
