@@ -158,7 +158,10 @@ def _inverse_length(x: Tensor, eps: float) -> Tensor:
 
 def _turned(x: Tensor, turns: Tensor) -> Tensor:
     """Pairs of channels of x (N, T, H, D) times turns (T, D/2)."""
-    return torch.view_as_real(_pairs(x) * turns[:, None]).flatten(-2)
+    turned = _pairs(x) * turns[:, None]
+    if turned.stride(-1) != 1:  # the meta device lays results out otherwise
+        turned = turned.contiguous()
+    return torch.view_as_real(turned).flatten(-2)
 
 
 def _pairs(x: Tensor) -> Tensor:
