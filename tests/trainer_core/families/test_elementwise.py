@@ -68,6 +68,17 @@ def test_functions_are_their_plain_operations(name: str) -> None:
     assert torch.autograd.gradcheck(ours, inputs)
 
 
+@pytest.mark.parametrize("layout", [lambda g: g.mT.contiguous().mT, lambda g: F.pad(g, (0, 1))[..., :-1]])
+def test_gradients_may_be_laid_out_anyhow(layout: Callable[[Tensor], Tensor]) -> None:
+    """As some kernels of attention lay them out."""
+    ours, _, shapes = CASES["norm_rotated"]
+    inputs = [drawn(*shape, seed=10 + number).requires_grad_() for number, shape in enumerate(shapes)]
+    y = ours(*inputs)
+    gradient = drawn(*y.shape, seed=20)
+    expected = torch.autograd.grad(y, inputs, gradient, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(y, inputs, layout(gradient)), expected)
+
+
 def test_modulation_that_is_trained_has_its_gradient() -> None:
     x, scale, shift = drawn(2, 5, 8).requires_grad_(), SCALE.clone().requires_grad_(), SHIFT.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda *all_: modulated(*all_, 1e-6), (x, scale, shift))

@@ -158,10 +158,9 @@ def _inverse_length(x: Tensor, eps: float) -> Tensor:
 
 def _turned(x: Tensor, turns: Tensor) -> Tensor:
     """Pairs of channels of x (N, T, H, D) times turns (T, D/2)."""
-    turned = _pairs(x) * turns[:, None]
-    if turned.stride(-1) != 1:  # the meta device lays results out otherwise
-        turned = turned.contiguous()
-    return torch.view_as_real(turned).flatten(-2)
+    if x.stride(-1) != 1 or any(step % 2 for step in x.stride()[:-1]):  # attention's gradient may be laid out anyhow
+        x = x.contiguous()
+    return torch.view_as_real(_pairs(x) * turns[:, None]).flatten(-2)
 
 
 def _pairs(x: Tensor) -> Tensor:
