@@ -1,28 +1,8 @@
-"""How fast weights come to the device, and from when on that costs no time."""
+"""How fast weights come to the device."""
 
 from __future__ import annotations
 
 import torch
-
-
-def transfer_seconds(size: float, link: float) -> float:
-    """How long so many bytes take over a link of so many bytes per second."""
-    return size / link
-
-
-def tokens_to_hide(share: float, bits: float, flops: float, link: float) -> float:
-    """From how many tokens per step on a streamed block comes while the others compute.
-
-    A forward pass makes two operations per weight and token. A backward pass that computes its blocks again makes four,
-    and half as many tokens do.
-
-    Args:
-        share: of the weights, that are streamed.
-        bits: per weight.
-        flops: operations that the device achieves per second.
-        link: bytes per second.
-    """
-    return share * bits * flops / (16 * link)
 
 
 def measured_link(device: torch.device, size: int = 64 * 2**20) -> float | None:

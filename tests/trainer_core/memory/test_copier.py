@@ -12,7 +12,6 @@ import torch
 
 from trainer_core.memory import copier as copiers
 from trainer_core.memory.copier import Copier, CudaCopier, copier_for
-from trainer_core.memory.link import measured_link, tokens_to_hide, transfer_seconds
 
 from .streamed_training import Training, same, whole
 
@@ -119,15 +118,3 @@ def test_what_can_be_locked_leaves_the_system_alive() -> None:
     assert copiers.pinnable() <= 0.8 * memory.total
     assert copiers.pinnable() < memory.available - 2**30
     assert copiers.pinnable(memory.total) < 0
-
-
-def test_the_cost_is_that_of_the_reference() -> None:
-    """Reference §3: tokens from which on copies of all weights cost nothing, for cards' FLOP/s and links."""
-    cards = {"3090": (55e12, 22e9), "4090": (130e12, 22e9), "5090": (200e12, 45e9)}
-    table = {"3090": (2500, 1250, 625), "4090": (5900, 2950, 1480), "5090": (4440, 2220, 1110)}
-    for card, (flops, link) in cards.items():
-        for bits, expected in zip((16, 8, 4), table[card], strict=True):
-            assert tokens_to_hide(1.0, bits, flops, link) == pytest.approx(expected, rel=0.01)
-    assert tokens_to_hide(0.5, 16, 130e12, 22e9) == pytest.approx(2950, rel=0.01)
-    assert transfer_seconds(11e9, 22e9) == 0.5
-    assert measured_link(CPU) is None
