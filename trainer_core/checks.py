@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .config import JobConfig
 from .data.summary import summarize
+from .errors import ConfigError
 from .families.registry import open_base
 from .sampling.controls import check_controls_of
 
@@ -31,6 +32,8 @@ def check_job(job: JobConfig) -> None:
     check_controls_of(job.sample, base.spec)
     base.spec.check_adapter(job.adapter)
     check_recovery(job.model)
+    if job.model.low_rank and job.model.quantization == "none":
+        raise ConfigError("model.low_rank: the base is not quantized, and all of it is precise. Set model.quantization")
     read_warm_start(job)
     timesteps_of(job, base).check(base.schedule)
     stages_of(job, base.spec)

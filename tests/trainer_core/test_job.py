@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from trainer_core.checks import check_job
 from trainer_core.config import JobConfig
 from trainer_core.errors import BaseModelError, ConfigError, DatasetError, FoundryError, TrainingError
 from trainer_core.families.sources import source as sources
@@ -337,3 +338,9 @@ def test_a_log_that_cannot_be_written(job_of: Jobs, tmp_path: Path) -> None:
     assert training.run.status()["state"] == "failed"
     assert "log.txt" in training.run.status()["error"]
     assert events[-1].state == "failed"
+
+
+def test_a_part_in_full_precision_needs_a_base_that_is_not(job_of: Jobs) -> None:
+    with pytest.raises(ConfigError, match=r"model\.low_rank: .* model\.quantization"):
+        check_job(job_of(model={"low_rank": 4}))
+    check_job(job_of(model={"low_rank": 4, "quantization": "4bit"}))
