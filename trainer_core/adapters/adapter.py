@@ -205,6 +205,11 @@ class Adapter:
     def _fused(self) -> Iterator[LoraLayer]:
         return (layer for layer in self.layers.values() if isinstance(layer, LoraLayer) and layer.is_fused)
 
+    def end_pass(self) -> None:
+        """After a pass that may have failed: what its layers share would keep its graph."""
+        for layer in self.layers.values():
+            layer.working.readings.clear()
+
     def seed_dropout(self, *place: int | str) -> None:
         """Says where the next forward pass is, for dropout; nowhere: nothing is dropped."""
         for layer in self.layers.values():

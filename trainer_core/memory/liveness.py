@@ -86,7 +86,7 @@ class Liveness:
 
     def _saved(self, tensor: Tensor) -> Any:
         self._read(self._whose(tensor))
-        return keep(tensor)
+        return keep(tensor.detach())  # its graph would hold itself, if the pass fails
 
     def tells(self, tensor: Tensor, address_only: bool) -> None:
         """The program learns of a tensor's values, so that its course may depend on them; or of where they are."""

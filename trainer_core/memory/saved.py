@@ -61,6 +61,15 @@ class _CopyBeforeChange(TorchDispatchMode):
         for piece in memory(tensor):
             self._kept[piece].add(who)
 
+    def forget(self) -> None:
+        """Lets go of what was kept. An operation's own result holds the graph that keeps it, unseen by Python: that of
+        a pass that failed would stay for good."""
+        for waiting in self._kept.values():
+            for one in waiting:
+                if isinstance(one, Kept):
+                    del one.tensor
+        self._kept.clear()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _written(func):  # all else is tens of thousands of operations in a step
             for value in written_of(func, args, kwargs or {}):
@@ -96,6 +105,7 @@ def mutable_saved() -> Iterator[None]:
             yield
     finally:
         _active = None
+        changes.forget()
 
 
 class Unchanged:

@@ -324,11 +324,14 @@ class Updater:
         """Adds up the gradients, times `scale`; gives the terms of the objective by name."""
         count = sum(len(batch.everyone) for batch in batches)
         shown: dict[str, Tensor] = {}
-        for number, batch in self._cut(batches):
-            with self.objective.base.training_pass():
-                for term in self.objective.terms(batch, number):
-                    (term.minimised.sum() / count * scale).backward()
-                    shown[term.name] = shown.get(term.name, 0.0) + term.shown.sum() / count
+        try:
+            for number, batch in self._cut(batches):
+                with self.objective.base.training_pass():
+                    for term in self.objective.terms(batch, number):
+                        (term.minimised.sum() / count * scale).backward()
+                        shown[term.name] = shown.get(term.name, 0.0) + term.shown.sum() / count
+        finally:
+            self.adapter.end_pass()
         return shown
 
     def _cut(self, batches: Batches) -> Iterator[tuple[int, TrainBatch]]:

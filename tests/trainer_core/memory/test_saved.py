@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -86,3 +88,14 @@ def test_every_way_to_write(change: Callable[[Any], Any]) -> None:
         change(base)
         assert base.tolist() != [0, 1, 2, 3, 4, 5]
         assert kept.value().tolist() == [1, 2, 3]
+
+
+def test_a_pass_that_failed_leaves_nothing_behind() -> None:
+    """An operation that keeps its own result, such as exp, is held by it: gc does not see that circle."""
+    x = torch.ones(3, requires_grad=True)
+    with mutable_saved():
+        y = x.exp()
+        kept = weakref.ref(y)
+        del y
+        gc.collect()
+    assert kept() is None
