@@ -123,9 +123,8 @@ def _line(given: argparse.Namespace, model: str, row: str, seconds: float) -> st
         why = (ran.stderr.strip().splitlines() or ["?"])[-1][:100].replace("|", "/")
         return f"| {model} | {row} | failed: {why} | | |"
     found = json.loads(ran.stdout.splitlines()[-1])
-    return "| {} | {} | {:.3f} | {:.2f} | {} |".format(
-        model, row, found["seconds"], found["peak"] / 1e9, found["predicted"] and f"{found['predicted'] / 1e9:.2f}"
-    )
+    predicted = f"{found['predicted'] / 1e9:.2f}" if found["predicted"] else ""
+    return f"| {model} | {row} | {found['seconds']:.3f} | {found['peak'] / 1e9:.2f} | {predicted} |"
 
 
 def measured(given: argparse.Namespace, model: str, row: str) -> dict[str, Any]:
