@@ -12,8 +12,8 @@ from torch import Tensor, nn
 def computing_dtype(x: Tensor) -> torch.dtype:
     """The precision in which a layer computes for an input x."""
     kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)  # not the meta device
-    if known and x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+    # the meta device has none, and dynamo does not know how to ask for it
+    if kind != "meta" and x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
     return x.dtype
 
