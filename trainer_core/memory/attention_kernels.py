@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..files import write_atomically
+from ..reading import read_json
 from ..runs.events import Listener, Phase
 
 KERNELS = {
@@ -114,7 +115,7 @@ def tuned_attention(folder: Path, device: torch.device, setting: str, emit: List
 
 def _read(file: Path) -> dict[str, str]:
     try:
-        found = json.loads(file.read_text("utf-8"))
+        found = read_json(file)
     except (OSError, ValueError):
         return {}
     return {str(shapes): str(name) for shapes, name in found.items()} if isinstance(found, dict) else {}

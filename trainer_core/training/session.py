@@ -65,8 +65,8 @@ def work(
             SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
             progress("scanning the data", 0, 1)
             cache = TensorCache(run.path.parent / CACHE_FOLDER)
-            # on another device, or on more threads, encoders give other last bits
             base.packed_cache = cache
+            # on another device, or on more threads, encoders give other last bits
             data = PreparedData(job, base, cache, json.dumps(environment(base.device)))
             progress("checking the base", 0, 1)
             base.encoders_fingerprint()
