@@ -26,7 +26,7 @@ _PLAIN_FLOAT = re.compile(
 )
 
 
-_Quick = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Quick: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's parser, where PyYAML has it: ten times as fast, with other words for what is wrong."""
 
 
@@ -76,8 +76,8 @@ def _resolvers(kept: dict[str, list[tuple[str, Any]]]) -> dict[str, list[tuple[s
     }
 
 
-for _kind in (_Loader, _QuickLoader):
-    _kind.yaml_implicit_resolvers = _resolvers(yaml.SafeLoader.yaml_implicit_resolvers)
+for _loader in (_Loader, _QuickLoader):
+    _loader.yaml_implicit_resolvers = _resolvers(yaml.SafeLoader.yaml_implicit_resolvers)
 for _kind in (_Loader, _QuickLoader, _Dumper):
     # the whole value must match: without \Z, PyYAML's own matching takes any beginning
     _kind.add_implicit_resolver(_INT, re.compile(rf"(?:{_PLAIN_INT.pattern})\Z"), list("-+0123456789"))
