@@ -13,6 +13,7 @@ from .preset import Preset
 from .preview_samples import PreviewSamples
 from .quantize_base import QuantizeBase
 from .regularization import Regularization
+from .resume_run import ResumeRun
 from .routes import table
 from .sample_settings import SampleSettings
 from .save_checkpoint import SaveCheckpoint
@@ -32,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCheckpoint,
     PreviewSamples,
     LoadBase,
+    ResumeRun,
 ]
 
 

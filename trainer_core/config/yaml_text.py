@@ -46,14 +46,14 @@ class _Rules:
                     None, None, f"`{_short(name)}` stands twice in one section: keep one of them", key.start_mark
                 )
             seen.add(name)
-        return super().construct_mapping(node, deep)  # type: ignore[misc,no-any-return]
+        return super().construct_mapping(node, deep)  # type: ignore[misc]
 
 
 class _Loader(_Rules, yaml.SafeLoader):
     pass
 
 
-class _QuickLoader(_Rules, _Quick):  # type: ignore[misc]
+class _QuickLoader(_Rules, _Quick):
     pass
 
 
