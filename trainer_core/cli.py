@@ -137,7 +137,7 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
 
 
 def _run_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
-    """runs, tell, pin."""
+    """runs, tell, pin, rename, delete, restore."""
     runs = add("runs", "runs", "list the runs, their state and their place in the queue")
     _runs_option(runs)
     _json_option(runs)
@@ -152,6 +152,19 @@ def _run_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> No
     pin.add_argument("step", metavar="STEP", type=values.count)
     pin.add_argument("--remove", action="store_true", help="let it go the way of the others again")
     _runs_option(pin)
+
+    rename = add("rename", "runs", "give a run that nobody works on another name")
+    _run_argument(rename)
+    rename.add_argument("name", metavar="NAME")
+    _runs_option(rename)
+
+    delete = add("delete", "runs", "move a run to the trash of its runs folder, .trash, which is yours to empty")
+    _run_argument(delete)
+    _runs_option(delete)
+
+    restore = add("restore", "runs", "bring a run back from the trash")
+    restore.add_argument("run", metavar="RUN", help="its name, or that of its folder in .trash")
+    _runs_option(restore)
 
 
 def _queue_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
