@@ -9,6 +9,7 @@ from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA
 from .load_base import LoadBase
 from .load_dataset import LoadDataset
+from .load_run import LoadRun
 from .preset import Preset
 from .preview_samples import PreviewSamples
 from .quantize_base import QuantizeBase
@@ -32,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCheckpoint,
     PreviewSamples,
     LoadBase,
+    LoadRun,
 ]
 
 

@@ -9,7 +9,7 @@ from ..trainer_core.config import plain_name
 from ..trainer_core.errors import RunError
 from . import host, sockets
 
-_LARGEST_STEP = 10_000_000
+LARGEST_STEP = 10_000_000
 _NONE_IS_BEST = (
     ". Set validation_every in Training Options to the same steps as save_every, and validation_share above 0"
 )
@@ -39,7 +39,7 @@ class SaveCheckpoint(io.ComfyNode):
                     "step",
                     default=0,
                     min=0,
-                    max=_LARGEST_STEP,
+                    max=LARGEST_STEP,
                     tooltip="Which checkpoint to save, if `which` is `step`. The run keeps one every so many steps.",
                 ),
                 io.String.Input(

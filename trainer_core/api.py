@@ -85,6 +85,7 @@ if TYPE_CHECKING:
 
     from .memory.planning import Planned
     from .sampling.preview import Drawn
+    from .sampling.sampler import SamplerSettings
 
 
 def cache_of(runs: Path) -> TensorCache:
@@ -193,6 +194,20 @@ def sample_frames(
         progress=progress,
         cache=cache,
     )
+
+
+def drawing_settings(model: ModelConfig, sample: SampleConfig) -> tuple[SamplerSettings, bool]:
+    """How previews are drawn, with the base's own values where the job says nothing, and whether guidance is distilled.
+
+    Raises:
+        FoundryError: if the base cannot be opened, or the settings do not fit it.
+    """
+    from contextlib import closing
+
+    from .sampling.sampler import SamplerSettings
+
+    with closing(open_base(model)) as base:
+        return SamplerSettings.of(sample, base), base.guidance_distilled
 
 
 def export_lora_as(form: str, lora: Path, model: ModelConfig, name: str, out: Path | None = None) -> Path:
