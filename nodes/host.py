@@ -192,12 +192,13 @@ def shown_text(text: str) -> dict[str, list[str]]:
     return {"text": [text]}
 
 
-def send_to_node(event: str, data: dict[str, Any]) -> None:
-    """Sends an event of ours to all pages; `node` says which node is executing."""
+def send_to_node(event: str, data: dict[str, Any], to_all: bool = False) -> None:
+    """Sends an event of ours to the page that queued the prompt, or to all; `node` says which node is executing."""
     context = get_executing_context()
     if context is not None:
         message = {"node": context.node_id, "prompt_id": context.prompt_id, **data}
-        PromptServer.instance.send_sync(f"lora_foundry.{event}", message)
+        page = None if to_all else PromptServer.instance.client_id
+        PromptServer.instance.send_sync(f"lora_foundry.{event}", message, page)
 
 
 class ProgressBar:

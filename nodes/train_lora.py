@@ -11,6 +11,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..trainer_core.api import (
     ASK,
+    GO_ON,
     IF_CHANGED,
     Beginning,
     RunFolder,
@@ -160,6 +161,8 @@ class TrainLoRA(io.ComfyNode):
         except RunHeld as error:
             raise RunHeld(f"{error} (by turning continue_stopped off)") from None
         except ResumeRefused as refused:
+            changed = [{"name": field, "what": what} for field, what in refused.changed.items()]
+            host.send_to_node("changed", {"changed": changed, "may_go_on": GO_ON in str(refused)})
             where = "The choice is if_settings_changed, an advanced input of Train LoRA"
             raise ResumeRefused(f"{refused}. {where}", refused.changed) from None
         if begins.run:
@@ -254,6 +257,7 @@ def _show(training: TrainingJob, view: TrainingView, bar: host.ProgressBar | Non
             "text": view.text(),
             "shown": _shown(training.run) if new else None,
         },
+        to_all=True,
     )
     if bar is not None:
         bar.update(view.step, view.steps)

@@ -52,7 +52,7 @@ from .loras import FoundLora, find_lora
 from .memory.recovery_job import RecoverySettings, make_recovery
 from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
 from .presets import warning as preset_warning
-from .resuming import ASK, IF_CHANGED, Beginning, accepted_by, beginning, changed_job
+from .resuming import ASK, GO_ON, IF_CHANGED, Beginning, accepted_by, beginning, changed_job
 from .roots import Roots, is_below
 from .runs.checkpoints import Checkpoint
 from .runs.events import (

@@ -70,7 +70,7 @@ async function resume(name) {
     await post(["runs", name, "resume"]);
   } catch (error) {
     if (error.status !== 409 || !error.told?.changed?.length) throw error;
-    const accept = await askChanged(name, error.told);
+    const accept = await askChanged(t("runs.changed_title", { name }), error.told);
     if (accept !== null) await post(["runs", name, "resume"], { accept });
   }
 }
@@ -78,15 +78,15 @@ async function resume(name) {
 /**
  * Asks what to do about changes: true to go on with the new values, false for a new run, null for neither.
  *
- * @param {string} name the run's
- * @param {{error: string, changed: Array<{name: string, before: any, now: any}>, new_name: string}} told
+ * @param {string} title
+ * @param {{changed: Array<{name: string, before: any, now: any}|{name: string, what: string}>, new_name?: string,
+ *     may_go_on?: boolean}} told
  */
-export function askChanged(name, { changed, new_name: newName, error }) {
+export function askChanged(title, { changed, new_name: newName, may_go_on: mayGoOn = true }) {
   const text = (value) => (value === null || value === undefined ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value));
-  const rows = changed.map((one) => el("tr", {}, el("th", { scope: "row" }, one.name), el("td", {}, text(one.before)), el("td", {}, "→"), el("td", {}, text(one.now))));
-  const body = changed.length ? el("table", { class: "lf-changes" }, el("tbody", {}, rows)) : el("p", { class: "lf-text" }, error);
-  return ask(t("runs.changed_title", { name }), [el("p", {}, t("runs.changed")), body], [
-    { label: t("runs.go_on"), value: true, kind: "primary", title: t("runs.go_on_told") },
+  const rows = changed.map((one) => el("tr", {}, el("th", { scope: "row" }, one.name), one.what ? el("td", {}, one.what) : [el("td", {}, text(one.before)), el("td", {}, "→"), el("td", {}, text(one.now))]));
+  return ask(title, [el("p", {}, t("runs.changed")), el("table", { class: "lf-changes" }, el("tbody", {}, rows))], [
+    ...(mayGoOn ? [{ label: t("runs.go_on"), value: true, kind: "primary", title: t("runs.go_on_told") }] : []),
     { label: newName ? t("runs.new_run", { name: newName }) : t("runs.a_new_run"), value: false, title: t("runs.new_run_told") },
   ]);
 }

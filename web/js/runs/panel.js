@@ -3,7 +3,7 @@
 import { app } from "../../../../scripts/app.js";
 import { api } from "../../../../scripts/api.js";
 import { makeChart } from "../chart.js";
-import { ask as askPerson, toast } from "../dialog.js";
+import { toast } from "../dialog.js";
 import { el } from "../dom.js";
 import { t } from "../text.js";
 import { askChanged, labelOf } from "./actions.js";
@@ -13,6 +13,7 @@ import { atWork, request, runOf, runs, subscribe, wordsOf } from "./store.js";
 
 const TYPE = "FoundryTrainLoRA";
 const PANEL = "foundry_panel";
+const [GO_ON, NEW_RUN] = ["go on with the new values", "start a new run"];
 const CHART_HEIGHT = 110;
 const LINE_HEIGHT = 15;
 const HEAD_HEIGHT = 24;
@@ -29,6 +30,7 @@ export function startPanels(open) {
     // previews as if they were results already: only these can be animated
     api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id, output });
   });
+  api.addEventListener("lora_foundry.changed", ({ detail }) => decide(nodeOf(detail.node), detail));
   return { refresh: () => refresh(null, open) };
 }
 
@@ -37,6 +39,17 @@ export function showResult(node, output) {
   if (node.type !== TYPE || !output?.text?.length) return;
   node.foundryResult = { run: runFor(node, idOf(node))?.name ?? null, text: output.text.join("\n") };
   refreshNode(node);
+}
+
+/** What becomes of a run whose settings have changed: the node is queued once more with the choice, its widget stays. */
+async function decide(node, told) {
+  const widget = node?.widgets.find((one) => one.name === "if_settings_changed");
+  if (!widget) return;
+  const goOn = await askChanged(t("runs.changed_title", { name: node.widgets.find((one) => one.name === "name")?.value ?? node.title }), told);
+  if (goOn === null) return;
+  const before = widget.value;
+  widget.value = goOn ? GO_ON : NEW_RUN;
+  await app.queuePrompt(0).finally(() => (widget.value = before));
 }
 
 // which run
