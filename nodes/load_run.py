@@ -39,7 +39,7 @@ class LoadRun(io.ComfyNode):
                 io.Int.Output("width", tooltip="Of its previews, in pixels."),
                 io.Int.Output("height", tooltip="Of its previews, in pixels."),
                 io.Int.Output("steps", tooltip="Sampling steps of its previews."),
-                io.Float.Output("cfg", tooltip="For KSampler: the guidance of its previews; 1 where that is distilled."),
+                io.Float.Output("cfg", tooltip="For KSampler: its previews' guidance; 1 where that is distilled."),
                 io.Float.Output("guidance", tooltip="For FluxGuidance, where guidance is distilled."),
                 io.LoraModel.Output("lora_model_low_noise", tooltip=sockets.LOW_NOISE),
             ],
