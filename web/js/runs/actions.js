@@ -16,7 +16,7 @@ export function offered(run) {
   if (!run) return [];
   if (run.state === "running" && atWork(run)) return ["pause", "save", ...(run.previews ? ["sample"] : []), "stop"];
   if (run.state === "queued" && atWork(run)) return ["pause", "stop"];
-  if (run.state === "paused" && run.here) return ["continue", "stop"]; // its thread waits
+  if (run.state === "paused" && run.owner) return ["continue", "stop"]; // its process waits
   return run.resumable ? ["resume"] : [];
 }
 

@@ -17,7 +17,7 @@ export function openCompare(run) {
 
 /** The prompts of the run's own previews, each once, with the trigger in its place. */
 function promptsOf({ samples, trigger }) {
-  const all = (samples.at(-1)?.items ?? []).map(({ prompt }) => prompt.replaceAll("[trigger]", trigger ?? "").trim());
+  const all = (samples.at(-1)?.items ?? []).map(({ prompt }) => (prompt ?? "").replaceAll("[trigger]", trigger ?? "").trim()).filter(Boolean);
   return [...new Set(all)];
 }
 

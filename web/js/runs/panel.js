@@ -16,6 +16,7 @@ const PANEL = "foundry_panel";
 const [GO_ON, NEW_RUN] = ["go on with the new values", "start a new run"];
 const CHART_HEIGHT = 110;
 const LINE_HEIGHT = 15;
+const MARGIN = 6;
 const HEAD_HEIGHT = 24;
 const BUTTONS_HEIGHT = 28;
 /** Which buttons a run in a state has. */
@@ -155,8 +156,8 @@ function makePanel(node) {
   const box = el("div", { class: "lf-panel" }, head, row, chart.element, text);
   const lines = () => (text.textContent ? text.textContent.split("\n").reduce((sum, line) => sum + Math.ceil((line.length || 1) / lineLength(node)), 0) : 0);
   const height = () =>
-    (head.hidden ? 0 : HEAD_HEIGHT) + (row.hidden ? 0 : BUTTONS_HEIGHT) + (chart.element.hidden ? 0 : CHART_HEIGHT + 4) + (lines() ? LINE_HEIGHT * lines() + 6 : 0);
-  const widget = node.addDOMWidget(PANEL, PANEL, box, { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height });
+    2 * MARGIN + (head.hidden ? 0 : HEAD_HEIGHT) + (row.hidden ? 0 : BUTTONS_HEIGHT) + (chart.element.hidden ? 0 : CHART_HEIGHT + 4) + (lines() ? LINE_HEIGHT * lines() + 6 : 0);
+  const widget = node.addDOMWidget(PANEL, PANEL, box, { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height });
   widget.serialize = false; // a saved workflow keeps widgets' values by position: this one must not count
   widget.foundry = { head, row, text, chart, height, run: null, offered: "", curves: null, unwatch: () => {} };
   const before = node.widgets.findIndex((other) => other.name.startsWith("$$"));

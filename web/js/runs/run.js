@@ -114,8 +114,8 @@ export function makeRun(name, { back, open }) {
     const last = steps.at(-1);
     const timeline = async () => (await import("./timeline.js")).openTimeline(state.told);
     const pictures = last.items.slice(0, MOST_THUMBNAILS).map((item) =>
-      el("button", { class: "lf-thumbnail", type: "button", title: item.prompt, on: { click: timeline } },
-        el("img", { src: address(["runs", name, "samples", String(last.step), item.file], { size: THUMBNAIL }), alt: item.prompt, loading: "lazy", decoding: "async" })),
+      el("button", { class: "lf-thumbnail", type: "button", title: item.prompt ?? "", on: { click: timeline } },
+        el("img", { src: address(["runs", name, "samples", String(last.step), item.file], { size: THUMBNAIL }), alt: item.prompt ?? "", loading: "lazy", decoding: "async" })),
     );
     samples.replaceChildren(
       el("div", { class: "lf-section-head" }, el("h4", {}, t("run.samples", { step: last.step })), el("button", { class: "lf-button", type: "button", on: { click: timeline } }, t("run.timeline"))),

@@ -33,7 +33,10 @@ export function subscribe(listener) {
   return () => listeners.delete(listener);
 }
 
-/** Calls a listener with what comes of runs at work: `{name, step, …new points, samples, checkpoints}`. */
+/**
+ * Calls a listener with what comes of runs at work: `{name, step, steps, series}` with new points of the curves, `reload`
+ * where lines were taken back, `phase`, and `samples` or `checkpoints` where there are others.
+ */
 export function follow(listener) {
   followers.add(listener);
   return () => followers.delete(listener);

@@ -23,7 +23,7 @@ export function openTimeline({ name, samples }) {
 /** The prompts of all steps in their order. */
 function promptsOf(samples) {
   const found = new Map();
-  for (const { items } of samples) for (const item of items) if (!found.has(item.index)) found.set(item.index, item.prompt);
+  for (const { items } of samples) for (const item of items) if (!found.has(item.index)) found.set(item.index, item.prompt ?? String(item.index + 1));
   return [...found].sort(([one], [other]) => one - other);
 }
 
@@ -111,7 +111,7 @@ function makeSlider(name, samples) {
     for (const [image, item, step] of [[over, one, choice.left], [under, other, choice.right]]) {
       if (!item) continue;
       image.src = address(["runs", name, "samples", String(step), item.clip ?? item.file]);
-      image.alt = `${item.prompt} – ${stepName(step)}`;
+      image.alt = `${item.prompt ?? ""} – ${stepName(step)}`;
     }
     cut();
   }
