@@ -201,6 +201,12 @@ def send_to_node(event: str, data: dict[str, Any], to_all: bool = False) -> None
         PromptServer.instance.send_sync(f"lora_foundry.{event}", message, page)
 
 
+def executing() -> tuple[str | None, str | None]:
+    """The execution id of the node that is executing, and the id of its prompt."""
+    context = get_executing_context()
+    return (context.node_id, context.prompt_id) if context else (None, None)
+
+
 class ProgressBar:
     """The progress bar of the executing node. Updating it raises ComfyUI's interruption if the user cancelled."""
 

@@ -215,7 +215,7 @@ def follow(training: TrainingJob, view: TrainingView) -> None:
         BaseException: ComfyUI's interruption, after the training has saved and ended: the user cancelled or paused.
     """
     bar, ending = host.ProgressBar(), False
-    with reachable(training):
+    with reachable(training, *host.executing()):
         training.start()
         try:
             while training.alive:

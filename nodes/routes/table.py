@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from .. import controls, host
+from . import files, runs
 from .asked import Route
 from .guard import handler
 
 ROUTES = [
     Route("POST", "tell", lambda asked: controls.tell(asked.body)),
+    *runs.ROUTES,
+    *files.ROUTES,
 ]
 
 
