@@ -192,6 +192,15 @@ def shown_text(text: str) -> dict[str, list[str]]:
     return {"text": [text]}
 
 
+def workflow_of(prompt_id: str | None) -> str | None:
+    """The id of the page's workflow that a prompt at work was made of, if it tells."""
+    for _, one, _, extra, *_ in PromptServer.instance.prompt_queue.get_current_queue_volatile()[0]:
+        workflow = one == prompt_id and (extra.get("extra_pnginfo") or {}).get("workflow")
+        if isinstance(workflow, dict) and isinstance(workflow.get("id"), str):
+            return str(workflow["id"])[:100]
+    return None
+
+
 def send_to_node(event: str, data: dict[str, Any], to_all: bool = False) -> None:
     """Sends an event of ours to the page that queued the prompt, or to all; `node` says which node is executing."""
     context = get_executing_context()

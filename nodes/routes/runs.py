@@ -36,6 +36,7 @@ def _here(name: str) -> dict[str, Any]:
         "here": found is not None,
         "node": found.node if found else None,
         "prompt_id": found.prompt_id if found else None,
+        "workflow": host.workflow_of(found.prompt_id) if found else None,
     }
 
 

@@ -4,7 +4,7 @@ import { ask, toast } from "../dialog.js";
 import { el } from "../dom.js";
 import { post } from "../server.js";
 import { t } from "../text.js";
-import { atWork, request, runOf, subscribe } from "./store.js";
+import { atWork, load, request, runOf, subscribe } from "./store.js";
 
 const ICONS = {
   pause: "pause", stop: "stop", save: "save", sample: "image", resume: "play", yield: "forward", continue: "play",
@@ -58,6 +58,7 @@ export async function act(action, name) {
     return true;
   } catch (error) {
     toast(app, "error", `${labelOf(action, runOf(name))}: ${error.message}`, 8000);
+    if (error.status) load(); // what was shown is not so
     return false;
   }
 }

@@ -77,7 +77,7 @@ function makeCompare(run) {
       el("th", { scope: "col" }, columnName(column),
         column.step === null ? null : el("button", { class: "lf-button", type: "button", title: t("run.use_told"), on: { click: (event) => use(event.currentTarget, column) } }, t("run.use"))),
     );
-    const rows = prompts.map((text) => ({ text, cells: columns.map((column) => el("td", { class: "lf-waiting", dataset: { name: `${text} – ${columnName(column)}` } })) }));
+    const rows = prompts.map((text) => ({ text, cells: columns.map((column) => el("td", { class: "lf-not-drawn", dataset: { name: `${text} – ${columnName(column)}` } })) }));
     grid.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, el("td", {}), heads)), el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row" }, row.text), row.cells)))));
     return rows.map((row) => row.cells);
   }

@@ -9,7 +9,7 @@ import { t } from "../text.js";
 import { askChanged, labelOf } from "./actions.js";
 import { chip, facts, stateOf } from "./look.js";
 import { watchCurves } from "./metrics.js";
-import { atWork, request, runOf, runs, subscribe, wordsOf } from "./store.js";
+import { atWork, load, request, runOf, runs, subscribe, wordsOf } from "./store.js";
 
 const TYPE = "FoundryTrainLoRA";
 const PANEL = "foundry_panel";
@@ -115,7 +115,7 @@ function show(node, panel, run) {
   }
   panel.head.hidden = !run;
   panel.head.replaceChildren(
-    ...(run ? [chip(run), el("button", { class: "lf-link", type: "button", title: t("panel.open"), on: { click: () => openRun(run.name) } }, run.name)] : []),
+    ...(run ? [chip(run), el("button", { class: "lf-run-link", type: "button", title: t("panel.open"), on: { click: () => openRun(run.name) } }, run.name)] : []),
   );
   const offered = run ? (OFFERED[stateOf(run)] ?? []).filter((action) => action !== "sample" || run.previews) : [];
   if (panel.offered !== offered.join()) {
@@ -193,6 +193,7 @@ function makeButton(node, panel, action) {
       if (action === "pause") return; // takes until the step is done and saved; the next state brings other buttons
     } catch (error) {
       toast(app, "error", `${labelOf(action)}: ${error.message}`, 8000);
+      if (error.status) load(); // what was shown is not so
     }
     setTimeout(() => (button.disabled = false), 500);
   });

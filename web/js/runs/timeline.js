@@ -37,23 +37,23 @@ export function stepName(step) {
 
 function makeGrid(name, samples, slider) {
   const steps = samples.map(({ step }) => step);
-  const head = el("div", { class: "lf-cells lf-cells-head", role: "row" }, el("div", { class: "lf-cell-prompt", role: "columnheader" }), steps.map((step) => el("div", { class: "lf-cell", role: "columnheader" }, stepName(step))));
+  const head = el("div", { class: "lf-shots lf-shots-head", role: "row" }, el("div", { class: "lf-shot-prompt", role: "columnheader" }), steps.map((step) => el("div", { class: "lf-shot", role: "columnheader" }, stepName(step))));
   const rows = promptsOf(samples).map(([index, prompt]) =>
-    el("div", { class: "lf-cells", role: "row" },
-      el("div", { class: "lf-cell-prompt", role: "rowheader", title: prompt }, prompt),
+    el("div", { class: "lf-shots", role: "row" },
+      el("div", { class: "lf-shot-prompt", role: "rowheader", title: prompt }, prompt),
       steps.map((step) => cell(step, index, prompt)),
     ),
   );
   const element = el("div", { class: "lf-grid-scroll", role: "grid", tabIndex: -1, ariaLabel: t("timeline.grid") }, head, rows);
-  const cells = rows.map((row) => [...row.querySelectorAll("button, .lf-empty")]);
+  const cells = rows.map((row) => [...row.querySelectorAll("button, .lf-no-shot")]);
   const last = cells[0]?.at(-1);
   if (last) last.tabIndex = 0;
 
   function cell(step, index, prompt) {
     const item = itemAt(samples, step, index);
-    if (!item) return el("div", { class: "lf-cell lf-empty", role: "gridcell" });
+    if (!item) return el("div", { class: "lf-shot lf-no-shot", role: "gridcell" });
     const picture = el("img", { src: address(["runs", name, "samples", String(step), item.file], { size: THUMBNAIL }), alt: `${prompt} – ${stepName(step)}`, loading: "lazy", decoding: "async", width: 96, height: 96 });
-    return el("div", { class: "lf-cell", role: "gridcell" },
+    return el("div", { class: "lf-shot", role: "gridcell" },
       el("button", { class: "lf-thumbnail", type: "button", tabIndex: -1, title: `${stepName(step)}\n${prompt}\n${t("timeline.pick")}`, dataset: { step, index } }, picture));
   }
 
