@@ -14,6 +14,7 @@ from .preset import Preset
 from .preview_samples import PreviewSamples
 from .quantize_base import QuantizeBase
 from .regularization import Regularization
+from .resume_run import ResumeRun
 from .routes import table
 from .sample_settings import SampleSettings
 from .save_checkpoint import SaveCheckpoint
@@ -33,7 +34,11 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCheckpoint,
     PreviewSamples,
     LoadBase,
+<<<<<<< HEAD
     LoadRun,
+=======
+    ResumeRun,
+>>>>>>> routes
 ]
 
 

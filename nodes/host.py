@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import time
+import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +15,7 @@ import comfy.model_sampling
 import comfy.samplers
 import comfy.sd
 import comfy.utils
+import execution
 import folder_paths
 import torch
 from aiohttp import web
@@ -25,6 +29,8 @@ from ..trainer_core.errors import ConfigError, RunError
 from .comfy_models import tokenizers
 from .comfy_models.provider import ComfyModels
 
+_LAST = 1e15
+"""The number of a prompt that all others come before."""
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
 
 register_provider(ComfyModels())
@@ -258,6 +264,55 @@ def pages_connected() -> bool:
 def send_to_pages(event: str, data: dict[str, Any]) -> None:
     """Sends an event of ours to every page; from any thread."""
     PromptServer.instance.send_sync(f"lora_foundry.{event}", data)
+
+
+# ComfyUI's queue
+
+
+def queue_prompt(prompt: dict[str, Any], last: bool = False) -> str:
+    """Puts a prompt of ours on the queue, as a page does; gives its id.
+
+    Args:
+        last: behind all others, those too that come later.
+
+    Raises:
+        RunError: if ComfyUI refuses it.
+    """
+    server, prompt_id = PromptServer.instance, str(uuid.uuid4())
+    checked = execution.validate_prompt(prompt_id, prompt, None)
+    valid, error, outputs, _ = asyncio.run_coroutine_threadsafe(checked, server.loop).result()
+    if not valid:
+        raise RunError(f"ComfyUI does not take this onto its queue: {error['message']}")
+    number, server.number = (_LAST if last else server.number), server.number + 1
+    about = {"create_time": int(time.time() * 1000)}
+    server.prompt_queue.put((number, prompt_id, prompt, about, outputs, {}))
+    return prompt_id
+
+
+def prompts_wait() -> bool:
+    """Whether prompts are on the queue beside those that run."""
+    return bool(PromptServer.instance.prompt_queue.get_current_queue_volatile()[1])
+
+
+def queued_inputs(class_type: str) -> list[tuple[dict[str, Any], str]]:
+    """The inputs of all nodes of a type on the queue that do not run yet, each with its prompt's id."""
+    _, waiting = PromptServer.instance.prompt_queue.get_current_queue_volatile()
+    return [
+        (node["inputs"], item[1])
+        for item in waiting
+        for node in item[2].values()
+        if isinstance(node, dict) and node.get("class_type") == class_type and isinstance(node.get("inputs"), dict)
+    ]
+
+
+def on_prompt(listener: Callable[[], None]) -> None:
+    """Has a listener hear of every prompt that a page queues, before it is on the queue."""
+
+    def hear(data: dict[str, Any]) -> dict[str, Any]:
+        listener()
+        return data
+
+    PromptServer.instance.add_on_prompt_handler(hear)
 
 
 # models and memory

@@ -174,7 +174,7 @@ class TrainLoRA(io.ComfyNode):
         try:
             with SHUTDOWN.held_up_by(training):
                 follow(training, view)
-                return _results(training.run, view)
+                return results(training.run, view)
         except Ending:
             host.end_prompt()
 
@@ -273,7 +273,7 @@ def _shown(run: RunFolder) -> dict[str, Any]:
     return {"images": images, **({"animated": (True,)} if clips else {})}
 
 
-def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
+def results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
     """A finished run as outputs and as what the node shows."""
     checkpoint = run.latest()
     if checkpoint is None:

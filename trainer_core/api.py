@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapters.export import describe_lora, export_lora, read_lora_tensors
+from .assignments import accepted_by, changed_job
 from .checks import check_job
 from .config import JobConfig, ModelConfig, SampleConfig
 from .data.cache import CACHE_FOLDER, CacheUsage, TensorCache
@@ -53,7 +54,7 @@ from .loras import FoundLora, find_lora
 from .memory.recovery_job import RecoverySettings, make_recovery
 from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
 from .presets import warning as preset_warning
-from .resuming import ASK, GO_ON, IF_CHANGED, Beginning, accepted_by, beginning, changed_job
+from .resuming import ASK, GO_ON, IF_CHANGED, Beginning, Changed, beginning, changed_since
 from .roots import Roots, is_below
 from .runs.checkpoints import Checkpoint
 from .runs.details import (
@@ -78,7 +79,8 @@ from .runs.events import (
     ValidationDone,
     Warning,
 )
-from .runs.find import find_checkpoint, find_run, find_waiting, run_called, runs_in, waiting_alone
+from .runs.find import find_checkpoint, find_run, find_waiting, free_name, run_called, runs_in, waiting_alone
+from .runs.moving import Trashed, rename_run, restore_run, trash_run, trashed_in
 from .runs.news import RunNews
 from .runs.queue import DeviceQueue, Waiting, device_key, queue_places, queues
 from .runs.requests import CONTINUE, PAUSE, REQUESTS, SAMPLE, SAVE, STOP
@@ -90,6 +92,7 @@ from .runs.summary import RunList, RunSummary, read_settings
 from .sampling.animation import video_frames, webp_bytes
 from .secrets import redacted
 from .training.parallel import Ranks, join
+from .training.resume_rules import MAY_BE_ACCEPTED
 from .units import GB, duration, size
 
 if TYPE_CHECKING:

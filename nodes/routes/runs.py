@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from ...trainer_core.api import (
+    PAUSE,
     REQUESTS,
     RunFolder,
     ask_run,
@@ -22,6 +24,7 @@ from ...trainer_core.api import (
 )
 from ...trainer_core.errors import RunError
 from .. import controls, host
+from . import going_on
 from .asked import Asked, Refused, Route
 from .watcher import Watcher
 
@@ -29,6 +32,7 @@ _POINTS = 1000
 _MOST_POINTS = 20_000
 
 
+<<<<<<< HEAD
 def _here(name: str) -> dict[str, Any]:
     """What this server knows of a run."""
     found = controls.at_work(name)
@@ -38,6 +42,22 @@ def _here(name: str) -> dict[str, Any]:
         "prompt_id": found.prompt_id if found else None,
         "workflow": host.workflow_of(found.prompt_id) if found else None,
     }
+=======
+def _here() -> Callable[[str], dict[str, Any]]:
+    """What this server knows of runs, at one moment."""
+    queued = dict(going_on.waiting())
+
+    def here(name: str) -> dict[str, Any]:
+        found = controls.at_work(name)
+        return {
+            "here": found is not None,
+            "node": found.node if found else None,
+            "prompt_id": found.prompt_id if found else queued.get(name),
+            "goes_on": going_on.goes_on(name) or name in queued,
+        }
+
+    return here
+>>>>>>> routes
 
 
 WATCHER = Watcher(host.runs_root(), _here, host.pages_connected, host.send_to_pages)
@@ -100,11 +120,15 @@ def _checkpoints(asked: Asked) -> Any:
 
 
 def _request(asked: Asked) -> Any:
-    word = asked.fields({"request": str})["request"]
+    wish = asked.fields({"request": str}, {"go_on": bool})
+    word = wish["request"]
     if word not in REQUESTS:
         raise Refused(400, f"no such request; there are: {', '.join(REQUESTS)}")
     run = run_of(asked)
-    if not controls.ask_here(run.name, word):
+    if controls.ask_here(run.name, word):
+        if wish.get("go_on") and word == PAUSE:
+            going_on.later(run.name)
+    else:
         state = run_state(run)
         if state.owner is None:
             raise Refused(409, f"nobody works on {run.name}, it is {state}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import controls, host
-from . import files, runs
+from . import actions, files, going_on, runs
 from .asked import Route
 from .guard import handler
 
@@ -11,10 +11,12 @@ ROUTES = [
     Route("POST", "tell", lambda asked: controls.tell(asked.body)),
     *runs.ROUTES,
     *files.ROUTES,
+    *actions.ROUTES,
 ]
 
 
 def register() -> None:
     """Has the server answer; to be called once, before it listens."""
+    going_on.install()
     for route in ROUTES:
         host.add_route(route.method, f"/lora_foundry/{route.path}", handler(route))

@@ -28,11 +28,11 @@ class Watcher:
     def __init__(
         self,
         runs: Path,
-        here: Callable[[str], Run],
+        here: Callable[[], Callable[[str], Run]],
         connected: Callable[[], bool],
         send: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        """`here` gives what this server knows of a run by its name."""
+        """`here` gives what this server knows of each run by its name, as it is at that moment."""
         self._folder, self._list = runs, RunList(runs)
         self._here, self._connected, self._send = here, connected, send
         self._lock = threading.Lock()
@@ -57,7 +57,8 @@ class Watcher:
 
     def _look(self) -> None:
         """Compares with what was told, and tells the difference."""
-        now = {name: {**asdict(summary), **self._here(name)} for name, summary in self._list.look().items()}
+        here = self._here()
+        now = {name: {**asdict(summary), **here(name)} for name, summary in self._list.look().items()}
         changed = [run for name, run in now.items() if run != self._told.get(name)]
         gone = [name for name in self._told if name not in now]
         self._told = now

@@ -26,7 +26,7 @@ _PLAIN_FLOAT = re.compile(
 )
 
 
-_Quick = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Quick: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's parser, where PyYAML has it: ten times as fast, with other words for what is wrong."""
 
 
@@ -46,14 +46,14 @@ class _Rules:
                     None, None, f"`{_short(name)}` stands twice in one section: keep one of them", key.start_mark
                 )
             seen.add(name)
-        return super().construct_mapping(node, deep)  # type: ignore[misc,no-any-return]
+        return super().construct_mapping(node, deep)  # type: ignore[misc]
 
 
 class _Loader(_Rules, yaml.SafeLoader):
     pass
 
 
-class _QuickLoader(_Rules, _Quick):  # type: ignore[misc]
+class _QuickLoader(_Rules, _Quick):
     pass
 
 
@@ -76,8 +76,8 @@ def _resolvers(kept: dict[str, list[tuple[str, Any]]]) -> dict[str, list[tuple[s
     }
 
 
-for _kind in (_Loader, _QuickLoader):
-    _kind.yaml_implicit_resolvers = _resolvers(yaml.SafeLoader.yaml_implicit_resolvers)
+for _loader in (_Loader, _QuickLoader):
+    _loader.yaml_implicit_resolvers = _resolvers(yaml.SafeLoader.yaml_implicit_resolvers)
 for _kind in (_Loader, _QuickLoader, _Dumper):
     # the whole value must match: without \Z, PyYAML's own matching takes any beginning
     _kind.add_implicit_resolver(_INT, re.compile(rf"(?:{_PLAIN_INT.pattern})\Z"), list("-+0123456789"))

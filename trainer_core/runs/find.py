@@ -49,6 +49,12 @@ def run_called(name: str, runs: Path) -> RunFolder:
     return RunFolder.open(path)
 
 
+def free_name(folder: Path, name: str) -> str:
+    """A name that nothing in a folder has: this one, or with `_2`, `_3` … behind it."""
+    names = (name, *(f"{name}_{number}" for number in range(2, 100_000)))
+    return next(one for one in names if not os.path.lexists(folder / one))
+
+
 def linked(run: Path) -> str | None:
     """What is wrong with a run's folder for requests, which follow no links; None if nothing is."""
     for entry in _entries(run):

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from .run_folder import RunFolder
 from .status import run_state
 
 _FILES = ("run.json", "job.yaml", "metrics.jsonl", "owner.json", "checkpoints")
-_AT_WORK = {"queued", "running", "paused"}
 _HEAD = 64
 """Bytes of log.txt: its first line's time."""
 _LONGEST = 2000
@@ -42,27 +41,27 @@ class RunSummary:
     name: str
     state: str
     """queued, running, paused, stopped, finished or failed"""
-    crashed: bool
-    step: int
-    steps: int
-    error: str | None
-    updated: float
-    created: float
-    owner: str | None
+    crashed: bool = False
+    step: int = 0
+    steps: int = 0
+    error: str | None = None
+    updated: float = 0.0
+    created: float = 0.0
+    owner: str | None = None
     """Who works on it now."""
-    resumable: bool
-    eta_seconds: float | None
-    seconds_per_step: float | None
-    loss: float | None
+    resumable: bool = False
+    eta_seconds: float | None = None
+    seconds_per_step: float | None = None
+    loss: float | None = None
     """The last that was logged."""
-    device: str | None
-    place: int | None
+    device: str | None = None
+    place: int | None = None
     """In its device's queue, from 1."""
-    family: str | None
-    base: str | None
+    family: str | None = None
+    base: str | None = None
     """What its base is called: a repository, the name of a file or folder."""
-    trigger: str | None
-    previews: bool
+    trigger: str | None = None
+    previews: bool = False
 
 
 @dataclass
@@ -72,6 +71,7 @@ class _Known:
     run: RunFolder
     inode: int
     created: float
+    files: tuple[str, ...]
     marks: tuple[Mark, ...] = ()
     job: dict[str, Any] = field(default_factory=dict)
     summary: RunSummary | None = None
@@ -114,20 +114,23 @@ class RunList:
         path = self.folder / name
         if not is_below(path, self.folder):  # a junction, which Windows does not call a link
             return None
-        return _Known(RunFolder(path.resolve()), inode, _created(path))
+        real = path.resolve()
+        return _Known(RunFolder(real), inode, _created(path), tuple(str(real / file) for file in _FILES))
 
     def _read(self, known: _Known) -> bool:
         """Brings what is known up to date; whether the folder is a run."""
         path, before = known.run.path, known.summary
-        marks = tuple(_mark(path / name) for name in _FILES)
+        marks = tuple(_mark(file) for file in known.files)
         place, key = self._places.get(path, (None, None))
         same = marks == known.marks and before is not None and before.place == place
-        if same and before and before.owner is None and marks[3] is None and before.state not in _AT_WORK:
+        if same and before and before.owner is None and marks[3] is None:
             return True
         if marks[0] is None and not RunFolder.is_one(path):
             return False
         if problem := linked(path):
-            known.marks, known.summary = marks, _closed(known, problem)
+            known.marks = marks
+            made = known.created
+            known.summary = RunSummary(known.run.name, "stopped", error=problem, updated=made, created=made)
             return True
         if not known.marks or marks[1] != known.marks[1]:
             known.job = _job_facts(path)
@@ -148,7 +151,9 @@ def _summary(known: _Known, place: int | None, key: str | None) -> RunSummary:
     pace = [line["seconds_per_step"] for line in lines if is_number(line.get("seconds_per_step"))]
     each = finite(sum(pace) / len(pace)) if pace else None
     at_work = state.owner is not None and state.state == "running"
-    owner = state.owner and (f"process {state.owner.pid} on {state.owner.host}" if state.owner.pid else "a process")
+    owner = None
+    if state.owner is not None:
+        owner = f"process {state.owner.pid} on {state.owner.host}" if state.owner.pid else "another process"
     return RunSummary(
         name=run.name,
         state=state.state,
@@ -169,16 +174,6 @@ def _summary(known: _Known, place: int | None, key: str | None) -> RunSummary:
         base=job.get("base"),
         trigger=job.get("trigger"),
         previews=bool(job.get("previews")),
-    )
-
-
-def _closed(known: _Known, problem: str) -> RunSummary:
-    """A run of which nothing is read."""
-    facts = dict.fromkeys(one.name for one in fields(RunSummary))
-    return RunSummary(
-        **facts
-        | {"name": known.run.name, "state": "stopped", "crashed": False, "step": 0, "steps": 0, "error": problem}
-        | {"updated": known.created, "created": known.created, "resumable": False, "previews": False}
     )
 
 
@@ -233,10 +228,10 @@ def _text(value: object) -> str | None:
     return value[:300] if isinstance(value, str) and value else None
 
 
-def _mark(path: Path) -> Mark:
-    """What changes when a file does."""
+def _mark(file: str) -> Mark:
+    """What changes when a file does. Paths are texts here, as there are a thousand of them each second."""
     try:
-        status = path.lstat()
+        status = os.lstat(file)
     except (OSError, ValueError):
         return None
     return status.st_mtime_ns, status.st_size
