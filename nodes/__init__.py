@@ -34,11 +34,8 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCheckpoint,
     PreviewSamples,
     LoadBase,
-<<<<<<< HEAD
     LoadRun,
-=======
     ResumeRun,
->>>>>>> routes
 ]
 
 

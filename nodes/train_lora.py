@@ -161,7 +161,7 @@ class TrainLoRA(io.ComfyNode):
         except RunHeld as error:
             raise RunHeld(f"{error} (by turning continue_stopped off)") from None
         except ResumeRefused as refused:
-            changed = [{"name": field, "what": what} for field, what in refused.changed.items()]
+            changed = [{"name": field, "now": what} for field, what in refused.changed.items()]
             host.send_to_node("changed", {"changed": changed, "may_go_on": GO_ON in str(refused)})
             where = "The choice is if_settings_changed, an advanced input of Train LoRA"
             raise ResumeRefused(f"{refused}. {where}", refused.changed) from None

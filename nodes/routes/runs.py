@@ -32,17 +32,6 @@ _POINTS = 1000
 _MOST_POINTS = 20_000
 
 
-<<<<<<< HEAD
-def _here(name: str) -> dict[str, Any]:
-    """What this server knows of a run."""
-    found = controls.at_work(name)
-    return {
-        "here": found is not None,
-        "node": found.node if found else None,
-        "prompt_id": found.prompt_id if found else None,
-        "workflow": host.workflow_of(found.prompt_id) if found else None,
-    }
-=======
 def _here() -> Callable[[str], dict[str, Any]]:
     """What this server knows of runs, at one moment."""
     queued = dict(going_on.waiting())
@@ -53,11 +42,11 @@ def _here() -> Callable[[str], dict[str, Any]]:
             "here": found is not None,
             "node": found.node if found else None,
             "prompt_id": found.prompt_id if found else queued.get(name),
+            "workflow": host.workflow_of(found.prompt_id) if found else None,
             "goes_on": going_on.goes_on(name) or name in queued,
         }
 
     return here
->>>>>>> routes
 
 
 WATCHER = Watcher(host.runs_root(), _here, host.pages_connected, host.send_to_pages)

@@ -4,7 +4,7 @@ import { ask, toast } from "../dialog.js";
 import { el } from "../dom.js";
 import { post } from "../server.js";
 import { t } from "../text.js";
-import { atWork, load, request, runOf, subscribe } from "./store.js";
+import { atWork, load, request, runOf } from "./store.js";
 
 const ICONS = {
   pause: "pause", stop: "stop", save: "save", sample: "image", resume: "play", yield: "forward", continue: "play",
@@ -63,7 +63,7 @@ export async function act(action, name) {
   }
 }
 
-const ACTIONS = { resume, rename, remove, yield: letOthersGo, folder: (name) => post(["runs", name, "open"]) };
+const ACTIONS = { resume, rename, remove, yield: (name) => request(name, "pause", { go_on: true }), folder: (name) => post(["runs", name, "open"]) };
 
 /** Goes on with a run. If something that training depends on has changed, asks what to do. */
 async function resume(name) {
@@ -80,12 +80,11 @@ async function resume(name) {
  * Asks what to do about changes: true to go on with the new values, false for a new run, null for neither.
  *
  * @param {string} title
- * @param {{changed: Array<{name: string, before: any, now: any}|{name: string, what: string}>, new_name?: string,
- *     may_go_on?: boolean}} told
+ * @param {{changed: Array<{name: string, before?: string, now: string, acceptable?: boolean}>, new_name?: string,
+ *     may_go_on?: boolean}} told without `before`, `now` is a sentence
  */
-export function askChanged(title, { changed, new_name: newName, may_go_on: mayGoOn = true }) {
-  const text = (value) => (value === null || value === undefined ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value));
-  const rows = changed.map((one) => el("tr", {}, el("th", { scope: "row" }, one.name), one.what ? el("td", {}, one.what) : [el("td", {}, text(one.before)), el("td", {}, "→"), el("td", {}, text(one.now))]));
+export function askChanged(title, { changed, new_name: newName, may_go_on: mayGoOn = changed.every((one) => one.acceptable !== false) }) {
+  const rows = changed.map(({ name, before, now }) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, before ? `${before} → ${now}` : String(now))));
   return ask(title, [el("p", {}, t("runs.changed")), el("table", { class: "lf-changes" }, el("tbody", {}, rows))], [
     ...(mayGoOn ? [{ label: t("runs.go_on"), value: true, kind: "primary", title: t("runs.go_on_told") }] : []),
     { label: newName ? t("runs.new_run", { name: newName }) : t("runs.a_new_run"), value: false, title: t("runs.new_run_told") },
@@ -105,18 +104,4 @@ async function remove(name) {
   if (!sure) return;
   await post(["runs", name, "delete"]);
   toast(app, "success", t("runs.removed", { name }));
-}
-
-/** Pauses a run and puts it at the end of ComfyUI's queue: it goes on by itself when the prompts before it are done. */
-async function letOthersGo(name) {
-  const paused = new Promise((resolve) => {
-    const end = subscribe(() => {
-      if (runOf(name)?.state === "running") return;
-      end();
-      resolve();
-    });
-  });
-  await request(name, "pause");
-  await paused;
-  if (runOf(name)?.state === "paused") await resume(name);
 }

@@ -52,8 +52,8 @@ export function wordsOf(name) {
 }
 
 /** Asks something of a run: "pause", "stop", "save", "sample" or "continue". */
-export function request(name, what) {
-  return post(["runs", name, "request"], { request: what });
+export function request(name, what, more = {}) {
+  return post(["runs", name, "request"], { request: what, ...more });
 }
 
 /** Listens to the server and reads the runs; once for a page. */
