@@ -101,7 +101,7 @@ function replaceAll(told) {
   for (const run of told.runs) runs.set(run.name, run);
   words.clear();
   const first = !server.loaded;
-  Object.assign(server, { loaded: true, error: null });
+  Object.assign(server, { connected: true, loaded: true, error: null });
   revision = told.revision;
   const gone = [...before.keys()].filter((name) => !runs.has(name));
   tell({ changed: [...runs.keys()], gone, before: first ? new Map() : before });
