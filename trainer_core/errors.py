@@ -18,6 +18,10 @@ class DatasetError(FoundryError):
     """A data set cannot be read or trained on; the message names the folder or file."""
 
 
+class NotListed(DatasetError):
+    """A data set or picture is asked for by an id that nobody gave out, or it is not there any more."""
+
+
 class CaptionChanged(DatasetError):
     """A caption is no longer what its editor saw; nothing was written."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import DatasetConfig, plain_name, validated
-from ...errors import ConfigError, DatasetError
+from ...errors import ConfigError, NotListed
 from ...files import save_error
 from ..walk import real
 from .checking import Checks
@@ -29,7 +29,7 @@ class Places:
     own: Path
     """The folder whose sub-folders are named without it, and below which new ones are made."""
     others: tuple[Path, ...]
-    """Further folders whose sub-folders may be data sets."""
+    """Further folders that may be data sets, or hold some."""
     demo: Path
     """The one that ships with us."""
     runs: Path
@@ -65,10 +65,10 @@ class Library:
         """A data set's pictures; looked for again only if a file was added or removed.
 
         Raises:
-            DatasetError: if there is no such data set, or it cannot be read.
+            NotListed: if there is no such data set.
+            DatasetError: if it cannot be read.
         """
-        known = self._known(identity)
-        listed_set, use = known
+        listed_set, use = self._known(identity)
         config = _config(listed_set, use)
         with self._lock:
             kept = self._open.get(listed_set.id)
@@ -85,7 +85,7 @@ class Library:
         """A data set's folder as a workflow names it.
 
         Raises:
-            DatasetError: if there is no such data set.
+            NotListed: if there is no such data set.
         """
         return self._named(self._known(identity)[0])
 
@@ -126,15 +126,15 @@ class Library:
 
     def _known(self, identity: object) -> tuple[Listed, Use | None]:
         if not isinstance(identity, str):
-            raise DatasetError("a data set is named by its id")
+            raise NotListed("a data set is named by its id")
         found = self._sets.get(identity) or self._listed().get(identity)
         if found is None or not self._allowed(found[0].folder) or not found[0].folder.is_dir():
-            raise DatasetError("there is no such data set (any more)")
+            raise NotListed("there is no such data set (any more)")
         return found
 
     def _listed(self) -> dict[str, tuple[Listed, Use | None]]:
         places = self._places()
-        found = listed([places.own, *places.others], self._allowed)
+        found = listed(places.own, places.others, self._allowed)
         for one in [*found.values()]:
             if one.folder.parent == places.own and one.folder.name in places.hidden:
                 del found[one.id]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,18 +58,20 @@ def folder_id(folder: Path) -> str:
     return hashlib.sha256(real(folder).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def listed(places: Sequence[Path], allowed: Callable[[Path], bool]) -> dict[str, Listed]:
-    """The data sets below some places, by id, in the order of their names; a place itself is none.
+def listed(own: Path, others: Iterable[Path], allowed: Callable[[Path], bool]) -> dict[str, Listed]:
+    """The data sets below some places, by id, in the order of their names.
 
-    A folder that holds pictures is one, with all that lies below it.
+    A folder that holds pictures is one, with all that lies below it; but `own`, where a host puts single pictures, is
+    none.
 
     Args:
         allowed: whether a linked folder's target may be looked at.
     """
     found: dict[str, Listed] = {}
-    for place in places:
+    for place in (own, *others):
         top = _Reader(allowed).read(place)
-        for one in _below(top, "") if top else ():
+        whole = _data_set(top, place.name, {}) if top and place != own else None
+        for one in [whole] if whole else _below(top, "") if top else ():
             found.setdefault(one.id, one)
     return dict(sorted(found.items(), key=lambda pair: pair[1].name.casefold()))
 

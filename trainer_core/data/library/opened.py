@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import DatasetConfig
-from ...errors import DatasetError
+from ...errors import DatasetError, NotListed
 from ..buckets import DEFAULT_DIVISOR, bucket_sizes
 from ..clips.header import CLIP_SUFFIXES, ClipHeader, clip_header, may_move
 from ..clips.timing import timing_of
@@ -22,7 +22,7 @@ from .listing import CAPTION_SUFFIXES
 
 _SETTLED = 2.0
 """Seconds after which another change of a folder is sure to give it another time, on every file system."""
-_PLAYED = frozenset({".mp4", ".m4v", ".webm", ".gif", ".webp"})
+_PLAYED = frozenset({".mp4", ".webm", ".gif", ".webp"})
 """Clips that browsers play as they are."""
 
 
@@ -75,10 +75,10 @@ class OpenSet:
         """The key of an item's id.
 
         Raises:
-            DatasetError: if there is no such picture.
+            NotListed: if there is no such picture.
         """
         if not isinstance(item, str) or item not in self.keys:
-            raise DatasetError(f"{self.name}: there is no such picture (any more)")
+            raise NotListed(f"{self.name}: there is no such picture (any more)")
         return self.keys[item]
 
     def path(self, item: object, what: str = "picture") -> Path | None:
@@ -87,7 +87,7 @@ class OpenSet:
         None if it has none.
 
         Raises:
-            DatasetError: if there is no such picture.
+            NotListed: if there is no such picture.
         """
         key = self.key(item)
         if what == "picture":
