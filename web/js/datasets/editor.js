@@ -33,7 +33,7 @@ class Editor {
     this.summary = el("div", { class: "lf-summary" });
     this.status = el("div", { class: "lf-status", role: "status" });
     this.tabs = this.makeTabs({ picture: this.picture.root, checks: this.checks.root, drafts: this.drafts.root });
-    this.dialog = el("dialog", { class: "lf-dialog lf-data", "aria-label": set.name },
+    this.dialog = el("dialog", { class: "lf-data", "aria-label": set.name },
       el("header", {}, el("h2", { dir: "auto" }, set.name), this.summary, ...this.uploads(), this.size(), button("data.close", () => this.dialog.close())),
       this.tools.root,
       el("main", {}, this.grid.root, el("aside", {}, el("div", { class: "lf-row lf-trigger" }, this.trigger, this.placement), this.tabs.bar, ...this.tabs.panels)),

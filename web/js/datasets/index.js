@@ -9,7 +9,7 @@ import { commonFolder, dropZone, upload, uploaded } from "./upload.js";
 export async function show(container) {
   loadStyles("datasets");
   await textsRead;
-  const list = el("div", { class: "lf-sets", role: "list" });
+  const list = el("div", { class: "lf-sets" });
   const status = el("div", { class: "lf-status", role: "status" });
   const name = el("input", { type: "text", placeholder: t("data.new_name"), "aria-label": t("data.new_name"), maxLength: 100 });
 
@@ -62,7 +62,7 @@ function entry(set, open) {
     t("data.captioned", { count: set.captioned })].filter(Boolean).join(" · ");
   const used = set.used_by.length ? t("data.used_by", { runs: set.used_by.slice(-3).join(", "), count: set.used_by.length }) : null;
   const missing = set.pictures + set.clips - set.captioned;
-  return el("button", { type: "button", class: "lf-set", role: "listitem", dataset: { id: set.id }, title: set.folder, on: { click: () => open(set) } },
+  return el("button", { type: "button", class: "lf-set", dataset: { id: set.id }, title: set.folder, on: { click: () => open(set) } },
     el("strong", { dir: "auto" }, set.name), el("span", {}, counts),
     missing > 0 && el("span", { class: "lf-lacking" }, t("data.lacking", { count: missing })),
     set.resolutions.length ? el("span", { class: "lf-hint" }, t("data.trained_at", { resolutions: set.resolutions.join(", ") })) : null,
