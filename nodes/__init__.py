@@ -5,14 +5,18 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import shutdown
+from .caption_dataset import CaptionDataset
+from .caption_drafts import CaptionDrafts
 from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA
+from .dataset_images import DatasetImages
 from .load_base import LoadBase
 from .load_dataset import LoadDataset
 from .preset import Preset
 from .preview_samples import PreviewSamples
 from .quantize_base import QuantizeBase
 from .regularization import Regularization
+from .resume_run import ResumeRun
 from .routes import table
 from .sample_settings import SampleSettings
 from .save_checkpoint import SaveCheckpoint
@@ -32,6 +36,10 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCheckpoint,
     PreviewSamples,
     LoadBase,
+    ResumeRun,
+    DatasetImages,
+    CaptionDataset,
+    CaptionDrafts,
 ]
 
 

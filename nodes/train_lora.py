@@ -171,7 +171,7 @@ class TrainLoRA(io.ComfyNode):
         try:
             with SHUTDOWN.held_up_by(training):
                 follow(training, view)
-                return _results(training.run, view)
+                return results(training.run, view)
         except Ending:
             host.end_prompt()
 
@@ -212,7 +212,7 @@ def follow(training: TrainingJob, view: TrainingView) -> None:
         BaseException: ComfyUI's interruption, after the training has saved and ended: the user cancelled or paused.
     """
     bar, ending = host.ProgressBar(), False
-    with reachable(training):
+    with reachable(training, *host.executing()):
         training.start()
         try:
             while training.alive:
@@ -273,7 +273,7 @@ def _shown(run: RunFolder) -> dict[str, Any]:
     return {"images": images, **({"animated": (True,)} if clips else {})}
 
 
-def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
+def results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
     """A finished run as outputs and as what the node shows."""
     checkpoint = run.latest()
     if checkpoint is None:

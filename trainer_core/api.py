@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .adapters.export import describe_lora, export_lora, read_lora_tensors
+from .assignments import accepted_by, changed_job
+from .captioning.drafting import draft_captions
+from .captioning.models import CaptionModel, find_models
 from .checks import check_job
 from .config import JobConfig, ModelConfig, SampleConfig
 from .data.cache import CACHE_FOLDER, CacheUsage, TensorCache
@@ -30,13 +33,14 @@ from .data.given import keep_images
 from .data.library.drafts import Drafts
 from .data.library.editing import read_edits, write_captions
 from .data.library.library import Library, Places
+from .data.library.listing import folder_id
 from .data.library.opened import OpenSet
 from .data.lint import LintReport, find_tokenizers, lint_job, usual_model
 from .data.lint import lint as lint_dataset
 from .data.summary import DatasetSummary
 from .data.summary import digest as dataset_digest
 from .data.summary import summarize as inspect_dataset
-from .data.thumbnails import thumbnail
+from .data.thumbnails import Thumbnails
 from .demo import demo_job, run_demo
 from .errors import SaveError
 from .families.base import Base, FamilySpec
@@ -57,9 +61,18 @@ from .loras import FoundLora, find_lora
 from .memory.recovery_job import RecoverySettings, make_recovery
 from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
 from .presets import warning as preset_warning
-from .resuming import ASK, IF_CHANGED, Beginning, accepted_by, beginning, changed_job
+from .resuming import ASK, IF_CHANGED, Beginning, Changed, beginning, changed_since
 from .roots import Roots, is_below
 from .runs.checkpoints import Checkpoint
+from .runs.details import (
+    checkpoint_facts,
+    checkpoint_file,
+    log_of,
+    sample_file,
+    samples_of,
+    settings_shown,
+    told_in_log,
+)
 from .runs.events import (
     CheckpointSaved,
     Event,
@@ -73,15 +86,20 @@ from .runs.events import (
     ValidationDone,
     Warning,
 )
-from .runs.find import find_checkpoint, find_run, find_waiting, runs_in, waiting_alone
-from .runs.queue import DeviceQueue, Waiting, device_key, queues
+from .runs.find import find_checkpoint, find_run, find_waiting, free_name, run_called, runs_in, waiting_alone
+from .runs.moving import Trashed, rename_run, restore_run, trash_run, trashed_in
+from .runs.news import RunNews
+from .runs.queue import DeviceQueue, Waiting, device_key, queue_places, queues
 from .runs.requests import CONTINUE, PAUSE, REQUESTS, SAMPLE, SAVE, STOP
 from .runs.requests import ask as ask_run
 from .runs.run_folder import RunFolder
+from .runs.series import series
 from .runs.status import RunState, run_state
+from .runs.summary import RunList, RunSummary, read_settings
 from .sampling.animation import video_frames, webp_bytes
 from .secrets import redacted
 from .training.parallel import Ranks, join
+from .training.resume_rules import MAY_BE_ACCEPTED
 from .units import GB, duration, size
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ def draft_captions(
     device: str,
     drafts: Drafts,
     question: str = "",
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[int, list[str]]:
     """Has a model write drafts; of a clip it sees the first frame.
 

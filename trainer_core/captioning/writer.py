@@ -43,7 +43,7 @@ class CaptionWriter:
         logger.setLevel(logging.ERROR)  # what it says of weights is told below, in one sentence
         try:
             self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            self._model, info = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -51,18 +51,20 @@ class CaptionWriter:
                 dtype=dtype,
                 output_loading_info=True,
             )
+            self._model, info = loaded
             lacking = sorted(info["missing_keys"])
             if lacking:
                 raise BaseModelError(
-                    f"{model.name}: its weights are named otherwise than transformers' own {KINDS[self._kind]} has them "
-                    f"({len(lacking)} are missing, such as {lacking[0]}). Get the copy that was converted for transformers"
+                    f"{model.name}: its weights are named otherwise than those of transformers' own "
+                    f"{KINDS[self._kind]} ({len(lacking)} are missing, such as {lacking[0]}). Get the copy that was "
+                    "converted for transformers"
                 )
             self._model.to(self._device).eval().requires_grad_(False)
         except BaseModelError:
             raise
         except torch.OutOfMemoryError:
             raise BaseModelError(f"{model.name}: does not fit into the device's memory. Take a smaller one") from None
-        except Exception as error:  # noqa: BLE001 - transformers raises whatever its readers do
+        except Exception as error:
             raise BaseModelError(f"{model.name}: cannot be loaded ({first_line(error)})") from error
         finally:
             logger.setLevel(level)
@@ -87,7 +89,7 @@ class CaptionWriter:
                 tokens = self._model.generate(**given, max_new_tokens=_LONGEST, do_sample=False)
             asked = given["input_ids"].shape[1] if "input_ids" in given and self._repeats(tokens, given) else 0
             return self._told(tokens[0, asked:], text, shown)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:
             raise BaseModelError(f"{self.name}: fails on a picture ({first_line(error)})") from error
 
     def _placed(self, value: Any) -> Any:
