@@ -5,8 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import shutdown
+from .caption_dataset import CaptionDataset
+from .caption_drafts import CaptionDrafts
 from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA
+from .dataset_images import DatasetImages
 from .load_base import LoadBase
 from .load_dataset import LoadDataset
 from .load_run import LoadRun
@@ -36,6 +39,9 @@ NODES: list[type[io.ComfyNode]] = [
     LoadBase,
     LoadRun,
     ResumeRun,
+    DatasetImages,
+    CaptionDataset,
+    CaptionDrafts,
 ]
 
 

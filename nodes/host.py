@@ -55,6 +55,16 @@ def run_folder(path: str) -> RunFolder:
     return RunFolder.open(Path(path))
 
 
+def input_root() -> Path:
+    """Where the page's uploads go."""
+    return Path(folder_paths.get_input_directory())
+
+
+def models_root() -> Path:
+    """The folder around those of all kinds of models."""
+    return Path(folder_paths.models_dir)
+
+
 def collected_datasets_root() -> Path:
     """Where images that came over links are written, so that a run can be resumed without the graph."""
     return Path(folder_paths.get_output_directory()) / "lora_foundry_datasets"

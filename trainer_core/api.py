@@ -22,12 +22,19 @@ from typing import TYPE_CHECKING, Any
 
 from .adapters.export import describe_lora, export_lora, read_lora_tensors
 from .assignments import accepted_by, changed_job
+from .captioning.drafting import draft_captions
+from .captioning.models import CaptionModel, find_models
 from .checks import check_job
 from .config import JobConfig, ModelConfig, SampleConfig
 from .data.cache import CACHE_FOLDER, CacheUsage, TensorCache
-from .data.captions import PLACEHOLDER, prompt_with_trigger
+from .data.captions import PLACEHOLDER, encoder_text, prompt_with_trigger
 from .data.clips.decode import first_picture
 from .data.given import keep_images
+from .data.library.drafts import Drafts
+from .data.library.editing import read_edits, write_captions
+from .data.library.library import Library, Places
+from .data.library.listing import folder_id
+from .data.library.opened import OpenSet
 from .data.lint import LintReport, find_tokenizers, lint_job, usual_model
 from .data.lint import lint as lint_dataset
 from .data.summary import DatasetSummary
