@@ -101,7 +101,7 @@ def fill_in(settings: Mapping[str, Any]) -> list[Filled]:
         notes.append(warning)
     others = [change for one in api.SUBJECTS for change in api.preset(one, size, spec)]
     return [
-        *({"node": "FoundryPreset", "widget": "vram", "value": vram, "why": note} for note in notes),
+        *(Filled(node="FoundryPreset", widget="vram", value=vram, why=note) for note in notes),
         *filled(api.preset(subject, size, spec), others),
     ]
 
