@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import ComfyExtension, io
 
-from . import controls, host, shutdown
+from . import controls, failures, host, shutdown
+from .base_model import BaseModel
 from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA
 from .load_base import LoadBase
 from .load_dataset import LoadDataset
 from .preset import Preset
 from .preview_samples import PreviewSamples
-from .quantize_base import QuantizeBase
 from .regularization import Regularization
 from .sample_settings import SampleSettings
 from .save_checkpoint import SaveCheckpoint
@@ -22,7 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadDataset,
     CaptionWithTrigger,
     ConfigureLoRA,
-    QuantizeBase,
+    BaseModel,
     Preset,
     TrainingOptions,
     Regularization,
@@ -40,6 +42,7 @@ class FoundryExtension(ComfyExtension):
     async def on_load(self) -> None:
         host.answer_posts(controls.ROUTE, controls.tell)
         shutdown.SHUTDOWN.install()
+        logging.getLogger().addFilter(failures.OneLine())
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

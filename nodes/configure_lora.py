@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..trainer_core.config import AdapterConfig, description, validated
 from . import host, sockets
+from .node import Node
 from .setting import advanced, main, values
 from .settings import CONFIGURE_LORA
 from .widgets import widgets
@@ -15,7 +16,7 @@ from .widgets import widgets
 _NO_FILE = "[none]"
 
 
-class ConfigureLoRA(io.ComfyNode):
+class ConfigureLoRA(Node):
     """Settings of the LoRA that is trained."""
 
     @classmethod

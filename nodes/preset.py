@@ -13,16 +13,17 @@ from ..trainer_core.config import AdapterConfig, ModelConfig, validated
 from ..trainer_core.errors import ConfigError, FoundryError
 from . import host, sockets
 from .base_files import EMBEDDED
+from .base_model import AUTO, source_of
 from .comfy_models.spec import FAMILY
+from .node import Node
 from .preset_view import Filled, filled, told, training_options
-from .quantize_base import AUTO, source_of
 from .text_fields import WHOLE_NUMBERS
 
 _SIZES = [f"{size} GB" for size in api.VRAM_GB]
 _UNKNOWN = "what the base is shows when it is loaded; these are settings for one of {0} pixels"
 
 
-class Preset(io.ComfyNode):
+class Preset(Node):
     """Gives out the values of a preset; where a link is left out, the node's own widget says."""
 
     @classmethod
@@ -38,7 +39,7 @@ class Preset(io.ComfyNode):
             ),
             search_aliases=["preset", "recipe", "template", "character", "style", "object", "vram"],
             inputs=[
-                sockets.Base.Input("base", tooltip="From Quantize Base: the preset is made for its family."),
+                sockets.Base.Input("base", tooltip="From Base Model: the preset is made for its family."),
                 io.Combo.Input("subject", options=list(api.SUBJECTS), default="character", tooltip=subject),
                 io.Combo.Input("vram", options=_SIZES, default="12 GB", tooltip="Memory of the GPU."),
             ],

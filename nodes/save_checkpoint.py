@@ -8,6 +8,7 @@ from ..trainer_core.api import find_checkpoint
 from ..trainer_core.config import plain_name
 from ..trainer_core.errors import RunError
 from . import host, sockets
+from .node import Node
 from .setting import NEEDS
 
 _LARGEST_STEP = 10_000_000
@@ -16,7 +17,7 @@ _NONE_IS_BEST = (
 )
 
 
-class SaveCheckpoint(io.ComfyNode):
+class SaveCheckpoint(Node):
     """Copies a run's LoRA into `models/loras`."""
 
     @classmethod

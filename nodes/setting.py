@@ -40,6 +40,8 @@ NEEDS = "foundry_needs"
 """Key of `Setting.needs` among an input's options, by which the page hides what would do nothing."""
 UNLINKED = "foundry_unlinked"
 """The same of inputs that take this one's place when something is linked to them: a list of names."""
+NOT_LINKED = object()
+"""What `validate_inputs` takes for an input that nothing is linked to; one that is linked is None there."""
 ON = "on"
 """What a widget shows that is on: true, a number above 0, a text that is not blank."""
 
@@ -131,8 +133,33 @@ def checked(table: Iterable[Setting], shown: Mapping[str, Any]) -> Values:
     table = tuple(table)
     found = values(table, shown)
     for section in {setting.section: None for setting in table}:
-        validated(section, found[PARTS[section]])
+        try:
+            validated(section, found[PARTS[section]])
+        except ConfigError as error:
+            raise ConfigError(_by_widget(str(error), [one for one in table if one.section is section])) from None
     return found
+
+
+def refused(table: Iterable[Setting], shown: Mapping[str, Any]) -> bool | str:
+    """What a node answers ComfyUI before the run: True, or why some of its widgets cannot stay as they are.
+
+    Args:
+        shown: those that are looked at; None is one that is linked, and then nothing is known yet.
+    """
+    if None in shown.values():
+        return True
+    try:
+        checked([setting for setting in table if setting.widget in shown], shown)
+    except ConfigError as error:
+        return str(error)
+    return True
+
+
+def _by_widget(text: str, table: Iterable[Setting]) -> str:
+    """Lines that begin with a field, beginning with its widget."""
+    names = {setting.field: setting.widget for setting in table}
+    heads = [line.partition(":") for line in text.splitlines()]
+    return "\n".join(f"{names.get(head, head)}{colon}{rest}" for head, colon, rest in heads)
 
 
 def choices(section: type[Section], field: str) -> list[str]:

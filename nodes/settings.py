@@ -79,7 +79,7 @@ CONFIGURE_LORA = (
     Setting(AdapterConfig, "factor", advanced=True, needs={"type": ["lokr"]}),
     Setting(AdapterConfig, "text_encoders", advanced=True),
 )
-QUANTIZE_BASE = (
+BASE_MODEL = (
     Setting(ModelConfig, "dtype", options={"display_name": "precision"}),
     Setting(ModelConfig, "text_encoder_dtype", options={"display_name": "text encoder precision"}),
     Setting(ModelConfig, "vae_dtype", options={"display_name": "VAE precision"}, advanced=True),
@@ -182,7 +182,7 @@ SAMPLE_SETTINGS = (
 BY_NODE: dict[str, tuple[Setting, ...]] = {
     "FoundryLoadDataset": LOAD_DATASET,
     "FoundryCaptionWithTrigger": CAPTION_WITH_TRIGGER,
-    "FoundryQuantizeBase": (*QUANTIZE_BASE, *QUANTIZATION),
+    "FoundryQuantizeBase": (*BASE_MODEL, *QUANTIZATION),
     "FoundryConfigureLoRA": CONFIGURE_LORA,
     "FoundryTrainLoRA": TRAIN_LORA,
     "FoundryTrainingOptions": TRAINING_OPTIONS,
