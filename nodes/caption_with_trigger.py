@@ -9,7 +9,8 @@ from comfy_api.latest import io
 from ..trainer_core.api import inspect_dataset
 from ..trainer_core.config import DatasetConfig
 from . import host, sockets
-from .settings import CAPTION_WITH_TRIGGER, values
+from .setting import values
+from .settings import CAPTION_WITH_TRIGGER
 from .widgets import widgets
 
 _SHOWN = 6

@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from ..trainer_core.config import AdapterConfig, description, validated
 from . import host, sockets
-from .settings import CONFIGURE_LORA, advanced, main, values
+from .setting import advanced, main, values
+from .settings import CONFIGURE_LORA
 from .widgets import widgets
 
 _NO_FILE = "[none]"

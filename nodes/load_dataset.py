@@ -14,7 +14,8 @@ from ..trainer_core.config import DatasetConfig, validated
 from ..trainer_core.errors import ConfigError, DatasetError, FoundryError
 from . import host, pictures, sockets
 from .dataset_text import findings_text, summary_text
-from .settings import LOAD_DATASET, advanced, main, values
+from .setting import UNLINKED, advanced, main, values
+from .settings import LOAD_DATASET
 from .widgets import widgets
 
 _LINKED = ("images", "captions", "masks")
@@ -50,7 +51,7 @@ class LoadDataset(io.ComfyNode):
             is_input_list=True,  # LoadImageTextDataSetFromFolder and others give lists, which belong together
             is_output_node=True,  # so that it can be run alone, to look at the data
             inputs=[
-                io.String.Input("folder", default="demo", tooltip=folder),
+                io.String.Input("folder", default="demo", tooltip=folder, extra_dict={UNLINKED: ["images"]}),
                 *widgets(main(LOAD_DATASET)),
                 io.Boolean.Input("check", default=False, tooltip=check),
                 *widgets(advanced(LOAD_DATASET)),

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..trainer_core.api import Change
-from .settings import BY_NODE, PARTS, TRAINING_OPTIONS, Values
+from .setting import PARTS, Values
+from .settings import BY_NODE, TRAINING_OPTIONS
 
 LINKED = {
     ("dataset", "resolutions"),

@@ -15,10 +15,12 @@ from .base_files import EMBEDDED, FROM_SOURCE, NO_ADAPTER, OPTIONAL, PARTS, file
 from .comfy_models.files import TRAINING_ADAPTER
 from .comfy_models.links import linked_model
 from .comfy_models.spec import FAMILY
-from .settings import QUANTIZATION, QUANTIZE_BASE, values
+from .setting import NEEDS, UNLINKED, values
+from .settings import QUANTIZATION, QUANTIZE_BASE, QUANTIZED
 from .widgets import widgets
 
 AUTO = ModelConfig().family
+_NO_MODEL = {UNLINKED: ["model"]}
 _SETTINGS = (*QUANTIZE_BASE, *QUANTIZATION)
 _SOURCE = (
     "Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry and trains on any computer), "
@@ -62,9 +64,15 @@ class QuantizeBase(io.ComfyNode):
             is_output_node=True,  # so that it can be run alone, to see what is found of linked models
             inputs=[
                 io.Combo.Input("family", options=families, default=AUTO, tooltip=_FAMILY),
-                io.Combo.Input("source", options=source_names(host.model_names), default=EMBEDDED, tooltip=_SOURCE),
+                io.Combo.Input(
+                    "source",
+                    options=source_names(host.model_names),
+                    default=EMBEDDED,
+                    tooltip=_SOURCE,
+                    extra_dict=_NO_MODEL,
+                ),
                 *widgets(QUANTIZE_BASE),
-                io.String.Input("folder_or_repo", default="", tooltip=_FOLDER, advanced=True),
+                io.String.Input("folder_or_repo", default="", tooltip=_FOLDER, advanced=True, extra_dict=_NO_MODEL),
                 *(_part(name) for name in PARTS if name not in OPTIONAL),
                 io.Model.Input("model", optional=True, tooltip=_MODEL),
                 io.Clip.Input("clip", optional=True, tooltip=_CLIP),
@@ -80,6 +88,7 @@ class QuantizeBase(io.ComfyNode):
                     tooltip=description(ModelConfig, "recovery_adapter"),
                     advanced=True,
                     optional=True,
+                    extra_dict={NEEDS: {"quantization": QUANTIZED}},
                 ),
             ],
             outputs=[sockets.Base.Output("base", tooltip="The base, for Train LoRA and Preview Samples.")],

@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import sockets
-from .settings import REGULARIZATION, checked
+from .setting import checked
+from .settings import REGULARIZATION
 from .widgets import widgets
 
 

@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from ..trainer_core.config import SampleConfig, description
 from . import host, sockets
-from .settings import SAMPLE_SETTINGS, checked
+from .setting import checked
+from .settings import SAMPLE_SETTINGS
 from .widgets import widgets
 
 DEFAULT = "default"

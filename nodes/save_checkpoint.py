@@ -8,6 +8,7 @@ from ..trainer_core.api import find_checkpoint
 from ..trainer_core.config import plain_name
 from ..trainer_core.errors import RunError
 from . import host, sockets
+from .setting import NEEDS
 
 _LARGEST_STEP = 10_000_000
 _NONE_IS_BEST = (
@@ -40,6 +41,7 @@ class SaveCheckpoint(io.ComfyNode):
                     default=0,
                     min=0,
                     max=_LARGEST_STEP,
+                    extra_dict={NEEDS: {"which": ["step"]}},
                     tooltip="Which checkpoint to save, if `which` is `step`. The run keeps one every so many steps.",
                 ),
                 io.String.Input(

@@ -36,7 +36,8 @@ from ..trainer_core.errors import ResumeRefused, RunHeld, TrainingError
 from . import host, pictures, sockets
 from .controls import reachable
 from .job import job_config
-from .settings import TRAIN_LORA, Values, advanced, main
+from .setting import NEEDS, ON, Values, advanced, main
+from .settings import TRAIN_LORA
 from .shutdown import SHUTDOWN, Ending
 from .text_fields import read_lines
 from .training_view import TrainingView
@@ -102,6 +103,7 @@ class TrainLoRA(io.ComfyNode):
                     optional=True,
                     tooltip=changed,
                     advanced=True,
+                    extra_dict={NEEDS: {"continue_stopped": ON}},
                 ),
             ],
             outputs=[

@@ -7,7 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import sockets
-from .settings import TRAINING_OPTIONS, checked
+from .setting import checked
+from .settings import TRAINING_OPTIONS
 from .widgets import widgets
 
 
