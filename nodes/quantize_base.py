@@ -125,7 +125,7 @@ class QuantizeBase(io.ComfyNode):
             return io.NodeOutput(linked, ui=host.shown_text(text))
         fields = {
             "family": family,
-            "source": _source(source, folder_or_repo, model),
+            "source": source_of(source, folder_or_repo, model),
             "device": host.device(),
             "files": files,
             **held,
@@ -148,7 +148,7 @@ def _part(name: str) -> io.Input:
     )
 
 
-def _source(name: str, folder_or_repo: str, model: Any) -> str:
+def source_of(name: str, folder_or_repo: str, model: Any) -> str:
     """Where the weights come from.
 
     Raises:

@@ -45,6 +45,7 @@ from .families.registry import (
     register_family,
     register_provider,
     spec_of,
+    with_family,
 )
 from .families.sources.tokenizers import register_tokenizers
 from .job import TrainingJob, serve
