@@ -1,12 +1,13 @@
-// What ComfyUI's page does not do by itself: the curve of the loss and buttons on the node that trains, texts of nodes whose
-// results come from the cache, and LoRA lists that know new files. Live progress, text and samples are ComfyUI's own messages.
+// What ComfyUI's page does not do by itself: the curve of the loss and buttons on the node that trains, and LoRA lists that
+// know new files. Live progress and samples are ComfyUI's own messages.
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { register as registerNodes } from "./nodes/index.js";
+import { fit } from "./nodes/room.js";
+import { nodeOf } from "./nodes/texts.js";
 
 const PANEL = "foundry_panel";
-const LIVE_TEXT = "$$node-text-preview"; // the page's own widget for progress texts
 const CURVE = { width: 300, height: 60, margin: 3 };
-const LINE_HEIGHT = 15;
 const BUTTONS_HEIGHT = 26;
 const BUTTONS = [
   { request: "pause", label: "Pause", title: "Saves, frees the GPU and ends this prompt; Resume goes on exactly." },
@@ -17,17 +18,6 @@ const BUTTONS = [
 /** Which buttons a run in a state has. */
 const OFFERED = { queued: ["pause"], running: ["pause", "save", "sample"], paused: ["resume"] };
 const SVG = "http://www.w3.org/2000/svg";
-
-/** The node of an execution id such as "5", or "12:5" for node 5 in subgraph node 12. */
-function nodeOf(executionId) {
-  let graph = app.rootGraph ?? app.graph;
-  let node = null;
-  for (const part of String(executionId).split(":")) {
-    node = graph?.getNodeById?.(Number(part)) ?? graph?.getNodeById?.(part) ?? null;
-    graph = node?.subgraph;
-  }
-  return node;
-}
 
 /** The loss as a line over the steps, smoothed so that its trend shows through the noise of single steps. */
 function curveOf(losses) {
@@ -98,8 +88,6 @@ function makeButtons(node) {
 
 function makePanel(node) {
   const { row, buttons } = makeButtons(node);
-  const text = document.createElement("div");
-  text.style.cssText = `white-space:pre-wrap;overflow:hidden;font-size:11px;line-height:${LINE_HEIGHT}px;padding:0 4px`;
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${CURVE.width} ${CURVE.height}`);
   svg.setAttribute("preserveAspectRatio", "none");
@@ -113,11 +101,10 @@ function makePanel(node) {
   line.setAttribute("vector-effect", "non-scaling-stroke");
   svg.append(title, line);
   const box = document.createElement("div");
-  box.append(row, svg, text);
+  box.append(row, svg);
   const height = () =>
     (row.style.display === "none" ? 0 : BUTTONS_HEIGHT) +
-    (svg.style.display === "none" ? 0 : CURVE.height + 4) +
-    (text.textContent ? LINE_HEIGHT * text.textContent.split("\n").length + 4 : 0);
+    (svg.style.display === "none" ? 0 : CURVE.height + 4);
   const widget = node.addDOMWidget(PANEL, PANEL, box, {
     serialize: false,
     hideOnZoom: false,
@@ -125,7 +112,7 @@ function makePanel(node) {
     getMaxHeight: height,
   });
   widget.serialize = false; // a saved workflow keeps widgets' values by position: this one must not count
-  widget.foundry = { text, svg, line, row, buttons, run: "", state: "" };
+  widget.foundry = { svg, line, row, buttons, run: "", state: "" };
   const before = node.widgets.findIndex((other) => other.name.startsWith("$$"));
   if (before >= 0) node.widgets.splice(before, 0, node.widgets.pop()); // above the page's own previews
   return widget;
@@ -133,13 +120,6 @@ function makePanel(node) {
 
 function panelOf(node) {
   return node.widgets?.find((widget) => widget.name === PANEL) ?? makePanel(node);
-}
-
-/** Makes room, but never takes any away from a node that the user has sized. */
-function fit(node) {
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
-  node.setDirtyCanvas?.(true, true);
 }
 
 function showLosses(node, losses) {
@@ -171,18 +151,7 @@ function showButtons(node, { run, state, previews }) {
   if (before !== panel.row.style.display) fit(node);
 }
 
-function showText(node, text) {
-  const live = node.widgets?.find((widget) => widget.name === LIVE_TEXT);
-  if (live) {
-    live.value = text.replaceAll("\n", "  \n"); // with Vue nodes it is Markdown
-    return;
-  }
-  const element = panelOf(node).foundry.text;
-  if (element.textContent === text) return;
-  element.textContent = text;
-  fit(node);
-}
-
+registerNodes(app);
 app.registerExtension({
   name: "LoRAFoundry",
   setup() {
@@ -202,7 +171,6 @@ app.registerExtension({
     const onExecuted = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
-      if (output?.text?.length) showText(this, output.text.join("\n"));
       showLosses(this, output?.losses);
       if (output?.losses) showButtons(this, { state: "finished" });
     };
