@@ -193,11 +193,11 @@ def shown_text(text: str) -> dict[str, list[str]]:
 
 
 def send_to_node(event: str, data: dict[str, Any]) -> None:
-    """Sends an event of ours to the page; `node` says which node is executing."""
+    """Sends an event of ours to all pages; `node` says which node is executing."""
     context = get_executing_context()
     if context is not None:
         message = {"node": context.node_id, "prompt_id": context.prompt_id, **data}
-        PromptServer.instance.send_sync(f"lora_foundry.{event}", message, PromptServer.instance.client_id)
+        PromptServer.instance.send_sync(f"lora_foundry.{event}", message)
 
 
 class ProgressBar:

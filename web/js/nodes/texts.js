@@ -8,13 +8,14 @@ import { fit } from "./room.js";
 const WIDGET = "foundry_text";
 const PAGES_OWN = "$$node-text-preview";
 const MOST = 360; // pixels; a longer text scrolls
+const HAS_PANEL = "FoundryTrainLoRA"; // says its texts by itself, from the run's state (runs/panel.js)
 
 /** Has the nodes of a type say their results, and the page say nothing beside them. */
 export function sayResults(nodeType) {
   const { onExecuted, addCustomWidget } = nodeType.prototype;
   nodeType.prototype.onExecuted = function (output) {
     onExecuted?.apply(this, arguments);
-    if (output?.text?.length) showText(this, output.text.join("\n"));
+    if (output?.text?.length && this.comfyClass !== HAS_PANEL) showText(this, output.text.join("\n"));
   };
   nodeType.prototype.addCustomWidget = function (widget) {
     if (widget.name === PAGES_OWN) widget.hidden = widget.options.hidden = true;
@@ -26,7 +27,7 @@ export function sayResults(nodeType) {
 export function sayProgress(isOurs) {
   api.addEventListener("progress_text", ({ detail }) => {
     const node = nodeOf(detail.nodeId);
-    if (node && isOurs(node)) showText(node, detail.text);
+    if (node && isOurs(node) && node.comfyClass !== HAS_PANEL) showText(node, detail.text);
   });
 }
 
@@ -43,7 +44,9 @@ export function nodeOf(executionId) {
 
 /** Shows a text on a node, in place of what it said before. */
 export function showText(node, text) {
-  const widget = node.widgets?.find((one) => one.name === WIDGET) ?? addText(node);
+  const known = node.widgets?.find((one) => one.name === WIDGET);
+  if (!known && !text) return;
+  const widget = known ?? addText(node);
   const { firstChild: shown } = widget.element;
   if (shown.textContent === text) return;
   shown.textContent = text;
