@@ -19,7 +19,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider
+from ..trainer_core.api import Library, Places, Roots, RunFolder, export_lora, is_below, register_provider
 from ..trainer_core.config import JobConfig, plain_name
 from ..trainer_core.errors import ConfigError, RunError
 from .comfy_models import tokenizers
@@ -59,11 +59,40 @@ def roots() -> Roots:
 
     The owner's list lies where ComfyUI's server lets no request write.
     """
+    return Roots.of(_own_roots(), Path(folder_paths.get_system_user_directory("lora_foundry")) / "roots.txt")
+
+
+def _own_roots() -> list[Path]:
     categories = [name for name in folder_paths.folder_names_and_paths if name != "custom_nodes"]
     own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir]
     own += [folder for name in categories for folder in folder_paths.get_folder_paths(name)]
-    list_file = Path(folder_paths.get_system_user_directory("lora_foundry")) / "roots.txt"
-    return Roots.of([*map(Path, own), SHIPPED_DATASET], list_file)
+    return [*map(Path, own), SHIPPED_DATASET]
+
+
+def may_be_shown(path: Path) -> bool:
+    """Whether a path lies in a root, links resolved."""
+    return roots().holds(path)
+
+
+def _places() -> Places:
+    """Where data sets lie that pages show."""
+    listed = roots().folders[len(_own_roots()) :]
+    return Places(
+        own=Path(folder_paths.get_input_directory()),
+        others=(*listed, collected_datasets_root()),
+        demo=SHIPPED_DATASET,
+        runs=runs_root(),
+        drafts=Path(folder_paths.get_system_user_directory("lora_foundry")) / "drafts",
+        hidden=frozenset({"clipspace", "pasted", "3d", "painter", "webcam", "threed"}),
+    )
+
+
+LIBRARY = Library(_places, may_be_shown)
+
+
+def thumbnails_folder() -> Path:
+    """Where small pictures are kept; ComfyUI empties it when it starts."""
+    return Path(folder_paths.get_temp_directory()) / "lora_foundry_thumbnails"
 
 
 def dataset_folder(text: str) -> Path:

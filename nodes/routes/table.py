@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from .. import controls, host
 from .asked import Route
+from .datasets import DatasetRoutes
 from .guard import handler
 
+_DATASETS = DatasetRoutes(
+    host.LIBRARY, host.thumbnails_folder, host.may_be_shown, lambda news: host.send_to_pages("dataset", news)
+)
 ROUTES = [
     Route("POST", "tell", lambda asked: controls.tell(asked.body)),
+    *_DATASETS.routes(),
 ]
 
 
