@@ -6,7 +6,7 @@ import logging
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import controls, failures, host, shutdown
+from . import failures, shutdown
 from .base_model import BaseModel
 from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA
@@ -15,6 +15,7 @@ from .load_dataset import LoadDataset
 from .preset import Preset
 from .preview_samples import PreviewSamples
 from .regularization import Regularization
+from .routes import table
 from .sample_settings import SampleSettings
 from .save_checkpoint import SaveCheckpoint
 from .train_lora import TrainLoRA
@@ -40,7 +41,7 @@ class FoundryExtension(ComfyExtension):
     """What ComfyUI registers."""
 
     async def on_load(self) -> None:
-        host.answer_posts(controls.ROUTE, controls.tell)
+        table.register()
         shutdown.SHUTDOWN.install()
         logging.getLogger().addFilter(failures.OneLine())
 

@@ -8,17 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..trainer_core.api import PAUSE, SAMPLE, SAVE, TrainingJob
-
-ROUTE = "/lora_foundry/tell"
-
-
-class Refused(Exception):
-    """A request that is not done; the message says why, and the status is HTTP's for it."""
-
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
-        super().__init__(message)
-
+from .routes.asked import Refused
 
 _lock = threading.Lock()
 _at_work: dict[str, TrainingJob] = {}

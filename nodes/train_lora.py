@@ -249,16 +249,12 @@ def _show(training: TrainingJob, view: TrainingView, bar: host.ProgressBar | Non
     known = len(view.samples), view.samples[-1:]
     for event in events:
         view.apply(event)
-    host.progress_text(view.text())
-    previews = bool(training.job.sample.prompts)
     new = view.samples and known != (len(view.samples), view.samples[-1:])
     host.send_to_node(
         "progress",
         {
-            "losses": view.curve(),
             "run": training.run.name,
-            "state": view.state,
-            "previews": previews,
+            "text": view.text(),
             "shown": _shown(training.run) if new else None,
         },
     )
@@ -304,6 +300,6 @@ def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
         ui={
             **_shown(run),
             "losses": view.curve(),
-            **host.shown_text(view.text(saved_as=", ".join([lora_name, *(name for name, _ in others)]))),
+            "text": [view.text(saved_as=", ".join([lora_name, *(name for name, _ in others)]))],
         },
     )

@@ -24,14 +24,19 @@ from .adapters.export import describe_lora, export_lora, read_lora_tensors
 from .checks import check_job
 from .config import JobConfig, ModelConfig, SampleConfig
 from .data.cache import CACHE_FOLDER, CacheUsage, TensorCache
-from .data.captions import PLACEHOLDER, prompt_with_trigger
+from .data.captions import PLACEHOLDER, encoder_text, prompt_with_trigger
 from .data.clips.decode import first_picture
 from .data.given import keep_images
+from .data.library.drafts import Drafts
+from .data.library.editing import read_edits, write_captions
+from .data.library.library import Library, Places
+from .data.library.opened import OpenSet
 from .data.lint import LintReport, find_tokenizers, lint_job, usual_model
 from .data.lint import lint as lint_dataset
 from .data.summary import DatasetSummary
 from .data.summary import digest as dataset_digest
 from .data.summary import summarize as inspect_dataset
+from .data.thumbnails import thumbnail
 from .demo import demo_job, run_demo
 from .errors import SaveError
 from .families.base import Base, FamilySpec

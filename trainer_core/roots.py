@@ -83,6 +83,13 @@ class Roots:
         """
         return self._by_name(text, base, what)
 
+    def holds(self, path: Path) -> bool:
+        """Whether a whole path lies in a root, by its name and with links resolved."""
+        try:
+            return bool(self.checked(str(path), path, "folder"))
+        except ConfigError:
+            return False
+
     def check_job(self, job: JobConfig) -> None:
         """Checks all paths of a job: a prompt may hold its parts as they are, past the nodes that check each.
 
