@@ -82,16 +82,23 @@ def roots() -> Roots:
     return Roots.of([*map(Path, own), SHIPPED_DATASET], list_file)
 
 
-def dataset_folder(text: str) -> Path:
+def dataset_folder(text: str, there: bool = False) -> Path:
     """The folder of a data set that a workflow names: as `input_folder`, or `demo` for the one that we ship.
 
+    Args:
+        there: whether it has to be there.
+
     Raises:
-        ConfigError: for an empty name, or a folder that lies in no root.
+        ConfigError: for an empty name, a folder that lies in no root, or one that is not there but has to be.
     """
     if not text.strip(' "'):
         raise ConfigError("Load Dataset: `folder` is empty. Name a folder of images, or write `demo`")
     folder = input_folder(text, "folder")
-    return SHIPPED_DATASET if text.strip() == "demo" and not folder.exists() else folder
+    if text.strip() == "demo" and not folder.exists():
+        return SHIPPED_DATASET
+    if there and not folder.is_dir():
+        raise ConfigError(f"Load Dataset: folder: {folder}: there is no such folder")
+    return folder
 
 
 def input_folder(text: str, what: str) -> Path:
@@ -115,7 +122,7 @@ def base_source(text: str) -> str:
         ConfigError: for a folder that lies in no root.
     """
     folders = [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
-    return roots().source(text.strip(), folders, "Quantize Base: folder_or_repo")
+    return roots().source(text.strip(), folders, "Base Model: folder_or_repo")
 
 
 def base_file(path: Path) -> Path:
@@ -124,7 +131,7 @@ def base_file(path: Path) -> Path:
     Raises:
         ConfigError: if it lies in no root: any pack can write what a MODEL tells.
     """
-    return roots().model_file(str(path), Path(folder_paths.models_dir), "Quantize Base: model")
+    return roots().model_file(str(path), Path(folder_paths.models_dir), "Base Model: model")
 
 
 def checked_job(job: JobConfig) -> JobConfig:

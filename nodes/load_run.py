@@ -8,10 +8,11 @@ from ..trainer_core.api import drawing_settings, find_checkpoint, find_lora, rea
 from ..trainer_core.config import plain_name
 from . import host, sockets
 from .comfy_models.links import linked_again
+from .node import Node
 from .save_checkpoint import LARGEST_STEP
 
 
-class LoadRun(io.ComfyNode):
+class LoadRun(Node):
     """Opens a run by its name."""
 
     @classmethod

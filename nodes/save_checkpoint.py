@@ -8,6 +8,8 @@ from ..trainer_core.api import find_checkpoint
 from ..trainer_core.config import plain_name
 from ..trainer_core.errors import RunError
 from . import host, sockets
+from .node import Node
+from .setting import NEEDS
 
 LARGEST_STEP = 10_000_000
 _NONE_IS_BEST = (
@@ -15,7 +17,7 @@ _NONE_IS_BEST = (
 )
 
 
-class SaveCheckpoint(io.ComfyNode):
+class SaveCheckpoint(Node):
     """Copies a run's LoRA into `models/loras`."""
 
     @classmethod
@@ -40,6 +42,7 @@ class SaveCheckpoint(io.ComfyNode):
                     default=0,
                     min=0,
                     max=LARGEST_STEP,
+                    extra_dict={NEEDS: {"which": ["step"]}},
                     tooltip="Which checkpoint to save, if `which` is `step`. The run keeps one every so many steps.",
                 ),
                 io.String.Input(

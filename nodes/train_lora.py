@@ -37,7 +37,9 @@ from ..trainer_core.errors import ResumeRefused, RunHeld, TrainingError
 from . import host, pictures, sockets
 from .controls import reachable
 from .job import job_config
-from .settings import TRAIN_LORA, Values, advanced, main
+from .node import Node
+from .setting import NEEDS, ON, Values, advanced, main
+from .settings import TRAIN_LORA
 from .shutdown import SHUTDOWN, Ending
 from .text_fields import read_lines
 from .training_view import TrainingView
@@ -49,7 +51,7 @@ _MORE_DATASETS = ("dataset_2", "dataset_3", "dataset_4")
 """Named inputs and not a growing list: saved workflows link by position, and a growing list is not in every page."""
 
 
-class TrainLoRA(io.ComfyNode):
+class TrainLoRA(Node):
     """Trains a LoRA on a base and one or several data sets."""
 
     @classmethod
@@ -77,7 +79,7 @@ class TrainLoRA(io.ComfyNode):
             search_aliases=["train", "training", "finetune", "lora training"],
             is_output_node=True,
             inputs=[
-                sockets.Base.Input("base", tooltip="From Quantize Base."),
+                sockets.Base.Input("base", tooltip="From Base Model."),
                 sockets.LoraConfig.Input("lora", tooltip="From Configure LoRA."),
                 sockets.Dataset.Input("dataset", tooltip="From Load Dataset or Caption with Trigger."),
                 *(sockets.Dataset.Input(name, optional=True, tooltip=more) for name in _MORE_DATASETS),
@@ -103,6 +105,7 @@ class TrainLoRA(io.ComfyNode):
                     optional=True,
                     tooltip=changed,
                     advanced=True,
+                    extra_dict={NEEDS: {"continue_stopped": ON}},
                 ),
             ],
             outputs=[

@@ -128,4 +128,6 @@ def test_the_panel_is_right_after_a_reload_and_after_the_server_was_killed(pages
     page.wait_for_function("() => window.comfyAPI.api.api.socket?.readyState === 1")
     shows(page, "p.state === 'crashed' && p.buttons.join() === 'Resume' && !p.text.includes('left')")
     screenshot(page, "killed")
-    page.wait_for_function("() => document.querySelector('.lf-run-row[data-run=killed] .lf-chip').textContent === 'crashed'")
+    page.wait_for_function(
+        "() => document.querySelector('.lf-run-row[data-run=killed] .lf-chip').textContent === 'crashed'"
+    )

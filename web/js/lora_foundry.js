@@ -3,6 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { loadStyles } from "./dom.js";
+import { register as registerNodes } from "./nodes/index.js";
 import { noticeEnds } from "./runs/notices.js";
 import { showResult, startPanels } from "./runs/panel.js";
 import { start } from "./runs/store.js";
@@ -11,6 +12,7 @@ import { t, textsRead } from "./text.js";
 const TAB = "lora-foundry";
 let panels = null;
 
+registerNodes(app);
 app.registerExtension({
   name: "LoRAFoundry",
   async setup() {

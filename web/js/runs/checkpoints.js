@@ -20,7 +20,7 @@ export function makeCheckpoints(name, { refresh }) {
       run.checkpoints.length
         ? el("table", { class: "lf-table" }, el("thead", {}, el("tr", {}, ["step", "size", "loss", "validation", ""].map((key) => el("th", { scope: "col" }, key && t(`run.${key}`))))), el("tbody", {}, rows))
         : el("p", { class: "lf-quiet" }, t("run.no_checkpoints")),
-      why(run.choice),
+      ...(run.choice ? [why(run.choice)] : []),
     );
     if (focused) element.querySelector(`[data-key="${focused}"]`)?.focus();
   }
@@ -72,7 +72,6 @@ async function tried(button, work) {
 
 /** Why a checkpoint is the best, as it was measured. */
 function why(choice) {
-  if (!choice) return null;
   const reasons = choice.reasons ?? [];
   return el("div", { class: "lf-why" }, el("b", {}, t("run.why", { step: choice.best })), el("ul", {}, reasons.map((reason) => el("li", {}, typeof reason === "string" ? reason : JSON.stringify(reason)))));
 }

@@ -5,6 +5,8 @@ import { api } from "../../../../scripts/api.js";
 import { makeChart } from "../chart.js";
 import { toast } from "../dialog.js";
 import { el } from "../dom.js";
+import { fit } from "../nodes/room.js";
+import { showText } from "../nodes/texts.js";
 import { t } from "../text.js";
 import { askChanged, labelOf } from "./actions.js";
 import { chip, facts, stateOf } from "./look.js";
@@ -15,7 +17,6 @@ const TYPE = "FoundryTrainLoRA";
 const PANEL = "foundry_panel";
 const [GO_ON, NEW_RUN] = ["go on with the new values", "start a new run"];
 const CHART_HEIGHT = 110;
-const LINE_HEIGHT = 15;
 const MARGIN = 6;
 const HEAD_HEIGHT = 24;
 const BUTTONS_HEIGHT = 28;
@@ -123,7 +124,7 @@ function show(node, panel, run) {
     panel.row.replaceChildren(...offered.map((action) => makeButton(node, panel, action)));
     panel.row.hidden = !offered.length;
   }
-  panel.text.textContent = textOf(node, run);
+  showText(node, textOf(node, run));
   if (before !== panel.height()) fit(node);
 }
 
@@ -149,17 +150,16 @@ function drawn(node, panel, curves) {
 function makePanel(node) {
   const head = el("div", { class: "lf-panel-head", hidden: true });
   const row = el("div", { class: "lf-panel-row", hidden: true });
-  const text = el("div", { class: "lf-panel-text", style: { lineHeight: `${LINE_HEIGHT}px` } });
   const chart = makeChart({ compact: true });
   chart.element.hidden = true;
   chart.element.style.height = `${CHART_HEIGHT}px`;
-  const box = el("div", { class: "lf-panel" }, head, row, chart.element, text);
-  const lines = () => (text.textContent ? text.textContent.split("\n").reduce((sum, line) => sum + Math.ceil((line.length || 1) / lineLength(node)), 0) : 0);
+  const box = el("div", { class: "lf-panel" }, head, row, chart.element);
   const height = () =>
-    2 * MARGIN + (head.hidden ? 0 : HEAD_HEIGHT) + (row.hidden ? 0 : BUTTONS_HEIGHT) + (chart.element.hidden ? 0 : CHART_HEIGHT + 4) + (lines() ? LINE_HEIGHT * lines() + 6 : 0);
-  const widget = node.addDOMWidget(PANEL, PANEL, box, { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height });
+    2 * MARGIN + (head.hidden ? 0 : HEAD_HEIGHT) + (row.hidden ? 0 : BUTTONS_HEIGHT) + (chart.element.hidden ? 0 : CHART_HEIGHT + 4);
+  const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height };
+  const widget = node.addDOMWidget(PANEL, PANEL, box, options);
   widget.serialize = false; // a saved workflow keeps widgets' values by position: this one must not count
-  widget.foundry = { head, row, text, chart, height, run: null, offered: "", curves: null, unwatch: () => {} };
+  widget.foundry = { head, row, chart, height, run: null, offered: "", curves: null, unwatch: () => {} };
   const before = node.widgets.findIndex((other) => other.name.startsWith("$$"));
   if (before >= 0) node.widgets.splice(before, 0, node.widgets.pop()); // above the page's own previews
   const removed = node.onRemoved;
@@ -169,18 +169,6 @@ function makePanel(node) {
     return removed?.apply(this, args);
   };
   return widget.foundry;
-}
-
-/** Letters that fit into a line of a node. */
-function lineLength(node) {
-  return Math.max(20, Math.floor((node.size[0] - 30) / 5.6));
-}
-
-/** Makes room, but never takes any away from a node that the user has sized. */
-function fit(node) {
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
-  node.setDirtyCanvas?.(true, true);
 }
 
 function makeButton(node, panel, action) {
