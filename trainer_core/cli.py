@@ -84,8 +84,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _training_commands(add)
     _run_commands(add)
     _queue_commands(add)
-    parts = _file_parts() if {"sample", "export"} & set(arguments) else ()
+    parts = _file_parts() if {"sample", "export", "choose"} & set(arguments) else ()
     _sample_command(add, parts)
+    _choose_command(add, parts)
     _recover_command(add)
     _export_command(add, parts)
     _listing_commands(add)
@@ -206,6 +207,38 @@ def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser], par
     sample.add_argument("--device", help="auto, cpu, cuda …")
     _runs_option(sample)
     _json_option(sample)
+
+
+def _choose_command(add: Callable[[str, str, str], argparse.ArgumentParser], parts: Iterable[str]) -> None:
+    """choose."""
+    choose = add("choose", "choosing", "measure a run's checkpoints, and tell which is best and whether it over-trains")
+    _run_argument(choose)
+    choose.add_argument("--no-draw", dest="draw", action="store_false", help="look at losses alone, draw no pictures")
+    choose.add_argument(
+        "--pictures",
+        metavar="N",
+        type=values.count,
+        default=6,
+        help="to compare of each checkpoint, with the trigger, and as many without; default: 6",
+    )
+    choose.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what to draw, with [trigger] or without; repeat; default: the run's previews, then its captions",
+    )
+    choose.add_argument(
+        "--embedding",
+        metavar="MODEL",
+        help="what compares pictures: a file or folder of CLIP vision, SigLIP or DINOv2, or `statistics`, the data's "
+        "own; default: a model that is found here, else statistics",
+    )
+    choose.add_argument("--known", action="store_true", help="show what was measured before, measure nothing")
+    _base_options(choose, parts)
+    choose.set_defaults(bases="chosen")
+    choose.add_argument("--device", help="auto, cpu, cuda …")
+    _runs_option(choose)
+    _json_option(choose)
 
 
 def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser], parts: Iterable[str]) -> None:
