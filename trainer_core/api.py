@@ -47,6 +47,8 @@ from .families.registry import (
     spec_of,
 )
 from .families.sources.tokenizers import register_tokenizers
+from .importing.draft import Note
+from .importing.imported import Imported, import_config
 from .job import TrainingJob, serve
 from .loras import FoundLora, find_lora
 from .memory.recovery_job import RecoverySettings, make_recovery
