@@ -60,6 +60,8 @@ from .families.registry import (
     with_family,
 )
 from .families.sources.tokenizers import register_tokenizers
+from .importing.draft import Note
+from .importing.imported import Imported, import_config
 from .job import TrainingJob, serve
 from .loras import FoundLora, find_lora
 from .memory.recovery_job import RecoverySettings, make_recovery

@@ -95,7 +95,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
-    """demo, init, train, plan, resume."""
+    """demo, init, import, train, plan, resume."""
     demo = add("demo", "pictures", "teach the embedded base a new shape and measure what came of it")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="default: ./demo")
     demo.add_argument("--json", metavar="FILE", type=Path, help="also write the figures as JSON")
@@ -106,6 +106,11 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
     init.add_argument("--preset", choices=("character", "style", "object"), help="settings for what is to be learned")
     init.add_argument("--vram", metavar="GB", type=values.positive, help="with --preset: the GPU's memory; default: 12")
     init.add_argument("--family", metavar="NAME", help="with --preset: the base's family; default: sdxl")
+
+    take_over = add("import", "importing.import_", "make a job of a file of AI Toolkit, sd-scripts or diffusion-pipe")
+    take_over.add_argument("files", metavar="FILE", nargs="+", type=Path, help="YAML or TOML; then what belongs to it")
+    take_over.add_argument("--out", metavar="JOB.yaml", type=Path, help="default: job.yaml; with --json none")
+    _json_option(take_over)
 
     train = add("train", "training", "train a job")
     train.add_argument("job", metavar="JOB.yaml", type=Path)
@@ -121,13 +126,8 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
 
     resume = add("resume", "training", "go on with a run that was stopped, from its last checkpoint")
     _run_argument(resume)
-    resume.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        action="append",
-        default=[],
-        help="change a setting (train.steps=900); repeat",
-    )
+    change = "change a setting (train.steps=900); repeat"
+    resume.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=change)
     resume.add_argument("--job", metavar="JOB.yaml", type=Path, help="go on with this job instead of the run's own")
     resume.add_argument(
         "--accept", metavar="WHAT", action="append", default=[], help="data: go on though the data set changed; repeat"
