@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import controls, host, shutdown
+from . import shutdown
 from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA
 from .load_base import LoadBase
 from .load_dataset import LoadDataset
+from .load_run import LoadRun
 from .preset import Preset
 from .preview_samples import PreviewSamples
 from .quantize_base import QuantizeBase
 from .regularization import Regularization
+from .routes import table
 from .sample_settings import SampleSettings
 from .save_checkpoint import SaveCheckpoint
 from .train_lora import TrainLoRA
@@ -31,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCheckpoint,
     PreviewSamples,
     LoadBase,
+    LoadRun,
 ]
 
 
@@ -38,7 +41,7 @@ class FoundryExtension(ComfyExtension):
     """What ComfyUI registers."""
 
     async def on_load(self) -> None:
-        host.answer_posts(controls.ROUTE, controls.tell)
+        table.register()
         shutdown.SHUTDOWN.install()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

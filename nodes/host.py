@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,10 +24,8 @@ from ..trainer_core.config import JobConfig, plain_name
 from ..trainer_core.errors import ConfigError, RunError
 from .comfy_models import tokenizers
 from .comfy_models.provider import ComfyModels
-from .controls import Refused
 
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
-_REQUEST_BYTES = 4096
 
 register_provider(ComfyModels())
 tokenizers.register(Path(comfy.sd.__file__).parent)
@@ -174,7 +171,7 @@ def _export(source: Path, folder: Path, name: str) -> tuple[str, Path]:
         count += 1
         fresh = f"{base}_{count}"
     path = export_lora(source, folder, fresh)
-    PromptServer.instance.send_sync("lora_foundry.saved", {"lora_name": path.name})
+    send_to_pages("saved", {"lora_name": path.name})
     return path.name, path
 
 
@@ -195,12 +192,19 @@ def shown_text(text: str) -> dict[str, list[str]]:
     return {"text": [text]}
 
 
-def send_to_node(event: str, data: dict[str, Any]) -> None:
-    """Sends an event of ours to the page; `node` says which node is executing."""
+def send_to_node(event: str, data: dict[str, Any], to_all: bool = False) -> None:
+    """Sends an event of ours to the page that queued the prompt, or to all; `node` says which node is executing."""
     context = get_executing_context()
     if context is not None:
         message = {"node": context.node_id, "prompt_id": context.prompt_id, **data}
-        PromptServer.instance.send_sync(f"lora_foundry.{event}", message, PromptServer.instance.client_id)
+        page = None if to_all else PromptServer.instance.client_id
+        PromptServer.instance.send_sync(f"lora_foundry.{event}", message, page)
+
+
+def executing() -> tuple[str | None, str | None]:
+    """The execution id of the node that is executing, and the id of its prompt."""
+    context = get_executing_context()
+    return (context.node_id, context.prompt_id) if context else (None, None)
 
 
 class ProgressBar:
@@ -229,36 +233,22 @@ def no_output() -> Any:
     return ExecutionBlocker(None)
 
 
-# the page's requests
+# the pages
 
 
-def answer_posts(path: str, answer: Callable[[Any], dict[str, str]]) -> None:
-    """Answers POST requests to a path of the server.
-
-    Only JSON by name is taken: a page of another site that is open in the same browser cannot send it unasked.
-
-    Args:
-        answer: gives the answer to a body; raises `Refused`.
-    """
-
-    async def handler(request: web.Request) -> web.Response:
-        try:
-            return web.json_response(answer(await _json_body(request)))
-        except Refused as error:
-            return web.json_response({"error": str(error)}, status=error.status)
-
-    PromptServer.instance.routes.post(path)(handler)
+def add_route(method: str, path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> None:
+    """Has the server answer a path; to be called before it listens."""
+    PromptServer.instance.routes.route(method, path)(handler)
 
 
-async def _json_body(request: web.Request) -> Any:
-    if request.content_type != "application/json":
-        raise Refused(415, "send JSON, as Content-Type: application/json")
-    if request.content_length is None or request.content_length > _REQUEST_BYTES:
-        raise Refused(413, f"send at most {_REQUEST_BYTES} bytes, and say how many")
-    try:
-        return json.loads(await request.read())
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"this is no JSON: {error}") from None
+def pages_connected() -> bool:
+    """Whether any page listens."""
+    return bool(PromptServer.instance.sockets)
+
+
+def send_to_pages(event: str, data: dict[str, Any]) -> None:
+    """Sends an event of ours to every page; from any thread."""
+    PromptServer.instance.send_sync(f"lora_foundry.{event}", data)
 
 
 # models and memory

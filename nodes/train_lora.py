@@ -11,6 +11,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..trainer_core.api import (
     ASK,
+    GO_ON,
     IF_CHANGED,
     Beginning,
     RunFolder,
@@ -162,6 +163,8 @@ class TrainLoRA(io.ComfyNode):
         except RunHeld as error:
             raise RunHeld(f"{error} (by turning continue_stopped off)") from None
         except ResumeRefused as refused:
+            changed = [{"name": field, "what": what} for field, what in refused.changed.items()]
+            host.send_to_node("changed", {"changed": changed, "may_go_on": GO_ON in str(refused)})
             where = "The choice is if_settings_changed, an advanced input of Train LoRA"
             raise ResumeRefused(f"{refused}. {where}", refused.changed) from None
         if begins.run:
@@ -214,7 +217,7 @@ def follow(training: TrainingJob, view: TrainingView) -> None:
         BaseException: ComfyUI's interruption, after the training has saved and ended: the user cancelled or paused.
     """
     bar, ending = host.ProgressBar(), False
-    with reachable(training):
+    with reachable(training, *host.executing()):
         training.start()
         try:
             while training.alive:
@@ -248,18 +251,15 @@ def _show(training: TrainingJob, view: TrainingView, bar: host.ProgressBar | Non
     known = len(view.samples), view.samples[-1:]
     for event in events:
         view.apply(event)
-    host.progress_text(view.text())
-    previews = bool(training.job.sample.prompts)
     new = view.samples and known != (len(view.samples), view.samples[-1:])
     host.send_to_node(
         "progress",
         {
-            "losses": view.curve(),
             "run": training.run.name,
-            "state": view.state,
-            "previews": previews,
+            "text": view.text(),
             "shown": _shown(training.run) if new else None,
         },
+        to_all=True,
     )
     if bar is not None:
         bar.update(view.step, view.steps)
@@ -303,6 +303,6 @@ def _results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
         ui={
             **_shown(run),
             "losses": view.curve(),
-            **host.shown_text(view.text(saved_as=", ".join([lora_name, *(name for name, _ in others)]))),
+            "text": [view.text(saved_as=", ".join([lora_name, *(name for name, _ in others)]))],
         },
     )

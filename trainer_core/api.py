@@ -32,6 +32,7 @@ from .data.lint import lint as lint_dataset
 from .data.summary import DatasetSummary
 from .data.summary import digest as dataset_digest
 from .data.summary import summarize as inspect_dataset
+from .data.thumbnails import Thumbnails
 from .demo import demo_job, run_demo
 from .errors import SaveError
 from .families.base import Base, FamilySpec
@@ -53,9 +54,18 @@ from .loras import FoundLora, find_lora
 from .memory.recovery_job import RecoverySettings, make_recovery
 from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
 from .presets import warning as preset_warning
-from .resuming import ASK, IF_CHANGED, Beginning, accepted_by, beginning, changed_job
+from .resuming import ASK, GO_ON, IF_CHANGED, Beginning, accepted_by, beginning, changed_job
 from .roots import Roots, is_below
 from .runs.checkpoints import Checkpoint
+from .runs.details import (
+    checkpoint_facts,
+    checkpoint_file,
+    log_of,
+    sample_file,
+    samples_of,
+    settings_shown,
+    told_in_log,
+)
 from .runs.events import (
     CheckpointSaved,
     Event,
@@ -69,12 +79,15 @@ from .runs.events import (
     ValidationDone,
     Warning,
 )
-from .runs.find import find_checkpoint, find_run, find_waiting, runs_in, waiting_alone
-from .runs.queue import DeviceQueue, Waiting, device_key, queues
+from .runs.find import find_checkpoint, find_run, find_waiting, run_called, runs_in, waiting_alone
+from .runs.news import RunNews
+from .runs.queue import DeviceQueue, Waiting, device_key, queue_places, queues
 from .runs.requests import CONTINUE, PAUSE, REQUESTS, SAMPLE, SAVE, STOP
 from .runs.requests import ask as ask_run
 from .runs.run_folder import RunFolder
+from .runs.series import series
 from .runs.status import RunState, run_state
+from .runs.summary import RunList, RunSummary, read_settings
 from .sampling.animation import video_frames, webp_bytes
 from .secrets import redacted
 from .training.parallel import Ranks, join
@@ -86,6 +99,7 @@ if TYPE_CHECKING:
 
     from .memory.planning import Planned
     from .sampling.preview import Drawn
+    from .sampling.sampler import SamplerSettings
 
 
 def cache_of(runs: Path) -> TensorCache:
@@ -194,6 +208,20 @@ def sample_frames(
         progress=progress,
         cache=cache,
     )
+
+
+def drawing_settings(model: ModelConfig, sample: SampleConfig) -> tuple[SamplerSettings, bool]:
+    """How previews are drawn, with the base's own values where the job says nothing, and whether guidance is distilled.
+
+    Raises:
+        FoundryError: if the base cannot be opened, or the settings do not fit it.
+    """
+    from contextlib import closing
+
+    from .sampling.sampler import SamplerSettings
+
+    with closing(open_base(model)) as base:
+        return SamplerSettings.of(sample, base), base.guidance_distilled
 
 
 def export_lora_as(form: str, lora: Path, model: ModelConfig, name: str, out: Path | None = None) -> Path:

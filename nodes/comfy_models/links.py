@@ -6,10 +6,10 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from ...trainer_core.config import ModelConfig, validated
+from ...trainer_core.config import LINKS, ModelConfig, validated
 from .base import ComfyBase
 from .layers import described
-from .loading import Linked, remember
+from .loading import Linked, recall, remember
 from .spec import FAMILY
 
 
@@ -44,3 +44,16 @@ def linked_model(
     sizes = described(models[0].model.diffusion_model, opened.spec.targets["attention_mlp"])
     text = f"{opened.spec.title}\na LoRA of attention and feed-forward adapts\n{sizes}"
     return base, "\n".join([text, *opened.precision_told()])
+
+
+def linked_again(model: ModelConfig) -> ModelConfig:
+    """The base of an earlier run: one that links made keeps their objects alive again; any other is as it was.
+
+    Raises:
+        BaseModelError: if the links are not there any more.
+    """
+    if not model.source.startswith(LINKS):
+        return model
+    base = validated(LinkedModel, model.model_dump())
+    base._linked = recall(model.source)  # noqa: SLF001 - our own class
+    return base
