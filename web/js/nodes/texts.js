@@ -1,6 +1,5 @@
 // What a node says: progress while it works and its result, whole and with its lines. The page's own text below a node is cut
-// after a few lines, and with Nodes 2.0 reads the text as Markdown; on our nodes this one stands in for it. Train LoRA says it
-// on its panel.
+// after a few lines, and with Nodes 2.0 reads the text as Markdown; on our nodes this one stands in for it.
 import { app } from "../../../../scripts/app.js";
 import { api } from "../../../../scripts/api.js";
 import { el } from "../dom.js";
@@ -8,15 +7,15 @@ import { fit } from "./room.js";
 
 const WIDGET = "foundry_text";
 const PAGES_OWN = "$$node-text-preview";
-const PANELLED = "FoundryTrainLoRA";
 const MOST = 360; // pixels; a longer text scrolls
+const HAS_PANEL = "FoundryTrainLoRA"; // says its texts by itself, from the run's state (runs/panel.js)
 
 /** Has the nodes of a type say their results, and the page say nothing beside them. */
 export function sayResults(nodeType) {
   const { onExecuted, addCustomWidget } = nodeType.prototype;
   nodeType.prototype.onExecuted = function (output) {
     onExecuted?.apply(this, arguments);
-    if (output?.text?.length && this.comfyClass !== PANELLED) showText(this, output.text.join("\n"));
+    if (output?.text?.length && this.comfyClass !== HAS_PANEL) showText(this, output.text.join("\n"));
   };
   nodeType.prototype.addCustomWidget = function (widget) {
     if (widget.name === PAGES_OWN) widget.hidden = widget.options.hidden = true;
@@ -28,12 +27,12 @@ export function sayResults(nodeType) {
 export function sayProgress(isOurs) {
   api.addEventListener("progress_text", ({ detail }) => {
     const node = nodeOf(detail.nodeId);
-    if (node && isOurs(node) && node.comfyClass !== PANELLED) showText(node, detail.text);
+    if (node && isOurs(node) && node.comfyClass !== HAS_PANEL) showText(node, detail.text);
   });
 }
 
 /** The node of an execution id such as "5", or "12:5" for node 5 in subgraph node 12. */
-function nodeOf(executionId) {
+export function nodeOf(executionId) {
   let graph = app.rootGraph ?? app.graph;
   let node = null;
   for (const part of String(executionId).split(":")) {
@@ -45,7 +44,9 @@ function nodeOf(executionId) {
 
 /** Shows a text on a node, in place of what it said before. */
 export function showText(node, text) {
-  const widget = node.widgets?.find((one) => one.name === WIDGET) ?? addText(node);
+  const known = node.widgets?.find((one) => one.name === WIDGET);
+  if (!known && !text) return;
+  const widget = known ?? addText(node);
   const { firstChild: shown } = widget.element;
   if (shown.textContent === text) return;
   shown.textContent = text;
