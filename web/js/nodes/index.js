@@ -3,6 +3,7 @@ import { loadStyles } from "../dom.js";
 import { textsRead } from "../text.js";
 import { keepRoom } from "./room.js";
 import { showExpected } from "./expected.js";
+import { FOLDER, addFolder, followFolder } from "./folder.js";
 import { addPresetButton } from "./presets.js";
 import { sayProgress, sayResults } from "./texts.js";
 import { followRules, startFollowing } from "./widgets.js";
@@ -21,12 +22,14 @@ export function register(app) {
     beforeRegisterNodeDef(nodeType, nodeData) {
       if (!nodeData.name.startsWith("Foundry")) return;
       keepRoom(nodeType);
-      followRules(nodeType, nodeData);
+      followRules(nodeType, nodeData, { [FOLDER]: { foundry_unlinked: ["images"] } });
       sayResults(nodeType);
       showExpected(nodeType);
+      followFolder(nodeType, nodeData);
     },
     nodeCreated(node) {
       if (!isOurs(node)) return;
+      addFolder(node);
       addPresetButton(node);
       startFollowing(node);
     },
