@@ -18,6 +18,19 @@ class DatasetError(FoundryError):
     """A data set cannot be read or trained on; the message names the folder or file."""
 
 
+class NotListed(DatasetError):
+    """A data set or picture is asked for by an id that nobody gave out, or it is not there any more."""
+
+
+class CaptionChanged(DatasetError):
+    """A caption is no longer what its editor saw; nothing was written."""
+
+    def __init__(self, message: str, keys: Sequence[str]) -> None:
+        """`keys` are those of the pictures."""
+        super().__init__(message)
+        self.keys = tuple(keys)
+
+
 class BaseModelError(FoundryError):
     """A base model cannot be found or loaded; the message names the source."""
 

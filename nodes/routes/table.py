@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from .. import controls, host
-from . import actions, files, going_on, runs
+from .. import controls, data_sets, host
+from . import actions, captioning, files, going_on, runs
 from .asked import Route
+from .datasets import DatasetRoutes
 from .guard import handler
+from .thumbnails import thumbnail
 
+_DATASETS = DatasetRoutes(data_sets.LIBRARY, thumbnail, data_sets.may_be_shown, data_sets.tell, captioning.CAPTIONERS)
 ROUTES = [
     Route("POST", "tell", lambda asked: controls.tell(asked.body)),
     *runs.ROUTES,
     *files.ROUTES,
     *actions.ROUTES,
+    *_DATASETS.routes(),
 ]
 
 

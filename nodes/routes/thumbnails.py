@@ -18,11 +18,12 @@ _TURNS = threading.Semaphore(2)
 """A page full of new pictures must not take the processor from a training."""
 
 
-def thumbnail(path: Path, size: int) -> Picture:
+def thumbnail(path: Path, size: int, moving: bool = False) -> Picture:
     """A picture, or the first frame of a video that is an animated picture, of at most about `size` pixels.
 
     Args:
         path: out of a listing of ours.
+        moving: of a clip, some of its frames.
 
     Raises:
         Refused: if it cannot be read as a picture.
@@ -30,7 +31,7 @@ def thumbnail(path: Path, size: int) -> Picture:
     rounded = next((one for one in SIZES if one >= size), SIZES[-1])
     try:
         with _TURNS:
-            data, mark = _THUMBNAILS.of(path, rounded)
+            data, mark = _THUMBNAILS.of(path, rounded, moving)
     except DatasetError as error:
         raise Refused(404, str(error)) from None
     return Picture(data, mark)

@@ -36,7 +36,7 @@ def read_captions(image: Path, dataset: DatasetConfig) -> tuple[str, ...]:
     Raises:
         DatasetError: if the file is no regular file, larger than any caption, not UTF-8, or holds what is no text.
     """
-    text = _text(caption_file(image, dataset))
+    text = caption_text(caption_file(image, dataset))
     parts = re.split(r"\r\n|\r|\n", text) if dataset.caption_per_line else [text]
     return tuple(part.strip() for part in parts if part.strip())
 
@@ -94,8 +94,12 @@ def is_there(path: Path) -> bool:
 
 
 @read_once
-def _text(path: Path) -> str:
-    """A caption file's text, which is empty if there is none."""
+def caption_text(path: Path) -> str:
+    """A caption file's text as it was written, which is empty if there is none.
+
+    Raises:
+        DatasetError: as `read_captions` does.
+    """
     try:
         text = read_regular(path, CAPTION_LIMIT).decode("utf-8-sig")
     except FileNotFoundError:

@@ -109,6 +109,15 @@ def examine(dataset: DatasetConfig, timing: Timing | None = None) -> Scan:
     found = Scan(index(dataset, timing))
     if found.index.problems:
         raise DatasetError(found.index.problems[0])
+    return look_through(found, timing)
+
+
+def look_through(found: Scan, timing: Timing | None) -> Scan:
+    """Reads what an index without problems lists.
+
+    Raises:
+        DatasetError: for caption files that cannot be read.
+    """
     for key, path in found.index.images.items():
         clip, doubtful = None, timing is not None and timing.rate is None and may_move(path)
         try:

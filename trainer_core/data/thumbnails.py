@@ -13,7 +13,8 @@ from PIL import Image
 from ..errors import DatasetError, SaveError
 from ..files import write_atomically
 from ..reading import leads_away
-from .clips.decode import first_picture
+from .clips.decode import first_picture, pictures
+from .clips.header import clip_header, may_move
 from .header import UNREADABLE, opened, upright
 
 _LIMIT = 512_000_000
@@ -21,6 +22,10 @@ _LIMIT = 512_000_000
 _BETWEEN = 500
 """Thumbnails that are written between two looks at what there is."""
 _QUALITY = 80
+_FRAMES = 48
+"""Of a moving thumbnail, at most."""
+_PACE = 1000 / 12
+"""Milliseconds of a frame where the clip does not say: a frame folder has no times."""
 
 
 class Thumbnails:
@@ -31,8 +36,11 @@ class Thumbnails:
         self._written = 0
         self._lock = threading.Lock()
 
-    def of(self, path: Path, size: int) -> tuple[bytes, str]:
+    def of(self, path: Path, size: int, moving: bool = False) -> tuple[bytes, str]:
         """A file's thumbnail of at most `size` pixels, and a mark that changes when the file does.
+
+        Args:
+            moving: of a clip, some of its frames, for clips that browsers do not play.
 
         Raises:
             DatasetError: if it is not there, or cannot be read as a picture.
@@ -41,12 +49,12 @@ class Thumbnails:
             status = path.stat()
         except (OSError, ValueError) as error:
             raise DatasetError(f"{path.name}: cannot be read ({error})") from None
-        mark = f"{status.st_mtime_ns:x}-{status.st_size:x}-{size}"
+        mark = f"{status.st_mtime_ns:x}-{status.st_size:x}-{size}{'-moving' * moving}"
         key = hashlib.sha256(f"{path}\0{mark}".encode("utf-8", "surrogateescape")).hexdigest()
         kept = self._folder / key[:2] / f"{key}.webp"
         with contextlib.suppress(OSError):
             return kept.read_bytes(), mark
-        data = _made(path, size)
+        data = _moving(path, size) if moving else _made(path, size)
         with contextlib.suppress(OSError, SaveError):  # it can be made again
             self._keep(kept, data)
         return data, mark
@@ -83,6 +91,23 @@ def _made(path: Path, size: int) -> bytes:
     picture.thumbnail((size, size))
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=_QUALITY, method=2)
+    return buffer.getvalue()
+
+
+def _moving(path: Path, size: int) -> bytes:
+    """Frames of a clip, evenly spread, at its own pace."""
+    try:
+        clip = clip_header(path) if may_move(path) else None
+    except UNREADABLE as error:
+        raise DatasetError(f"{path.name}: cannot be read as a clip ({error})") from None
+    if clip is None:
+        return _made(path, size)
+    frames = [image for _, image in pictures(path, clip, range(0, len(clip.pts), -(-len(clip.pts) // _FRAMES)))]
+    for frame in frames:
+        frame.thumbnail((size, size))
+    pace = 1000 * clip.seconds / len(frames) if clip.seconds else _PACE
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", quality=60, save_all=True, append_images=frames[1:], duration=round(pace), loop=0)
     return buffer.getvalue()
 
 

@@ -44,6 +44,8 @@ class Found:
     """Keys of folders of training runs, whose previews are no training data."""
     links: list[str] = field(default_factory=list)
     """Keys of links that lead to nothing, or in a circle."""
+    folders: list[Path] = field(default_factory=list)
+    """All folders that were looked through: where none of them has changed, no file was added or removed."""
 
     def left_out(self) -> Iterator[tuple[str, list[str], str]]:
         """Name of the check, files, and what a user should know of them."""
@@ -81,6 +83,7 @@ def real(path: str | Path) -> str:
 
 
 def _collect(found: Found, folder: Path, prefix: str, left_out: set[str]) -> None:
+    found.folders.append(folder)
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -91,7 +94,7 @@ def _collect(found: Found, folder: Path, prefix: str, left_out: set[str]) -> Non
                     _collect_file(found, entry, key, path)
                 elif left_out and real(path) in left_out:
                     continue
-                elif _is_run(path):
+                elif is_run(path):
                     found.runs.append(key)
                 elif prefix.count("/") >= _DEEPEST:
                     raise DatasetError(f"{folder}: holds folders more than {_DEEPEST} levels deep")
@@ -118,6 +121,6 @@ def _collect_file(found: Found, entry: os.DirEntry[str], key: str, path: Path) -
         found.tables.append(path)
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Whether a folder is that of a training run; its `run.json` alone could be anybody's."""
     return (folder / "run.json").is_file() and (folder / "job.yaml").is_file()
