@@ -1,7 +1,7 @@
 """Renews the workflows' pictures, as the page shows them after a run: `python -m tests.web.pictures` (minutes).
 
-A name runs that workflow alone. Run it when a workflow, the demo's recipe or a node's widgets have changed. Of the first
-workflow, what Preview Samples draws becomes what the page shows there before a run (`web/pictures`).
+A name runs that workflow alone. Run it when a workflow, the demo's recipe or a node's widgets have changed. Of the
+first workflow, what Preview Samples draws becomes what the page shows there before a run (`web/pictures`).
 """
 
 from __future__ import annotations
