@@ -67,6 +67,7 @@ from .runs.events import (
     Listener,
     MemoryPlanned,
     Phase,
+    RequestDone,
     SampleReady,
     Skipped,
     StateChanged,
