@@ -8,13 +8,18 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import failures, shutdown
 from .base_model import BaseModel
+from .caption_dataset import CaptionDataset
+from .caption_drafts import CaptionDrafts
 from .caption_with_trigger import CaptionWithTrigger
 from .configure_lora import ConfigureLoRA
+from .dataset_images import DatasetImages
 from .load_base import LoadBase
 from .load_dataset import LoadDataset
+from .load_run import LoadRun
 from .preset import Preset
 from .preview_samples import PreviewSamples
 from .regularization import Regularization
+from .resume_run import ResumeRun
 from .routes import table
 from .sample_settings import SampleSettings
 from .save_checkpoint import SaveCheckpoint
@@ -34,6 +39,11 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCheckpoint,
     PreviewSamples,
     LoadBase,
+    LoadRun,
+    ResumeRun,
+    DatasetImages,
+    CaptionDataset,
+    CaptionDrafts,
 ]
 
 

@@ -29,7 +29,7 @@ def follow(training: TrainingJob, view: TrainingView) -> bool:
     """
     bar, ending = host.ProgressBar(), False
     console = Console(training.run.name)
-    with reachable(training):
+    with reachable(training, *host.executing()):
         training.start()
         try:
             while training.alive:
@@ -72,14 +72,15 @@ def _show(training: TrainingJob, view: TrainingView, console: Console, bar: host
             "run": training.run.name,
             "text": view.text(),
             "answered": view.answered,
-            "shown": shown(training) if new else None,
+            "shown": _shown(training) if new else None,
         },
+        to_all=True,
     )
     if bar is not None:
         bar.update(view.step, view.steps)
 
 
-def shown(training: TrainingJob) -> dict[str, Any]:
+def _shown(training: TrainingJob) -> dict[str, Any]:
     """The last previews, as the page asks for them (of videos the animated files), and what each of them shows.
 
     They are not sent as ComfyUI's live previews, which are pictures and stay over what a node shows at its end.
@@ -94,3 +95,8 @@ def shown(training: TrainingJob) -> dict[str, Any]:
         labels.append({"prompt": prompt, "step": step, "drawn_by": "LoRA" if step else "base"})
     images = [host.in_output(path) for path in paths]
     return {"images": images, "labels": labels, **({"animated": (True,)} if clips else {})}
+
+
+def result(training: TrainingJob, view: TrainingView, saved_as: str | None = None) -> dict[str, Any]:
+    """What the node shows when it is done; `saved_as` is the finished LoRA's name."""
+    return {**_shown(training), "losses": view.curve(), "text": [view.text(saved_as)]}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import time
+import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +15,7 @@ import comfy.model_sampling
 import comfy.samplers
 import comfy.sd
 import comfy.utils
+import execution
 import folder_paths
 import torch
 from aiohttp import web
@@ -19,12 +23,14 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..trainer_core.api import Library, Places, Roots, RunFolder, export_lora, is_below, register_provider
+from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider
 from ..trainer_core.config import JobConfig, plain_name
 from ..trainer_core.errors import ConfigError, RunError
 from .comfy_models import tokenizers
 from .comfy_models.provider import ComfyModels
 
+_LAST = 1e15
+"""The number of a prompt that all others come before."""
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
 
 register_provider(ComfyModels())
@@ -49,6 +55,16 @@ def run_folder(path: str) -> RunFolder:
     return RunFolder.open(Path(path))
 
 
+def input_root() -> Path:
+    """Where the page's uploads go."""
+    return Path(folder_paths.get_input_directory())
+
+
+def models_root() -> Path:
+    """The folder around those of all kinds of models."""
+    return Path(folder_paths.models_dir)
+
+
 def collected_datasets_root() -> Path:
     """Where images that came over links are written, so that a run can be resumed without the graph."""
     return Path(folder_paths.get_output_directory()) / "lora_foundry_datasets"
@@ -59,40 +75,11 @@ def roots() -> Roots:
 
     The owner's list lies where ComfyUI's server lets no request write.
     """
-    return Roots.of(_own_roots(), Path(folder_paths.get_system_user_directory("lora_foundry")) / "roots.txt")
-
-
-def _own_roots() -> list[Path]:
     categories = [name for name in folder_paths.folder_names_and_paths if name != "custom_nodes"]
     own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir]
     own += [folder for name in categories for folder in folder_paths.get_folder_paths(name)]
-    return [*map(Path, own), SHIPPED_DATASET]
-
-
-def may_be_shown(path: Path) -> bool:
-    """Whether a path lies in a root, links resolved."""
-    return roots().holds(path)
-
-
-def _places() -> Places:
-    """Where data sets lie that pages show."""
-    listed = roots().folders[len(_own_roots()) :]
-    return Places(
-        own=Path(folder_paths.get_input_directory()),
-        others=(*listed, collected_datasets_root()),
-        demo=SHIPPED_DATASET,
-        runs=runs_root(),
-        drafts=Path(folder_paths.get_system_user_directory("lora_foundry")) / "drafts",
-        hidden=frozenset({"clipspace", "pasted", "3d", "painter", "webcam", "threed"}),
-    )
-
-
-LIBRARY = Library(_places, may_be_shown)
-
-
-def thumbnails_folder() -> Path:
-    """Where small pictures are kept; ComfyUI empties it when it starts."""
-    return Path(folder_paths.get_temp_directory()) / "lora_foundry_thumbnails"
+    list_file = Path(folder_paths.get_system_user_directory("lora_foundry")) / "roots.txt"
+    return Roots.of([*map(Path, own), SHIPPED_DATASET], list_file)
 
 
 def dataset_folder(text: str, there: bool = False) -> Path:
@@ -228,12 +215,28 @@ def shown_text(text: str) -> dict[str, list[str]]:
     return {"text": [text]}
 
 
-def send_to_node(event: str, data: dict[str, Any]) -> None:
-    """Sends an event of ours to all pages; `node` says which node is executing."""
+def workflow_of(prompt_id: str | None) -> str | None:
+    """The id of the page's workflow that a prompt at work was made of, if it tells."""
+    for _, one, _, extra, *_ in PromptServer.instance.prompt_queue.get_current_queue_volatile()[0]:
+        workflow = one == prompt_id and (extra.get("extra_pnginfo") or {}).get("workflow")
+        if isinstance(workflow, dict) and isinstance(workflow.get("id"), str):
+            return str(workflow["id"])[:100]
+    return None
+
+
+def send_to_node(event: str, data: dict[str, Any], to_all: bool = False) -> None:
+    """Sends an event of ours to the page that queued the prompt, or to all; `node` says which node is executing."""
     context = get_executing_context()
     if context is not None:
         message = {"node": context.node_id, "prompt_id": context.prompt_id, **data}
-        PromptServer.instance.send_sync(f"lora_foundry.{event}", message)
+        page = None if to_all else PromptServer.instance.client_id
+        PromptServer.instance.send_sync(f"lora_foundry.{event}", message, page)
+
+
+def executing() -> tuple[str | None, str | None]:
+    """The execution id of the node that is executing, and the id of its prompt."""
+    context = get_executing_context()
+    return (context.node_id, context.prompt_id) if context else (None, None)
 
 
 class ProgressBar:
@@ -278,6 +281,55 @@ def pages_connected() -> bool:
 def send_to_pages(event: str, data: dict[str, Any]) -> None:
     """Sends an event of ours to every page; from any thread."""
     PromptServer.instance.send_sync(f"lora_foundry.{event}", data)
+
+
+# ComfyUI's queue
+
+
+def queue_prompt(prompt: dict[str, Any], last: bool = False) -> str:
+    """Puts a prompt of ours on the queue, as a page does; gives its id.
+
+    Args:
+        last: behind all others, those too that come later.
+
+    Raises:
+        RunError: if ComfyUI refuses it.
+    """
+    server, prompt_id = PromptServer.instance, str(uuid.uuid4())
+    checked = execution.validate_prompt(prompt_id, prompt, None)
+    valid, error, outputs, _ = asyncio.run_coroutine_threadsafe(checked, server.loop).result()
+    if not valid:
+        raise RunError(f"ComfyUI does not take this onto its queue: {error['message']}")
+    number, server.number = (_LAST if last else server.number), server.number + 1
+    about = {"create_time": int(time.time() * 1000)}
+    server.prompt_queue.put((number, prompt_id, prompt, about, outputs, {}))
+    return prompt_id
+
+
+def prompts_wait() -> bool:
+    """Whether prompts are on the queue beside those that run."""
+    return bool(PromptServer.instance.prompt_queue.get_current_queue_volatile()[1])
+
+
+def queued_inputs(class_type: str) -> list[tuple[dict[str, Any], str]]:
+    """The inputs of all nodes of a type on the queue that do not run yet, each with its prompt's id."""
+    _, waiting = PromptServer.instance.prompt_queue.get_current_queue_volatile()
+    return [
+        (node["inputs"], item[1])
+        for item in waiting
+        for node in item[2].values()
+        if isinstance(node, dict) and node.get("class_type") == class_type and isinstance(node.get("inputs"), dict)
+    ]
+
+
+def on_prompt(listener: Callable[[], None]) -> None:
+    """Has a listener hear of every prompt that a page queues, before it is on the queue."""
+
+    def hear(data: dict[str, Any]) -> dict[str, Any]:
+        listener()
+        return data
+
+    PromptServer.instance.add_on_prompt_handler(hear)
 
 
 # models and memory

@@ -11,7 +11,7 @@ from . import host, sockets
 from .node import Node
 from .setting import NEEDS
 
-_LARGEST_STEP = 10_000_000
+LARGEST_STEP = 10_000_000
 _NONE_IS_BEST = (
     ". Set validation_every in Training Options to the same steps as save_every, and validation_share above 0"
 )
@@ -41,7 +41,7 @@ class SaveCheckpoint(Node):
                     "step",
                     default=0,
                     min=0,
-                    max=_LARGEST_STEP,
+                    max=LARGEST_STEP,
                     extra_dict={NEEDS: {"which": ["step"]}},
                     tooltip="Which checkpoint to save, if `which` is `step`. The run keeps one every so many steps.",
                 ),

@@ -10,6 +10,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..trainer_core.api import (
     ASK,
+    GO_ON,
     IF_CHANGED,
     Beginning,
     Skipped,
@@ -33,7 +34,7 @@ from ..trainer_core.config import (
 from ..trainer_core.errors import ResumeRefused, RunHeld, TrainingError
 from . import host, pictures, sockets
 from .failures import in_widgets
-from .following import follow, shown
+from .following import follow, result
 from .job import job_config, notes
 from .node import Node
 from .setting import NEEDS, ON, Values, advanced, main
@@ -167,6 +168,8 @@ class TrainLoRA(Node):
         except RunHeld as error:
             raise RunHeld(f"{error} (by turning continue_stopped off)") from None
         except ResumeRefused as refused:
+            changed = [{"name": field, "now": what} for field, what in refused.changed.items()]
+            host.send_to_node("changed", {"changed": changed, "may_go_on": GO_ON in str(refused)})
             where = "The choice is if_settings_changed, an advanced input of Train LoRA"
             raise ResumeRefused(f"{refused}. {where}", refused.changed) from None
         if begins.run:
@@ -178,12 +181,11 @@ class TrainLoRA(Node):
         view.notes = notes(job)
         try:
             with SHUTDOWN.held_up_by(training):
-                finished = follow(training, view)
-            if finished:
-                return _results(training, view)
+                if follow(training, view):
+                    return results(training, view)
             _left_unfinished[name] += 1
             blocked = (host.no_output() for _ in cls.SCHEMA.outputs)
-            return io.NodeOutput(*blocked, ui={**shown(training), "losses": view.curve(), "text": [view.text()]})
+            return io.NodeOutput(*blocked, ui=result(training, view))
         except Ending:
             host.end_prompt()
 
@@ -216,7 +218,7 @@ def earlier_view(training: TrainingJob) -> TrainingView:
     return view
 
 
-def _results(training: TrainingJob, view: TrainingView) -> io.NodeOutput:
+def results(training: TrainingJob, view: TrainingView) -> io.NodeOutput:
     """A finished run as outputs and as what the node shows."""
     run = training.run
     checkpoint = run.latest()
@@ -242,9 +244,5 @@ def _results(training: TrainingJob, view: TrainingView) -> io.NodeOutput:
         {"loss": run.losses()},
         video,
         *low_noise[0],
-        ui={
-            **shown(training),
-            "losses": view.curve(),
-            "text": [view.text(saved_as=", ".join([lora_name, *(name for name, _ in others)]))],
-        },
+        ui=result(training, view, saved_as=", ".join([lora_name, *(name for name, _ in others)])),
     )

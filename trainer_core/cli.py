@@ -17,6 +17,17 @@ from typing import TextIO
 
 from . import __version__
 from .commands import FAILED, INTERRUPTED, values
+from .commands.options import (
+    base_options,
+    caption_options,
+    comfyui_option,
+    debug_option,
+    json_option,
+    parts_of_bases,
+    queue_option,
+    run_argument,
+    runs_option,
+)
 from .errors import FoundryError
 
 
@@ -70,13 +81,13 @@ def _run(arguments: Sequence[str]) -> int:
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """All commands and their options; those that depend on the families only for commands that are asked for."""
     parser = argparse.ArgumentParser(prog="lora-foundry", description="Trains LoRAs of diffusion models.")
-    _debug_option(parser, default=False)
+    debug_option(parser, default=False)
     parser.add_argument("--version", action="version", version=f"LoRA Foundry {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, module: str, summary: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=f"{summary}.")
-        _debug_option(command, default=argparse.SUPPRESS)  # given before the command, it must not be reset here
+        debug_option(command, default=argparse.SUPPRESS)  # given before the command, it must not be reset here
         module, _, function = module.partition(".")
         command.set_defaults(command=_lazy(module, function or name))
         return command
@@ -84,8 +95,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _training_commands(add)
     _run_commands(add)
     _queue_commands(add)
-    parts = _file_parts() if {"sample", "export"} & set(arguments) else ()
+    parts = parts_of_bases() if {"sample", "export", "choose"} & set(arguments) else ()
     _sample_command(add, parts)
+    _choose_command(add, parts)
     _recover_command(add)
     _export_command(add, parts)
     _listing_commands(add)
@@ -94,7 +106,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
-    """demo, init, train, plan, resume."""
+    """demo, init, import, train, plan, resume."""
     demo = add("demo", "pictures", "teach the embedded base a new shape and measure what came of it")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="default: ./demo")
     demo.add_argument("--json", metavar="FILE", type=Path, help="also write the figures as JSON")
@@ -106,75 +118,75 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
     init.add_argument("--vram", metavar="GB", type=values.positive, help="with --preset: the GPU's memory; default: 12")
     init.add_argument("--family", metavar="NAME", help="with --preset: the base's family; default: sdxl")
 
+    take_over = add("import", "importing.import_", "make a job of a file of AI Toolkit, sd-scripts or diffusion-pipe")
+    take_over.add_argument("files", metavar="FILE", nargs="+", type=Path, help="YAML or TOML; then what belongs to it")
+    take_over.add_argument("--out", metavar="JOB.yaml", type=Path, help="default: job.yaml; with --json none")
+    json_option(take_over)
+
     train = add("train", "training", "train a job")
     train.add_argument("job", metavar="JOB.yaml", type=Path)
-    _comfyui_option(train, "job")
-    _queue_option(train)
-    _runs_option(train)
+    comfyui_option(train, "job")
+    queue_option(train)
+    runs_option(train)
 
     plan = add("plan", "planning", "tell what a job takes of the GPU's memory, and how it is made to fit (low VRAM)")
     plan.add_argument("job", metavar="JOB.yaml", type=Path)
     plan.add_argument("--memory", metavar="GB", type=values.number, nargs="+", help="of cards; default: what is free")
-    _comfyui_option(plan, "job")
-    _json_option(plan)
+    comfyui_option(plan, "job")
+    json_option(plan)
 
     resume = add("resume", "training", "go on with a run that was stopped, from its last checkpoint")
-    _run_argument(resume)
-    resume.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        action="append",
-        default=[],
-        help="change a setting (train.steps=900); repeat",
-    )
+    run_argument(resume)
+    change = "change a setting (train.steps=900); repeat"
+    resume.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=change)
     resume.add_argument("--job", metavar="JOB.yaml", type=Path, help="go on with this job instead of the run's own")
     resume.add_argument(
         "--accept", metavar="WHAT", action="append", default=[], help="data: go on though the data set changed; repeat"
     )
-    _queue_option(resume)
-    _runs_option(resume)
-    _comfyui_option(resume, "run")
+    queue_option(resume)
+    runs_option(resume)
+    comfyui_option(resume, "run")
 
 
 def _run_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     """runs, tell, pin."""
     runs = add("runs", "runs", "list the runs, their state and their place in the queue")
-    _runs_option(runs)
-    _json_option(runs)
+    runs_option(runs)
+    json_option(runs)
 
     tell = add("tell", "runs", "ask something of the process that works on a run")
-    _run_argument(tell)
+    run_argument(tell)
     tell.add_argument("request", choices=("stop", "pause", "continue", "save", "sample"))
-    _runs_option(tell)
+    runs_option(tell)
 
     pin = add("pin", "runs", "keep a checkpoint for good, whatever save.keep says")
-    _run_argument(pin)
+    run_argument(pin)
     pin.add_argument("step", metavar="STEP", type=values.count)
     pin.add_argument("--remove", action="store_true", help="let it go the way of the others again")
-    _runs_option(pin)
+    runs_option(pin)
 
 
 def _queue_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     """queue, and its own commands."""
     queue = add("queue", "queue.show", "list the runs that wait for a device, or change their order")
-    _json_option(queue)
+    json_option(queue)
     own = queue.add_subparsers(title="commands", metavar="[COMMAND]")
 
     def under(name: str, summary: str) -> argparse.ArgumentParser:
         command = own.add_parser(name, help=summary, description=f"{summary}.")
-        _debug_option(command, default=argparse.SUPPRESS)
+        debug_option(command, default=argparse.SUPPRESS)
         command.set_defaults(command=_lazy("queue", name))
-        _runs_option(command)
+        runs_option(command)
         return command
 
     queue_add = under("add", "make a run of a job and let it wait")
     queue_add.add_argument("job", metavar="JOB.yaml", type=Path)
-    _comfyui_option(queue_add, "job")
-    _comfyui_option(under("start", "train the runs that wait and have no process, one after the other"), "queue")
+    comfyui_option(queue_add, "job")
+    comfyui_option(under("start", "train the runs that wait and have no process, one after the other"), "queue")
     move = under("move", "put a run at another place")
-    _run_argument(move)
+    run_argument(move)
     move.add_argument("place", metavar="PLACE", type=values.count, help="counted from 1")
-    _run_argument(under("remove", "take a run out of the queue; its folder stays"))
+    run_argument(under("remove", "take a run out of the queue; its folder stays"))
 
 
 def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser], parts: Iterable[str]) -> None:
@@ -202,10 +214,42 @@ def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser], par
     sample.add_argument("--steps", metavar="N", type=int, help="sampling steps")
     sample.add_argument("--guidance", metavar="X", type=values.number)
     sample.add_argument("--frames", metavar="N", type=int, help="of a video model")
-    _base_options(sample, parts)
+    base_options(sample, parts)
     sample.add_argument("--device", help="auto, cpu, cuda …")
-    _runs_option(sample)
-    _json_option(sample)
+    runs_option(sample)
+    json_option(sample)
+
+
+def _choose_command(add: Callable[[str, str, str], argparse.ArgumentParser], parts: Iterable[str]) -> None:
+    """choose."""
+    choose = add("choose", "choosing", "measure a run's checkpoints, and tell which is best and whether it over-trains")
+    run_argument(choose)
+    choose.add_argument("--no-draw", dest="draw", action="store_false", help="look at losses alone, draw no pictures")
+    choose.add_argument(
+        "--pictures",
+        metavar="N",
+        type=values.count,
+        default=6,
+        help="to compare of each checkpoint, with the trigger, and as many without; default: 6",
+    )
+    choose.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what to draw, with [trigger] or without; repeat; default: the run's previews, then its captions",
+    )
+    choose.add_argument(
+        "--embedding",
+        metavar="MODEL",
+        help="what compares pictures: a file or folder of CLIP vision, SigLIP or DINOv2, or `statistics`, the data's "
+        "own; default: a model that is found here, else statistics",
+    )
+    choose.add_argument("--known", action="store_true", help="show what was measured before, measure nothing")
+    base_options(choose, parts)
+    choose.set_defaults(bases="chosen")
+    choose.add_argument("--device", help="auto, cpu, cuda …")
+    runs_option(choose)
+    json_option(choose)
 
 
 def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser], parts: Iterable[str]) -> None:
@@ -222,9 +266,9 @@ def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser], par
         type=Path,
         help="the file to make (for peft, the folder), or a folder to put it into; default: ./NAME_FORM here",
     )
-    _base_options(export, parts)
-    _runs_option(export)
-    _json_option(export)
+    base_options(export, parts)
+    runs_option(export)
+    json_option(export)
 
 
 def _recover_command(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
@@ -243,25 +287,25 @@ def _recover_command(add: Callable[[str, str, str], argparse.ArgumentParser]) ->
         help="of refining all blocks at once, which takes as much memory as training does; default: 200",
     )
     recover.add_argument("--out", metavar="DIR", type=Path, default=Path(), help="default: here")
-    _comfyui_option(recover, "job")
-    _runs_option(recover)
-    _json_option(recover)
+    comfyui_option(recover, "job")
+    runs_option(recover)
+    json_option(recover)
 
 
 def _listing_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
     """families, inspect, captions."""
     families = add("families", "listing", "list the model families that can be trained")
-    _comfyui_option(families, "none")
-    _json_option(families)
+    comfyui_option(families, "none")
+    json_option(families)
 
     inspect = add("inspect", "listing", "show what a LoRA file holds")
     inspect.add_argument("lora", metavar="LORA", type=Path)
-    _json_option(inspect)
+    json_option(inspect)
 
     captions = add("captions", "listing", "show a folder's captions exactly as the text encoder sees them")
     captions.add_argument("folder", metavar="FOLDER", type=Path)
-    _caption_options(captions)
-    _json_option(captions)
+    caption_options(captions)
+    json_option(captions)
 
 
 def _data_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
@@ -270,7 +314,7 @@ def _data_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> N
     lint.add_argument("what", metavar="FOLDER_OR_JOB", type=Path, help="a folder of images, or a job.yaml")
     lint.add_argument("--style", metavar="WORD", action="append", help="names the style; captions should not; repeat")
     job = lint.add_argument_group("for a folder (a job says these itself)")
-    _caption_options(job)
+    caption_options(job)
     job.add_argument("--class", metavar="WORD", dest="classes", action="append", help="what the trigger is; repeat")
     job.add_argument("--family", help="model family; default: that of --base, or flux1")
     job.add_argument(
@@ -279,77 +323,17 @@ def _data_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> N
     job.add_argument("--tokenizers", metavar="DIR", type=values.absolute, help="of a base in a single file")
     job.add_argument("--resolutions", metavar="PX", type=int, nargs="+", help="default: 512 768 1024")
     job.add_argument("--validation-share", metavar="X", type=values.share, default=0.0, help="held out; default: 0")
-    _comfyui_option(lint, "none")
-    _json_option(lint)
+    comfyui_option(lint, "none")
+    json_option(lint)
 
     cache = add("cache", "data", "show, shrink or clear the cache of encoded images and captions")
-    _runs_option(cache)
+    runs_option(cache)
     action = cache.add_mutually_exclusive_group()
     action.add_argument("--clear", action="store_true", help="delete all of it; runs make again what they need")
     action.add_argument(
         "--limit", metavar="GB", type=values.size, help="delete what was not used for longest, down to this"
     )
-    _json_option(cache)
-
-
-def _caption_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """How captions are found, and where the trigger goes."""
-    parser.add_argument("--trigger", metavar="WORD", help="replaces [trigger], or is added where --placement says")
-    parser.add_argument("--placement", choices=("start", "end", "only_placeholder"), default="start")
-    parser.add_argument("--extension", metavar="EXT", default="txt", help="of caption files; default: txt")
-    parser.add_argument("--column", metavar="NAME", default="text", help="of captions in metadata; default: text")
-    parser.add_argument("--caption-per-line", action="store_true", help="each line of a file is a caption of its own")
-    parser.add_argument("--kohya-folders", action="store_true", help="folders named 10_name repeat their images")
-    parser.add_argument("--default", metavar="TEXT", dest="default_caption", help="for images without a caption")
-
-
-def _run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's name under --runs, or its folder")
-
-
-def _queue_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--no-queue", dest="queue_up", action="store_false", help="train at once, though another run uses the device"
-    )
-
-
-def _debug_option(parser: argparse.ArgumentParser, default: object) -> None:
-    parser.add_argument("--debug", action="store_true", default=default, help="show tracebacks, not just one message")
-
-
-def _file_parts() -> Iterable[str]:
-    """Parts of bases that may be files of their own; the libraries that read settings are imported for them only."""
-    from .api import file_parts
-
-    return file_parts()
-
-
-def _base_options(parser: argparse.ArgumentParser, parts: Iterable[str]) -> None:
-    """The base of a LoRA, where it is not told or lies elsewhere."""
-    parser.add_argument("--family", help="family of the base; default: the one that the LoRA names")
-    parser.add_argument(
-        "--base", metavar="SOURCE", help="the base model: embedded, a file, a folder, or a repository id"
-    )
-    parser.add_argument("--tokenizers", metavar="DIR", type=values.absolute, help="of a base in a single file")
-    for part in parts:
-        flag = f"--{part.replace('_', '-')}"
-        parser.add_argument(flag, metavar="FILE", help="of the base, where --base lacks it")
-    _comfyui_option(parser, "lora")
-
-
-def _comfyui_option(parser: argparse.ArgumentParser, bases: str) -> None:
-    """The host of a command's bases; `bases` says which those are."""
-    usual = "" if bases == "none" else "; default, if the base needs one: COMFYUI_DIR, or the one around this pack"
-    parser.add_argument("--comfyui", metavar="DIR", type=Path, help=f"a ComfyUI whose models can be trained too{usual}")
-    parser.set_defaults(bases=bases)
-
-
-def _runs_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="runs folder; default: ./runs")
-
-
-def _json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    json_option(cache)
 
 
 def _lazy(module: str, function: str) -> Callable[[argparse.Namespace], int]:

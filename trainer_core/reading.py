@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
 TEXT_LIMIT = 64_000_000
 """Bytes of a text file: 200,000 captions of 300 letters."""
+_JUNCTION = 0xA0000003
+"""Windows' IO_REPARSE_TAG_MOUNT_POINT."""
 CONFIG_LIMIT = 64_000_000
 """Bytes of a model's JSON files; tokenizers of large vocabularies have 35 MB."""
 
@@ -62,6 +65,16 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except (OSError, ValueError):
         return False
+
+
+def leads_away(path: str | os.PathLike[str]) -> bool:
+    """Whether a file or folder is a link, or a junction, which Windows does not call one.
+
+    Raises:
+        OSError: if it is not there.
+    """
+    status = os.lstat(path)
+    return stat.S_ISLNK(status.st_mode) or getattr(status, "st_reparse_tag", 0) == _JUNCTION
 
 
 def parse_json(text: str | bytes) -> Any:

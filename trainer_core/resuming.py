@@ -1,26 +1,24 @@
-"""How runs go on: which earlier one a job continues, what becomes of one that differs, settings changed by hand."""
+"""How runs go on: which earlier one a job continues, what becomes of one that differs, what has changed."""
 
 from __future__ import annotations
 
 import glob
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .config import JobConfig, resolved, validated
-from .config.yaml_text import read_yaml
-from .errors import ConfigError, FoundryError, ResumeRefused, RunHeld
+from .assignments import parts_of
+from .config import JobConfig
+from .errors import FoundryError, ResumeRefused, RunHeld
 from .families.registry import job_with_family
 from .runs.run_folder import RunFolder
 from .runs.status import run_state
 from .safetensors_file import read_header
 from .training.resume_rules import (
-    DATA,
     MAY_BE_ACCEPTED,
-    MAY_CHANGE,
     check_resume,
     digests,
     sampled_hashes,
@@ -57,6 +55,54 @@ class _Earlier:
     """Of its newest checkpoint."""
     finished: bool
     changed: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What a run would go on with that is not as it was at its newest checkpoint."""
+
+    name: str
+    """The setting, or `data`."""
+    before: str
+    now: str
+    """As job.yaml writes them; of data and weights only `now`, a sentence, as nobody can tell what they were."""
+    acceptable: bool
+    """Whether the run may go on with it."""
+
+
+def changed_since(run: RunFolder) -> list[Changed]:
+    """What keeps a run from going on with its own job as if it had never stopped: edited settings, data, weights.
+
+    Reads the data and the base's files where no setting differs, which takes a while for files it has not seen.
+
+    Raises:
+        FoundryError: if the run cannot be read, or its base or data are not there.
+    """
+    job, checkpoint = job_with_family(run.job()), run.latest()
+    if checkpoint is None:
+        return []
+    saved = read_header(checkpoint.state)["__metadata__"]
+    found = _differences(saved, job) or _differences(saved, job, _contents(run.path.parent, job))
+    told = [json.loads(text) for text in (saved.get("config", "{}"), settings_text(job))]
+    changed = []
+    for name, what in found.items():
+        before, now = (_value_at(settings, name) for settings in told)
+        texts = ("", what) if before == now else (_as_text(before), _as_text(now))
+        changed.append(Changed(name, *texts, name in MAY_BE_ACCEPTED))
+    return changed
+
+
+def _value_at(settings: Any, field: str) -> Any:
+    try:
+        for part in parts_of(field):
+            settings = settings[part]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return settings
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def beginning(root: Path, job: JobConfig, if_changed: str) -> Beginning:
@@ -219,60 +265,3 @@ def _contents(root: Path, job: JobConfig) -> Mapping[str, str]:
     base = open_base(job.model)
     data = PreparedData(job, base, TensorCache(root / CACHE_FOLDER))
     return {**digests(data, base), **sampled_hashes(base)}
-
-
-def changed_job(job: JobConfig, assignments: Sequence[str]) -> JobConfig:
-    """A job with settings changed by `field=value`, the value in YAML: `train.steps=900`, `datasets[0].weight=2`.
-
-    Raises:
-        ConfigError: for what is no assignment, an unknown field, or a value that it cannot have.
-    """
-    if not assignments:
-        return job
-    data: dict[str, Any] = job.model_dump(mode="json")
-    for assignment in assignments:
-        field, equals, text = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {assignment}: give a field and its value, such as --set train.steps=900")
-        try:
-            value = read_yaml(text)
-        except ValueError as error:
-            raise ConfigError(f"--set {assignment}: the value {error}") from None
-        _put(data, field.strip(), value)
-    return resolved(validated(JobConfig, data), Path.cwd())
-
-
-def _put(data: dict[str, Any], field: str, value: Any) -> None:
-    """Sets one field by its place, such as `datasets[0].folder`; the config judges what is there in the end."""
-    parts = re.findall(r"([^.\[\]]+)|\[(\d{1,6})\]", field) or [("", "")]
-    *way, last = [int(index) if index else name for name, index in parts]
-    place: Any = data
-    try:
-        for part in way:
-            place = place[part]
-        if isinstance(place, list) != isinstance(last, int):
-            raise TypeError
-        place[last] = value  # if there is no setting of that name, the config tells
-    except (KeyError, IndexError, TypeError):
-        raise ConfigError(f"--set {field}: a job has no such setting. Its job.yaml shows all there are") from None
-
-
-def accepted_by(run: RunFolder, assignments: Sequence[str]) -> set[str]:
-    """What a run may differ in from its checkpoint because its user set it so: who sets a field wishes its change.
-
-    Raises:
-        ConfigError: for fields that may not change once there is a checkpoint; told before everything is loaded.
-    """
-    fields = [assignment.partition("=")[0].strip() for assignment in assignments]
-    plain = {re.sub(r"\[\d+\]", "", field): field for field in fields}
-    kept = [
-        field
-        for name, field in plain.items()
-        if not {name, name.partition(".")[0]} & (MAY_CHANGE.keys() | MAY_BE_ACCEPTED.keys() - {DATA})
-    ]
-    if kept and run.latest():
-        may = ", ".join([*MAY_CHANGE, *(name for name in MAY_BE_ACCEPTED if name != DATA)])
-        raise ConfigError(
-            f"--set {', '.join(kept)}: may not change when a run goes on; start a new run. These may: {may}"
-        )
-    return plain.keys() & MAY_BE_ACCEPTED.keys() - {DATA}

@@ -31,6 +31,8 @@ class Roots:
     folders: tuple[Path, ...]
     list_file: Path
     """Where the machine's owner lists more."""
+    listed: tuple[Path, ...] = ()
+    """Those that the owner allows, which are among the folders."""
 
     @classmethod
     def of(cls, own: Iterable[Path], list_file: Path) -> Roots:
@@ -42,7 +44,8 @@ class Roots:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             lines += read_regular(list_file, _LIST_LIMIT).decode("utf-8-sig").splitlines()
         named = [_named(line) for line in lines if _bare(line) and not line.startswith("#")]
-        return cls(tuple(folder for folder in (*own, *named) if folder.is_absolute()), list_file)
+        whole = [[folder for folder in folders if folder.is_absolute()] for folders in (own, named)]
+        return cls((*whole[0], *whole[1]), list_file, tuple(whole[1]))
 
     def checked(self, text: str, base: Path, what: str) -> Path:
         """What a workflow names, with links resolved. It need not be there.

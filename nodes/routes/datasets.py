@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...trainer_core.api import Library, OpenSet, encoder_text, read_edits, thumbnail, write_captions
+from ...trainer_core.api import CaptionModel, Library, OpenSet, encoder_text, read_edits, write_captions
 from ...trainer_core.errors import CaptionChanged, NotListed
 from .asked import LARGE, Asked, Refused, Route
 from .sending import File, Picture
@@ -14,8 +15,20 @@ from .sending import File, Picture
 _MOST_ITEMS = 2000
 """Of one answer."""
 _LONGEST_EDGE = 1536
+_LONGEST_QUESTION = 4000
 _MOST_TEXTS = 200
 _PLACEMENTS = ("start", "end", "only_placeholder")
+
+
+@dataclass(frozen=True)
+class Captioners:
+    """Models that caption, and the queue that they work in."""
+
+    find: Callable[[], list[CaptionModel]]
+    places: tuple[str, ...]
+    """Where they are looked for, in a user's words."""
+    queue: Callable[[str, str, list[str], str], str]
+    """Puts work on the queue: a model's name, a data set's id, items and a question; gives the prompt's id."""
 
 
 class DatasetRoutes:
@@ -24,12 +37,14 @@ class DatasetRoutes:
     def __init__(
         self,
         library: Library,
-        thumbnails: Callable[[], Path],
+        thumbnail: Callable[[Path, int, bool], Picture],
         allowed: Callable[[Path], bool],
         tell: Callable[[dict[str, Any]], None],
+        captioners: Captioners,
     ) -> None:
         """`allowed` says whether a linked file's target may be shown; `tell` sends news of a data set to all pages."""
-        self._library, self._thumbnails, self._allowed, self._tell = library, thumbnails, allowed, tell
+        self._captioners = captioners
+        self._library, self._thumbnail, self._allowed, self._tell = library, thumbnail, allowed, tell
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -47,6 +62,8 @@ class DatasetRoutes:
             Route("POST", "datasets/{id}/check", self._of_set(self._check)),
             Route("GET", "datasets/{id}/drafts", self._of_set(self._drafts)),
             Route("POST", "datasets/{id}/drafts", self._of_set(self._review), LARGE),
+            Route("GET", "captioners", lambda _: {"models": self._models(), "places": list(self._captioners.places)}),
+            Route("POST", "datasets/{id}/captioning", self._of_set(self._caption), LARGE),
         ]
 
     def _of_set(self, answer: Callable[[OpenSet, Asked], Any]) -> Callable[[Asked], Any]:
@@ -79,9 +96,7 @@ class DatasetRoutes:
     def _picture(self, opened: OpenSet, asked: Asked) -> Picture:
         path = self._file(opened, asked, asked.query.get("what", "picture"))
         size = asked.number("size", 256, _LONGEST_EDGE)
-        moving = asked.query.get("moving") == "1"
-        data = thumbnail(path, size, self._thumbnails(), moving)
-        return Picture(data, f"{path.stat().st_mtime_ns:x}-{size}")
+        return self._thumbnail(path, size, asked.query.get("moving") == "1")
 
     def _clip(self, opened: OpenSet, asked: Asked) -> File:
         path = self._file(opened, asked, "picture")
@@ -131,6 +146,26 @@ class DatasetRoutes:
         write_captions(opened, edits)
         self._library.drafts.drop(opened.id, [*(edit.key for edit in edits), *rejected])
         return {"written": len(edits)}
+
+    def _models(self) -> list[dict[str, Any]]:
+        return [
+            {"id": one.id, "name": one.name, "kind": one.kind, "problem": one.problem}
+            for one in self._captioners.find()
+        ]
+
+    def _caption(self, opened: OpenSet, asked: Asked) -> dict[str, Any]:
+        """Has a model write drafts, when its turn on the queue comes."""
+        body = asked.fields({"model": str, "items": list}, {"instruction": str})
+        model = next((one for one in self._captioners.find() if one.id == body["model"]), None)
+        if model is None or model.problem:
+            raise Refused(404, "this captioning model is not installed" if model is None else str(model.problem))
+        question = body.get("instruction") or ""
+        if len(question) > _LONGEST_QUESTION:
+            raise Refused(400, f"instruction: at most {_LONGEST_QUESTION} characters")
+        items = [item for item in body["items"] if opened.key(item)]
+        if not items:
+            raise Refused(400, "items: name at least one picture")
+        return {"queued": True, "prompt_id": self._captioners.queue(model.name, opened.id, items, question)}
 
 
 def _item(opened: OpenSet, asked: Asked) -> str:

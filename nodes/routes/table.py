@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from .. import controls, host
+from .. import controls, data_sets, host
+from . import actions, captioning, files, going_on, runs
 from .asked import Route
 from .datasets import DatasetRoutes
 from .guard import handler
+from .thumbnails import thumbnail
 
-_DATASETS = DatasetRoutes(
-    host.LIBRARY, host.thumbnails_folder, host.may_be_shown, lambda news: host.send_to_pages("dataset", news)
-)
+_DATASETS = DatasetRoutes(data_sets.LIBRARY, thumbnail, data_sets.may_be_shown, data_sets.tell, captioning.CAPTIONERS)
 ROUTES = [
     Route("POST", "tell", lambda asked: controls.tell(asked.body)),
+    *runs.ROUTES,
+    *files.ROUTES,
+    *actions.ROUTES,
     *_DATASETS.routes(),
 ]
 
 
 def register() -> None:
     """Has the server answer; to be called once, before it listens."""
+    going_on.install()
     for route in ROUTES:
         host.add_route(route.method, f"/lora_foundry/{route.path}", handler(route))

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from trainer_core.assignments import changed_job
 from trainer_core.cli import main
 from trainer_core.config import load_job
 from trainer_core.errors import ConfigError
-from trainer_core.resuming import changed_job
 from trainer_core.runs.queue import DeviceQueue
 from trainer_core.runs.run_folder import RunFolder
 from trainer_core.runs.run_lock import RunLock

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..api import RunFolder, RunState, ask_run, find_run, queues, redacted, run_state, runs_in
+from ..api import RunFolder, RunState, ask_run, find_run, queue_places, redacted, run_state, runs_in
 from ..errors import RunError, RunHeld, SaveError
 from . import OK
 from .terminal import print_json, print_table, say
@@ -24,7 +24,7 @@ def runs(args: argparse.Namespace) -> int:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one run, the others are told
             say(f"warning: {run.path} cannot be read: {type(error).__name__}: {redacted(str(error))}", sys.stderr)
     found.sort(key=lambda one: one[1].updated, reverse=True)
-    places = _places()
+    places = {run: place for run, (place, _) in queue_places(_warn).items()}
     if args.json:
         print_json([as_dict(run.path, state) | {"place": places.get(run.path)} for run, state in found])
     elif found:
@@ -107,12 +107,5 @@ def moment(seconds: float) -> str:
         return "?"
 
 
-def _places() -> dict[Path, int]:
-    """The places of all runs in their devices' queues, counted from 1."""
-    places = {}
-    for queue in queues():
-        try:
-            places.update({one.run: place for place, one in enumerate(queue.tickets(), start=1)})
-        except SaveError as error:
-            say(f"warning: {error}", sys.stderr)
-    return places
+def _warn(error: SaveError) -> None:
+    say(f"warning: {error}", sys.stderr)

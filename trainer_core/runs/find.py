@@ -2,21 +2,74 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from ..config import plain_name
 from ..errors import RunError
-from ..reading import is_file
+from ..reading import is_file, leads_away
+from ..roots import is_below
 from .checkpoints import Checkpoint
 from .queue import DeviceQueue, Waiting, queues
 from .run_folder import RunFolder
 from .status import run_state
+
+_LONGEST_NAME = 110
+"""Letters: a job's name and what is put behind it where that is taken."""
 
 
 def runs_in(folder: Path) -> list[RunFolder]:
     """The runs of a folder by name; none if there is no such folder."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return [RunFolder.open(path) for path in paths if RunFolder.is_one(path)]
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a text can be the name of a run's folder, on every system and without leading anywhere else."""
+    try:
+        return plain_name(name[:100]) == name[:100] and len(name) <= _LONGEST_NAME
+    except ValueError:
+        return False
+
+
+def run_called(name: str, runs: Path) -> RunFolder:
+    """The run of that name right under a runs folder, for requests: a name is never taken for a path.
+
+    Raises:
+        RunError: if there is none, or it holds links, which could lead anywhere.
+    """
+    there = is_run_name(name) and name in (entry.name for entry in _entries(runs))
+    path = runs / name if there else None
+    if path is None or leads_away(path) or not is_below(path, runs) or not RunFolder.is_one(path):
+        raise RunError(f"there is no run {name!r:.120}")
+    if problem := linked(path):
+        raise RunError(f"{name}: {problem}")
+    return RunFolder.open(path)
+
+
+def free_name(folder: Path, name: str) -> str:
+    """A name that nothing in a folder has: this one, or with `_2`, `_3` … behind it."""
+    names = (name, *(f"{name}_{number}" for number in range(2, 100_000)))
+    return next(one for one in names if not os.path.lexists(folder / one))
+
+
+def linked(run: Path) -> str | None:
+    """What is wrong with a run's folder for requests, which follow no links; None if nothing is."""
+    for entry in _entries(run):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if leads_away(entry):
+                return f"its folder holds a link ({entry.name}), and pages are shown nothing that links lead to"
+            if not entry.is_dir() and not entry.is_file():
+                return f"its folder holds what is no file ({entry.name})"
+    return None
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with contextlib.suppress(OSError), os.scandir(folder) as found:
+        return list(found)
+    return []
 
 
 def find_run(name: str, runs: Path) -> RunFolder:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+_TAIL = 4096
+"""Bytes at the end of metrics.jsonl: a few lines at least."""
 
 
 def lines_of(run: Path) -> list[str]:
@@ -14,6 +18,17 @@ def lines_of(run: Path) -> list[str]:
         text = (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
         return [line for line in text.split("\n") if line]
     return []
+
+
+def tail_of(run: Path) -> list[dict[str, Any]]:
+    """The last few whole lines."""
+    try:
+        with (run / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return []
+    return [values for line in lines if (values := parse_line(line)) is not None]
 
 
 def parse_line(line: str) -> dict[str, Any] | None:

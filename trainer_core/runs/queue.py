@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,6 +66,31 @@ def device_key(device: torch.device) -> str:
 def queues() -> list[DeviceQueue]:
     """The queues of all devices that ever had one."""
     return [DeviceQueue(path.stem) for path in sorted((state_folder() / "queue").glob("*.json"))]
+
+
+def queue_places(on_error: Callable[[SaveError], None] = lambda _: None) -> dict[Path, tuple[int, str]]:
+    """The place of every run that waits or trains, from 1, and its device's key.
+
+    Args:
+        on_error: hears of queues that cannot be read.
+    """
+    places = {}
+    for queue in queues():
+        try:
+            places.update({one.run: (place, queue.key) for place, one in enumerate(queue.tickets(), start=1)})
+        except SaveError as error:
+            on_error(error)
+    return places
+
+
+def queue_marks() -> tuple[tuple[int, int] | None, ...]:
+    """What changes when a queue does."""
+    marks: list[tuple[int, int] | None] = []
+    for path in sorted((state_folder() / "queue").glob("*.json")):
+        with suppress(OSError):
+            status = path.stat()
+            marks.append((status.st_mtime_ns, status.st_size))
+    return tuple(marks)
 
 
 class DeviceQueue:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..reading import parse_json
+from .metrics import tail_of
 from .run_folder import RunFolder
 from .run_lock import Owner, owner_of, was_abandoned
 
 _RESUMABLE = {"queued", "paused", "stopped", "failed"}
-_TAIL = 4096
-"""Bytes at the end of metrics.jsonl: a few lines at least."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ def run_state(run: RunFolder) -> RunState:
         told = again  # it changed in between, so who worked on it may have as well
     state, step = told["state"], told["step"]
     if owner is not None and state == "running":
-        step = max(step, _last_logged(run.path / "metrics.jsonl"))
+        step = max(step, _last_logged(run.path))
     # a paused run may well have no process: it was left on purpose, unless its last owner died
     crashed = owner is None and (state == "running" or (state == "paused" and was_abandoned(run.path)))
     return RunState(
@@ -62,17 +58,6 @@ def run_state(run: RunFolder) -> RunState:
     )
 
 
-def _last_logged(path: Path) -> int:
+def _last_logged(run: Path) -> int:
     """The step of the last whole line of metrics; 0 if there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        with suppress(ValueError, KeyError, TypeError):
-            step = parse_json(line)["step"]
-            if type(step) is int and 0 <= step < 2**53:
-                return step
-    return 0
+    return max((line["step"] for line in tail_of(run)[-1:] if 0 <= line["step"] < 2**53), default=0)

@@ -131,11 +131,11 @@ function scaleOf(state) {
   };
 }
 
-/** At most `count` round numbers between two. */
+/** About `count` round numbers between two. */
 export function ticks(low, high, count) {
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const width = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough * 0.999);
+  const width = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough * 0.7);
   const found = [];
   for (let k = Math.ceil(low / width - 1e-9); k * width <= high + width * 1e-9; k++) found.push(Number((k * width).toPrecision(12)));
   return found;

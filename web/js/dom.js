@@ -33,9 +33,9 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Loads the pack's style sheet once. */
-export function loadStyles() {
-  const address = new URL("../css/lora_foundry.css", import.meta.url).href;
+/** Loads a style sheet of the pack once. */
+export function loadStyles(sheet = "lora_foundry") {
+  const address = new URL(`../css/${sheet}.css`, import.meta.url).href;
   if (document.querySelector(`link[href="${address}"]`)) return;
   document.head.append(el("link", { rel: "stylesheet", href: address }));
 }

@@ -46,8 +46,8 @@ class Library:
         """`allowed` says whether a path may be looked at, links resolved."""
         self._places, self._allowed = places, allowed
         self._open: dict[str, OpenSet] = {}
-        self._made: dict[str, Listed] = {}
-        """Folders that are new and empty yet."""
+        self._noted: dict[str, Listed] = {}
+        """Folders that a walk does not find: new ones that are empty yet, and those that nodes work on."""
         self._sets: dict[str, tuple[Listed, Use | None]] = {}
         self._lock = threading.Lock()
         self.checks = Checks()
@@ -89,14 +89,10 @@ class Library:
         """
         return self._named(self._known(identity)[0])
 
-    def find(self, folder: Path) -> str:
-        """The id of a folder, listed or not, which from then on is known."""
-        identity = folder_id(folder)
-        if identity not in self._sets and self._allowed(folder):
-            found = listed_alone(folder, folder.name)
-            if found is not None:
-                self._sets[identity] = found, None
-        return identity
+    def note(self, folder: Path) -> None:
+        """Lists a folder from now on, wherever it lies that may be looked at."""
+        if self._allowed(folder) and (found := listed_alone(folder, folder.name)):
+            self._noted[found.id] = found
 
     def create(self, name: object) -> dict[str, Any]:
         """Makes an empty data set below the host's own folder.
@@ -120,7 +116,7 @@ class Library:
         except OSError as error:
             raise save_error(folder, error) from None
         made = Listed(folder, plain, updated=folder.stat().st_mtime)
-        self._made[made.id] = made
+        self._noted[made.id] = made
         self._sets[made.id] = made, None
         return self._shown(made, None)
 
@@ -138,14 +134,14 @@ class Library:
         for one in [*found.values()]:
             if one.folder.parent == places.own and one.folder.name in places.hidden:
                 del found[one.id]
-        for identity, one in self._made.items():
+        for identity, one in self._noted.items():
             if one.folder.is_dir():
                 found.setdefault(identity, one)
         known = uses(places.runs, self._allowed)
         alone = [(use.folder, use.folder.name) for use in known.values()]
         for folder, name in ((places.demo, "demo"), *alone):
-            if folder_id(folder) not in found and (one := listed_alone(folder, name)):
-                found[one.id] = one
+            if folder_id(folder) not in found and (more := listed_alone(folder, name)):
+                found[more.id] = more
         self._sets = {identity: (one, known.get(real(one.folder))) for identity, one in found.items()}
         return self._sets
 

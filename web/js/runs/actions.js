@@ -4,7 +4,7 @@ import { ask, toast } from "../dialog.js";
 import { el } from "../dom.js";
 import { post } from "../server.js";
 import { t } from "../text.js";
-import { atWork, request, runOf, subscribe } from "./store.js";
+import { atWork, load, request, runOf } from "./store.js";
 
 const ICONS = {
   pause: "pause", stop: "stop", save: "save", sample: "image", resume: "play", yield: "forward", continue: "play",
@@ -16,7 +16,7 @@ export function offered(run) {
   if (!run) return [];
   if (run.state === "running" && atWork(run)) return ["pause", "save", ...(run.previews ? ["sample"] : []), "stop"];
   if (run.state === "queued" && atWork(run)) return ["pause", "stop"];
-  if (run.state === "paused" && run.here) return ["continue", "stop"]; // its thread waits
+  if (run.state === "paused" && run.owner) return ["continue", "stop"]; // its process waits
   return run.resumable ? ["resume"] : [];
 }
 
@@ -58,11 +58,12 @@ export async function act(action, name) {
     return true;
   } catch (error) {
     toast(app, "error", `${labelOf(action, runOf(name))}: ${error.message}`, 8000);
+    if (error.status) load(); // what was shown is not so
     return false;
   }
 }
 
-const ACTIONS = { resume, rename, remove, yield: letOthersGo, folder: (name) => post(["runs", name, "open"]) };
+const ACTIONS = { resume, rename, remove, yield: (name) => request(name, "pause", { go_on: true }), folder: (name) => post(["runs", name, "open"]) };
 
 /** Goes on with a run. If something that training depends on has changed, asks what to do. */
 async function resume(name) {
@@ -70,7 +71,7 @@ async function resume(name) {
     await post(["runs", name, "resume"]);
   } catch (error) {
     if (error.status !== 409 || !error.told?.changed?.length) throw error;
-    const accept = await askChanged(name, error.told);
+    const accept = await askChanged(t("runs.changed_title", { name }), error.told);
     if (accept !== null) await post(["runs", name, "resume"], { accept });
   }
 }
@@ -78,15 +79,14 @@ async function resume(name) {
 /**
  * Asks what to do about changes: true to go on with the new values, false for a new run, null for neither.
  *
- * @param {string} name the run's
- * @param {{error: string, changed: Array<{name: string, before: any, now: any}>, new_name: string}} told
+ * @param {string} title
+ * @param {{changed: Array<{name: string, before?: string, now: string, acceptable?: boolean}>, new_name?: string,
+ *     may_go_on?: boolean}} told without `before`, `now` is a sentence
  */
-export function askChanged(name, { changed, new_name: newName, error }) {
-  const text = (value) => (value === null || value === undefined ? "–" : typeof value === "object" ? JSON.stringify(value) : String(value));
-  const rows = changed.map((one) => el("tr", {}, el("th", { scope: "row" }, one.name), el("td", {}, text(one.before)), el("td", {}, "→"), el("td", {}, text(one.now))));
-  const body = changed.length ? el("table", { class: "lf-changes" }, el("tbody", {}, rows)) : el("p", { class: "lf-text" }, error);
-  return ask(t("runs.changed_title", { name }), [el("p", {}, t("runs.changed")), body], [
-    { label: t("runs.go_on"), value: true, kind: "primary", title: t("runs.go_on_told") },
+export function askChanged(title, { changed, new_name: newName, may_go_on: mayGoOn = changed.every((one) => one.acceptable !== false) }) {
+  const rows = changed.map(({ name, before, now }) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, before ? `${before} → ${now}` : String(now))));
+  return ask(title, [el("p", {}, t("runs.changed")), el("table", { class: "lf-changes" }, el("tbody", {}, rows))], [
+    ...(mayGoOn ? [{ label: t("runs.go_on"), value: true, kind: "primary", title: t("runs.go_on_told") }] : []),
     { label: newName ? t("runs.new_run", { name: newName }) : t("runs.a_new_run"), value: false, title: t("runs.new_run_told") },
   ]);
 }
@@ -104,18 +104,4 @@ async function remove(name) {
   if (!sure) return;
   await post(["runs", name, "delete"]);
   toast(app, "success", t("runs.removed", { name }));
-}
-
-/** Pauses a run and puts it at the end of ComfyUI's queue: it goes on by itself when the prompts before it are done. */
-async function letOthersGo(name) {
-  const paused = new Promise((resolve) => {
-    const end = subscribe(() => {
-      if (runOf(name)?.state === "running") return;
-      end();
-      resolve();
-    });
-  });
-  await request(name, "pause");
-  await paused;
-  if (runOf(name)?.state === "paused") await resume(name);
 }

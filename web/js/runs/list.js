@@ -78,7 +78,7 @@ export function makeList(open) {
 }
 
 function makeRow(name, open) {
-  const top = el("span", { class: "lf-row-top" });
+  const top = el("span", { class: "lf-run-top" });
   const under = el("span", { class: "lf-facts" });
   const progress = el("span", {});
   const main = el("button", { class: "lf-open", type: "button", on: { click: () => open(name) } }, top, progress, under);
@@ -86,7 +86,7 @@ function makeRow(name, open) {
   const more = menuOf(el("button", { class: "lf-icon pi pi-ellipsis-v", type: "button", title: t("more"), ariaLabel: `${t("more")}: ${name}` }), () =>
     further(runs.get(name)).map((action) => ({ label: labelOf(action), run: () => act(action, name), kind: action === "remove" ? "danger" : "" })),
   );
-  const element = el("li", { class: "lf-row", dataset: { run: name } }, main, el("span", { class: "lf-side" }, actions, more));
+  const element = el("li", { class: "lf-run-row", dataset: { run: name } }, main, el("span", { class: "lf-side" }, actions, more));
   let shown = "";
   return {
     element,

@@ -30,6 +30,7 @@ export function facts(run) {
     typeof run.loss === "number" && t("runs.loss", { loss: number(run.loss) }),
     live && run.seconds_per_step && t("runs.speed", { seconds: number(run.seconds_per_step) }),
     live && run.device,
+    !atWork(run) && run.goes_on && t("runs.goes_on"),
     live && run.state === "queued" && run.place && t("runs.place", { place: run.place }),
   ].filter(Boolean);
 }

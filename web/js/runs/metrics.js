@@ -9,7 +9,7 @@ let listening = false;
 
 /**
  * Calls a listener with the curves of a run, now and whenever they grow: `{train: {steps, values}, validation: {steps,
- * values}, parts: {name: {steps, values}}}`. Gives a function that ends it.
+ * values}}`. Gives a function that ends it.
  */
 export function watchCurves(name, listener) {
   if (!listening) listen();
@@ -55,18 +55,16 @@ function pairs(steps = [], values = []) {
   return { steps: kept.map((k) => steps[k]), values: kept.map((k) => values[k]) };
 }
 
-function grow(name, { step, loss, validation_loss: validation, points }) {
+/** Carries the curves of a run on by what the server tells of it. */
+function grow(name, { steps = [], series = {}, reload }) {
   const one = watched.get(name);
-  const came = points ?? [{ step, loss, validation_loss: validation }];
-  if (!one.curves) return;
-  for (const point of came) {
-    for (const [curve, value] of [[one.curves.train, point.loss], [one.curves.validation, point.validation_loss]]) {
-      if (typeof value !== "number") continue;
-      const last = curve.steps.at(-1) ?? -1;
-      if (point.step < last || curve.steps.length > 2 * POINTS) return read(name); // goes on from an earlier step; or is long
-      if (point.step === last) curve.values[curve.values.length - 1] = value;
-      else (curve.steps.push(point.step), curve.values.push(value));
-    }
-  }
+  if (reload) return read(name); // lines were taken back: it goes on from an earlier step
+  if (!one.curves || !(steps.length || series.validation_loss)) return;
+  const came = [
+    [one.curves.train, pairs(steps, series.loss)],
+    [one.curves.validation, pairs(series.validation_loss?.steps, series.validation_loss?.values)],
+  ];
+  if (came.some(([curve, more]) => more.steps[0] <= curve.steps.at(-1) || curve.steps.length > 2 * POINTS)) return read(name);
+  for (const [curve, more] of came) (curve.steps.push(...more.steps), curve.values.push(...more.values));
   one.listeners.forEach((listener) => listener(one.curves));
 }

@@ -3,7 +3,7 @@
 import { app } from "../../../../scripts/app.js";
 import { api } from "../../../../scripts/api.js";
 import { makeChart } from "../chart.js";
-import { ask as askPerson, toast } from "../dialog.js";
+import { toast } from "../dialog.js";
 import { el } from "../dom.js";
 import { fit } from "../nodes/room.js";
 import { showText } from "../nodes/texts.js";
@@ -11,11 +11,13 @@ import { t } from "../text.js";
 import { askChanged, labelOf } from "./actions.js";
 import { chip, facts, stateOf } from "./look.js";
 import { watchCurves } from "./metrics.js";
-import { atWork, request, runOf, runs, subscribe, wordsOf } from "./store.js";
+import { atWork, load, request, runOf, runs, subscribe, wordsOf } from "./store.js";
 
 const TYPE = "FoundryTrainLoRA";
 const PANEL = "foundry_panel";
+const [GO_ON, NEW_RUN] = ["go on with the new values", "start a new run"];
 const CHART_HEIGHT = 110;
+const MARGIN = 6;
 const HEAD_HEIGHT = 24;
 const BUTTONS_HEIGHT = 28;
 /** Which buttons a run in a state has. */
@@ -30,6 +32,7 @@ export function startPanels(open) {
     // previews as if they were results already: only these can be animated
     api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id, output });
   });
+  api.addEventListener("lora_foundry.changed", ({ detail }) => decide(nodeOf(detail.node), detail));
   return { refresh: () => refresh(null, open) };
 }
 
@@ -38,6 +41,17 @@ export function showResult(node, output) {
   if (node.type !== TYPE || !output?.text?.length) return;
   node.foundryResult = { run: runFor(node, idOf(node))?.name ?? null, text: output.text.join("\n") };
   refreshNode(node);
+}
+
+/** What becomes of a run whose settings have changed: the node is queued once more with the choice, its widget stays. */
+async function decide(node, told) {
+  const widget = node?.widgets.find((one) => one.name === "if_settings_changed");
+  if (!widget) return;
+  const goOn = await askChanged(t("runs.changed_title", { name: node.widgets.find((one) => one.name === "name")?.value ?? node.title }), told);
+  if (goOn === null) return;
+  const before = widget.value;
+  widget.value = goOn ? GO_ON : NEW_RUN;
+  await app.queuePrompt(0).finally(() => (widget.value = before));
 }
 
 // which run
@@ -102,7 +116,7 @@ function show(node, panel, run) {
   }
   panel.head.hidden = !run;
   panel.head.replaceChildren(
-    ...(run ? [chip(run), el("button", { class: "lf-link", type: "button", title: t("panel.open"), on: { click: () => openRun(run.name) } }, run.name)] : []),
+    ...(run ? [chip(run), el("button", { class: "lf-run-link", type: "button", title: t("panel.open"), on: { click: () => openRun(run.name) } }, run.name)] : []),
   );
   const offered = run ? (OFFERED[stateOf(run)] ?? []).filter((action) => action !== "sample" || run.previews) : [];
   if (panel.offered !== offered.join()) {
@@ -141,8 +155,9 @@ function makePanel(node) {
   chart.element.style.height = `${CHART_HEIGHT}px`;
   const box = el("div", { class: "lf-panel" }, head, row, chart.element);
   const height = () =>
-    (head.hidden ? 0 : HEAD_HEIGHT) + (row.hidden ? 0 : BUTTONS_HEIGHT) + (chart.element.hidden ? 0 : CHART_HEIGHT + 4);
-  const widget = node.addDOMWidget(PANEL, PANEL, box, { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height });
+    2 * MARGIN + (head.hidden ? 0 : HEAD_HEIGHT) + (row.hidden ? 0 : BUTTONS_HEIGHT) + (chart.element.hidden ? 0 : CHART_HEIGHT + 4);
+  const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height };
+  const widget = node.addDOMWidget(PANEL, PANEL, box, options);
   widget.serialize = false; // a saved workflow keeps widgets' values by position: this one must not count
   widget.foundry = { head, row, chart, height, run: null, offered: "", curves: null, unwatch: () => {} };
   const before = node.widgets.findIndex((other) => other.name.startsWith("$$"));
@@ -166,6 +181,7 @@ function makeButton(node, panel, action) {
       if (action === "pause") return; // takes until the step is done and saved; the next state brings other buttons
     } catch (error) {
       toast(app, "error", `${labelOf(action)}: ${error.message}`, 8000);
+      if (error.status) load(); // what was shown is not so
     }
     setTimeout(() => (button.disabled = false), 500);
   });

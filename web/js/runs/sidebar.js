@@ -18,9 +18,9 @@ export function showSidebar(container) {
   let ended = () => {};
   const body = el("div", { class: "lf-body" });
   const tabs = VIEWS.map((view) =>
-    el("button", { class: "lf-tab", role: "tab", type: "button", dataset: { view }, on: { click: () => show(view) } }, t(`views.${view}`)),
+    el("button", { class: "lf-view", role: "tab", type: "button", dataset: { view }, on: { click: () => show(view) } }, t(`views.${view}`)),
   );
-  const bar = el("div", { class: "lf-tabs", role: "tablist", ariaLabel: t("title") }, tabs);
+  const bar = el("div", { class: "lf-views", role: "tablist", ariaLabel: t("title") }, tabs);
   const root = el("div", { class: "lf-sidebar" }, bar, body);
   bar.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];

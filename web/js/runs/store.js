@@ -33,7 +33,10 @@ export function subscribe(listener) {
   return () => listeners.delete(listener);
 }
 
-/** Calls a listener with what comes of runs at work: `{name, step, …new points, samples, checkpoints}`. */
+/**
+ * Calls a listener with what comes of runs at work: `{name, step, steps, series}` with new points of the curves, `reload`
+ * where lines were taken back, `phase`, and `samples` or `checkpoints` where there are others.
+ */
 export function follow(listener) {
   followers.add(listener);
   return () => followers.delete(listener);
@@ -49,8 +52,8 @@ export function wordsOf(name) {
 }
 
 /** Asks something of a run: "pause", "stop", "save", "sample" or "continue". */
-export function request(name, what) {
-  return post(["runs", name, "request"], { request: what });
+export function request(name, what, more = {}) {
+  return post(["runs", name, "request"], { request: what, ...more });
 }
 
 /** Listens to the server and reads the runs; once for a page. */
@@ -98,7 +101,7 @@ function replaceAll(told) {
   for (const run of told.runs) runs.set(run.name, run);
   words.clear();
   const first = !server.loaded;
-  Object.assign(server, { loaded: true, error: null });
+  Object.assign(server, { connected: true, loaded: true, error: null });
   revision = told.revision;
   const gone = [...before.keys()].filter((name) => !runs.has(name));
   tell({ changed: [...runs.keys()], gone, before: first ? new Map() : before });
