@@ -36,6 +36,7 @@ from . import host, pictures, sockets
 from .failures import in_widgets
 from .following import follow, result
 from .job import job_config, notes
+from .lora_files import lora_stem
 from .node import Node
 from .setting import NEEDS, ON, Values, advanced, main
 from .settings import TRAIN_LORA
@@ -225,9 +226,11 @@ def results(training: TrainingJob, view: TrainingView) -> io.NodeOutput:
     if checkpoint is None:
         raise TrainingError(f"the run {run.name!r} holds no intact checkpoint; {run.path / 'log.txt'} says more")
     files = zip(checkpoint.loras, checkpoint.endings, strict=True)
-    named = f"{run.name[:80]}_{checkpoint.step}_steps"
-    (lora_name, lora_path), *others = [host.export_to_output(path, f"{named}{ending}") for path, ending in files]
-    low_noise = [(read_lora_tensors(path), name) for name, path in others] or [(host.no_output(), host.no_output())]
+    named = lora_stem(run.name, checkpoint.step)
+    exported = [host.export_to_output(path, f"{named}{ending}") for path, ending in files]
+    view.notes += [note for one in exported for note in one.notes()]
+    first, *others = exported
+    low_noise = [(read_lora_tensors(one.path), one.name) for one in others] or [(host.no_output(), host.no_output())]
     samples = run.sample_paths()
     clip = video_frames(samples[-1]) if run.sample_clips() else None
     drawn = clip[0] if clip else [pictures.opened(path) for path in samples]
@@ -238,11 +241,11 @@ def results(training: TrainingJob, view: TrainingView) -> io.NodeOutput:
         video = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=rate))
     return io.NodeOutput(
         str(run.path),
-        read_lora_tensors(lora_path),
-        lora_name,
+        read_lora_tensors(first.path),
+        first.name,
         images,
         {"loss": run.losses()},
         video,
         *low_noise[0],
-        ui=result(training, view, saved_as=", ".join([lora_name, *(name for name, _ in others)])),
+        ui=result(training, view, saved_as=", ".join(one.name for one in exported)),
     )
