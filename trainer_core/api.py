@@ -85,6 +85,7 @@ from .runs.events import (
     Listener,
     MemoryPlanned,
     Phase,
+    RequestDone,
     SampleReady,
     Skipped,
     StateChanged,
