@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import ComfyExtension, io
 
-from . import shutdown
+from . import failures, shutdown
+from .base_model import BaseModel
 from .caption_dataset import CaptionDataset
 from .caption_drafts import CaptionDrafts
 from .caption_with_trigger import CaptionWithTrigger
@@ -12,9 +15,9 @@ from .configure_lora import ConfigureLoRA
 from .dataset_images import DatasetImages
 from .load_base import LoadBase
 from .load_dataset import LoadDataset
+from .load_run import LoadRun
 from .preset import Preset
 from .preview_samples import PreviewSamples
-from .quantize_base import QuantizeBase
 from .regularization import Regularization
 from .resume_run import ResumeRun
 from .routes import table
@@ -27,7 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadDataset,
     CaptionWithTrigger,
     ConfigureLoRA,
-    QuantizeBase,
+    BaseModel,
     Preset,
     TrainingOptions,
     Regularization,
@@ -36,6 +39,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveCheckpoint,
     PreviewSamples,
     LoadBase,
+    LoadRun,
     ResumeRun,
     DatasetImages,
     CaptionDataset,
@@ -49,6 +53,7 @@ class FoundryExtension(ComfyExtension):
     async def on_load(self) -> None:
         table.register()
         shutdown.SHUTDOWN.install()
+        logging.getLogger().addFilter(failures.OneLine())
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

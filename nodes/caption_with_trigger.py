@@ -9,13 +9,15 @@ from comfy_api.latest import io
 from ..trainer_core.api import inspect_dataset
 from ..trainer_core.config import DatasetConfig
 from . import host, sockets
-from .settings import CAPTION_WITH_TRIGGER, values
+from .node import Node
+from .setting import values
+from .settings import CAPTION_WITH_TRIGGER
 from .widgets import widgets
 
 _SHOWN = 6
 
 
-class CaptionWithTrigger(io.ComfyNode):
+class CaptionWithTrigger(Node):
     """Adds a trigger and caption policies to a DATASET; the node shows the captions as they will be read."""
 
     @classmethod

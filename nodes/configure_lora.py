@@ -8,13 +8,15 @@ from comfy_api.latest import io
 
 from ..trainer_core.config import AdapterConfig, description, validated
 from . import host, sockets
-from .settings import CONFIGURE_LORA, advanced, main, values
+from .node import Node
+from .setting import advanced, main, values
+from .settings import CONFIGURE_LORA
 from .widgets import widgets
 
 _NO_FILE = "[none]"
 
 
-class ConfigureLoRA(io.ComfyNode):
+class ConfigureLoRA(Node):
     """Settings of the LoRA that is trained."""
 
     @classmethod

@@ -82,16 +82,23 @@ def roots() -> Roots:
     return Roots.of([*map(Path, own), SHIPPED_DATASET], list_file)
 
 
-def dataset_folder(text: str) -> Path:
+def dataset_folder(text: str, there: bool = False) -> Path:
     """The folder of a data set that a workflow names: as `input_folder`, or `demo` for the one that we ship.
 
+    Args:
+        there: whether it has to be there.
+
     Raises:
-        ConfigError: for an empty name, or a folder that lies in no root.
+        ConfigError: for an empty name, a folder that lies in no root, or one that is not there but has to be.
     """
     if not text.strip(' "'):
         raise ConfigError("Load Dataset: `folder` is empty. Name a folder of images, or write `demo`")
     folder = input_folder(text, "folder")
-    return SHIPPED_DATASET if text.strip() == "demo" and not folder.exists() else folder
+    if text.strip() == "demo" and not folder.exists():
+        return SHIPPED_DATASET
+    if there and not folder.is_dir():
+        raise ConfigError(f"Load Dataset: folder: {folder}: there is no such folder")
+    return folder
 
 
 def input_folder(text: str, what: str) -> Path:
@@ -115,7 +122,7 @@ def base_source(text: str) -> str:
         ConfigError: for a folder that lies in no root.
     """
     folders = [Path(folder) for folder in folder_paths.get_folder_paths("diffusers")]
-    return roots().source(text.strip(), folders, "Quantize Base: folder_or_repo")
+    return roots().source(text.strip(), folders, "Base Model: folder_or_repo")
 
 
 def base_file(path: Path) -> Path:
@@ -124,7 +131,7 @@ def base_file(path: Path) -> Path:
     Raises:
         ConfigError: if it lies in no root: any pack can write what a MODEL tells.
     """
-    return roots().model_file(str(path), Path(folder_paths.models_dir), "Quantize Base: model")
+    return roots().model_file(str(path), Path(folder_paths.models_dir), "Base Model: model")
 
 
 def checked_job(job: JobConfig) -> JobConfig:
@@ -208,12 +215,22 @@ def shown_text(text: str) -> dict[str, list[str]]:
     return {"text": [text]}
 
 
-def send_to_node(event: str, data: dict[str, Any]) -> None:
-    """Sends an event of ours to the page; `node` says which node is executing."""
+def workflow_of(prompt_id: str | None) -> str | None:
+    """The id of the page's workflow that a prompt at work was made of, if it tells."""
+    for _, one, _, extra, *_ in PromptServer.instance.prompt_queue.get_current_queue_volatile()[0]:
+        workflow = one == prompt_id and (extra.get("extra_pnginfo") or {}).get("workflow")
+        if isinstance(workflow, dict) and isinstance(workflow.get("id"), str):
+            return str(workflow["id"])[:100]
+    return None
+
+
+def send_to_node(event: str, data: dict[str, Any], to_all: bool = False) -> None:
+    """Sends an event of ours to the page that queued the prompt, or to all; `node` says which node is executing."""
     context = get_executing_context()
     if context is not None:
         message = {"node": context.node_id, "prompt_id": context.prompt_id, **data}
-        PromptServer.instance.send_sync(f"lora_foundry.{event}", message, PromptServer.instance.client_id)
+        page = None if to_all else PromptServer.instance.client_id
+        PromptServer.instance.send_sync(f"lora_foundry.{event}", message, page)
 
 
 def executing() -> tuple[str | None, str | None]:

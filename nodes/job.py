@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..trainer_core.config import AdapterConfig, DatasetConfig, JobConfig, ModelConfig, validated
-from .settings import TRAIN_LORA, Values, values
+from .setting import Values, values
+from .settings import TRAIN_LORA
 
 
 def job_config(

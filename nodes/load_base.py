@@ -10,10 +10,11 @@ from ..trainer_core.api import open_base
 from ..trainer_core.config import ModelConfig
 from . import host, sockets
 from .comfy_models.links import LinkedModel
+from .node import Node
 from .stand_ins import Clip, Vae
 
 
-class LoadBase(io.ComfyNode):
+class LoadBase(Node):
     """Opens a BASE for ComfyUI's sampler, text encoding and decoding."""
 
     @classmethod
@@ -24,7 +25,7 @@ class LoadBase(io.ComfyNode):
             category=sockets.CATEGORY,
             description="Hands the base out as MODEL, CLIP and VAE, so that ComfyUI's own nodes sample it with a LoRA.",
             search_aliases=["load base", "sample base", "base to model"],
-            inputs=[sockets.Base.Input("base", tooltip="From Quantize Base.")],
+            inputs=[sockets.Base.Input("base", tooltip="From Base Model.")],
             outputs=[
                 io.Model.Output("model", tooltip="The denoiser, with the noise schedule that it was made with."),
                 io.Clip.Output("clip", tooltip="The text encoders, for CLIPTextEncode."),

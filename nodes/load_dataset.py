@@ -14,13 +14,16 @@ from ..trainer_core.config import DatasetConfig, validated
 from ..trainer_core.errors import ConfigError, DatasetError, FoundryError
 from . import host, pictures, sockets
 from .dataset_text import findings_text, summary_text
-from .settings import LOAD_DATASET, advanced, main, values
+from .node import Node
+from .setting import NOT_LINKED, UNLINKED, advanced, main, values
+from .settings import LOAD_DATASET
+from .text_fields import WHOLE_NUMBERS
 from .widgets import widgets
 
 _LINKED = ("images", "captions", "masks")
 
 
-class LoadDataset(io.ComfyNode):
+class LoadDataset(Node):
     """A folder becomes a DATASET; the node shows what is in it."""
 
     @classmethod
@@ -50,7 +53,7 @@ class LoadDataset(io.ComfyNode):
             is_input_list=True,  # LoadImageTextDataSetFromFolder and others give lists, which belong together
             is_output_node=True,  # so that it can be run alone, to look at the data
             inputs=[
-                io.String.Input("folder", default="demo", tooltip=folder),
+                io.String.Input("folder", default="demo", tooltip=folder, extra_dict={UNLINKED: ["images"]}),
                 *widgets(main(LOAD_DATASET)),
                 io.Boolean.Input("check", default=False, tooltip=check),
                 *widgets(advanced(LOAD_DATASET)),
@@ -62,6 +65,23 @@ class LoadDataset(io.ComfyNode):
                 sockets.Dataset.Output("dataset", tooltip="The data set, for Caption with Trigger or Train LoRA.")
             ],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, folder: list[str | None], resolutions: list[str | None] | None = None, images: Any = NOT_LINKED
+    ) -> bool | str:
+        """Refuses a folder that is not there, and resolutions that say nothing, before anything runs."""
+        (place,), (sizes,) = folder, resolutions or (None,)
+        try:
+            if images is NOT_LINKED and place is not None:
+                host.dataset_folder(place, there=True)
+            if sizes is not None:
+                validated(DatasetConfig, {"folder": "x", "resolutions": WHOLE_NUMBERS.read(sizes)})
+        except ValueError as error:
+            return f"resolutions: {error}"
+        except ConfigError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str | float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from ..trainer_core.api import Change
-from .settings import BY_NODE, PARTS, TRAINING_OPTIONS, Values
+from .setting import PARTS, Values
+from .settings import BY_NODE, TRAINING_OPTIONS
 
 LINKED = {
     ("dataset", "resolutions"),
@@ -23,6 +24,36 @@ BY_HAND = {
     ("dataset", "caption_dropout"): "caption_dropout of Caption with Trigger",
 }
 """What no output carries: where it is not the widget's own default, the node asks the user to set it."""
+
+
+class Filled(TypedDict):
+    """A value for a widget."""
+
+    node: str
+    """The node's type, as `FoundryTrainLoRA`."""
+    widget: str
+    value: Any
+    """As the widget shows it."""
+    why: str
+
+
+def filled(changes: Iterable[Change], others: Iterable[Change]) -> list[Filled]:
+    """A preset as values of widgets.
+
+    Args:
+        others: what other presets change. Where this one says nothing, the value goes back to the widget's own.
+    """
+    places = {(PARTS[one.section], one.field): (node, one) for node, table in BY_NODE.items() for one in table}
+    found: dict[tuple[str, str], Filled] = {}
+    for change in changes:
+        node, one = places[change.part, change.field]
+        value = one.shown(change.value)
+        found[change.part, change.field] = Filled(node=node, widget=one.widget, value=value, why=change.reason)
+    for change in others:
+        node, one = places[change.part, change.field]
+        own = Filled(node=node, widget=one.widget, value=one.default, why="the usual value")
+        found.setdefault((change.part, change.field), own)
+    return list(found.values())
 
 
 def training_options(train: Mapping[str, Any]) -> Values:

@@ -15,11 +15,16 @@ from ..trainer_core.api import sample_frames as draw
 from ..trainer_core.config import ModelConfig, SampleConfig, validated
 from ..trainer_core.errors import ConfigError, FoundryError
 from . import host, pictures, sockets
+from .node import Node
+from .setting import NOT_LINKED
 from .text_fields import read_lines
 from .widgets import or_none, widget
 
+_TWO_LORAS = "Preview Samples: both `run` and `lora_model` are linked; link one of them"
+_NO_PROMPTS = "Preview Samples: `prompts` is empty. Write one prompt a line"
 
-class PreviewSamples(io.ComfyNode):
+
+class PreviewSamples(Node):
     """Draws prompts with the base and with the LoRA, side by side."""
 
     @classmethod
@@ -32,7 +37,7 @@ class PreviewSamples(io.ComfyNode):
             search_aliases=["sample lora", "test lora", "compare"],
             is_output_node=True,
             inputs=[
-                sockets.Base.Input("base", tooltip="From Quantize Base."),
+                sockets.Base.Input("base", tooltip="From Base Model."),
                 sockets.Run.Input("run", optional=True, tooltip="A run, whose latest LoRA is drawn with."),
                 io.LoraModel.Input("lora_model", optional=True, tooltip="A LoRA, instead of a run."),
                 io.String.Input(
@@ -73,6 +78,13 @@ class PreviewSamples(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, prompts: str | None, run: Any = NOT_LINKED, lora_model: Any = NOT_LINKED) -> bool | str:
+        """Refuses what cannot be drawn before anything runs."""
+        if run is not NOT_LINKED and lora_model is not NOT_LINKED:
+            return _TWO_LORAS
+        return True if run is not NOT_LINKED or prompts is None or read_lines(prompts) else _NO_PROMPTS
+
+    @classmethod
     def execute(
         cls,
         base: ModelConfig,
@@ -90,13 +102,13 @@ class PreviewSamples(io.ComfyNode):
         control: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         if run is not None and lora_model is not None:
-            raise ConfigError("Preview Samples: both `run` and `lora_model` are linked; link one of them")
+            raise ConfigError(_TWO_LORAS)
         of_run = None if run is None else find_lora(str(host.run_folder(run).path), host.runs_root())
         lora, trigger = (of_run.path, of_run.trigger) if of_run else (lora_model, None)
         own = read_lines(prompts)
         texts = [prompt_with_trigger(one, trigger) for one in own or (of_run.sample.prompts if of_run else ())]
         if not texts:
-            raise ConfigError("Preview Samples: `prompts` is empty. Write one prompt a line")
+            raise ConfigError(_NO_PROMPTS)
         if control is not None:
             controls = _linked(control, len(texts))
         else:

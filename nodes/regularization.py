@@ -7,11 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import sockets
-from .settings import REGULARIZATION, checked
+from .node import Node
+from .setting import checked, refused
+from .settings import REGULARIZATION
 from .widgets import widgets
 
 
-class Regularization(io.ComfyNode):
+class Regularization(Node):
     """Preservation of what the base predicts, guidance while training, and the share of regularization sets."""
 
     @classmethod
@@ -25,6 +27,17 @@ class Regularization(io.ComfyNode):
             inputs=widgets(REGULARIZATION),
             outputs=[sockets.Regularization.Output("regularization", tooltip="The settings, for Train LoRA.")],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, output_preservation: bool | None, output_preservation_class: str | None = ""
+    ) -> bool | str:
+        """Refuses a missing class word before anything runs."""
+        shown = {
+            "output_preservation": output_preservation,
+            "output_preservation_class": output_preservation_class,
+        }
+        return refused(REGULARIZATION, shown)
 
     @classmethod
     def execute(cls, **settings: Any) -> io.NodeOutput:

@@ -7,14 +7,18 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer_core.config import SampleConfig, description
+from ..trainer_core.errors import ConfigError
 from . import host, sockets
-from .settings import SAMPLE_SETTINGS, checked
+from .node import Node
+from .setting import checked
+from .settings import SAMPLE_SETTINGS
+from .text_fields import FILES
 from .widgets import widgets
 
 DEFAULT = "default"
 
 
-class SampleSettings(io.ComfyNode):
+class SampleSettings(Node):
     """Size, steps, guidance and seeds of previews. What they show, and when, is said on Train LoRA."""
 
     @classmethod
@@ -32,6 +36,17 @@ class SampleSettings(io.ComfyNode):
             ],
             outputs=[sockets.SampleSettings.Output("sample_settings", tooltip="The settings, for Train LoRA.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, controls: str | None = "") -> bool | str:
+        """Refuses control images that are not there before anything runs."""
+        for name in () if controls is None else (file for files in FILES.read(controls) for file in files):
+            try:
+                if not host.input_file(name, "controls").is_file():
+                    return f"Sample Settings: controls: {name}: there is no such file"
+            except ConfigError as error:
+                return str(error)
+        return True
 
     @classmethod
     def execute(cls, sampler: str = DEFAULT, scheduler: str = DEFAULT, **settings: Any) -> io.NodeOutput:

@@ -8,14 +8,16 @@ from ..trainer_core.api import find_checkpoint
 from ..trainer_core.config import plain_name
 from ..trainer_core.errors import RunError
 from . import host, sockets
+from .node import Node
+from .setting import NEEDS
 
-_LARGEST_STEP = 10_000_000
+LARGEST_STEP = 10_000_000
 _NONE_IS_BEST = (
     ". Set validation_every in Training Options to the same steps as save_every, and validation_share above 0"
 )
 
 
-class SaveCheckpoint(io.ComfyNode):
+class SaveCheckpoint(Node):
     """Copies a run's LoRA into `models/loras`."""
 
     @classmethod
@@ -39,7 +41,8 @@ class SaveCheckpoint(io.ComfyNode):
                     "step",
                     default=0,
                     min=0,
-                    max=_LARGEST_STEP,
+                    max=LARGEST_STEP,
+                    extra_dict={NEEDS: {"which": ["step"]}},
                     tooltip="Which checkpoint to save, if `which` is `step`. The run keeps one every so many steps.",
                 ),
                 io.String.Input(

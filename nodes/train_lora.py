@@ -11,6 +11,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..trainer_core.api import (
     ASK,
+    GO_ON,
     IF_CHANGED,
     Beginning,
     RunFolder,
@@ -36,7 +37,9 @@ from ..trainer_core.errors import ResumeRefused, RunHeld, TrainingError
 from . import host, pictures, sockets
 from .controls import reachable
 from .job import job_config
-from .settings import TRAIN_LORA, Values, advanced, main
+from .node import Node
+from .setting import NEEDS, ON, Values, advanced, main
+from .settings import TRAIN_LORA
 from .shutdown import SHUTDOWN, Ending
 from .text_fields import read_lines
 from .training_view import TrainingView
@@ -48,7 +51,7 @@ _MORE_DATASETS = ("dataset_2", "dataset_3", "dataset_4")
 """Named inputs and not a growing list: saved workflows link by position, and a growing list is not in every page."""
 
 
-class TrainLoRA(io.ComfyNode):
+class TrainLoRA(Node):
     """Trains a LoRA on a base and one or several data sets."""
 
     @classmethod
@@ -76,7 +79,7 @@ class TrainLoRA(io.ComfyNode):
             search_aliases=["train", "training", "finetune", "lora training"],
             is_output_node=True,
             inputs=[
-                sockets.Base.Input("base", tooltip="From Quantize Base."),
+                sockets.Base.Input("base", tooltip="From Base Model."),
                 sockets.LoraConfig.Input("lora", tooltip="From Configure LoRA."),
                 sockets.Dataset.Input("dataset", tooltip="From Load Dataset or Caption with Trigger."),
                 *(sockets.Dataset.Input(name, optional=True, tooltip=more) for name in _MORE_DATASETS),
@@ -102,6 +105,7 @@ class TrainLoRA(io.ComfyNode):
                     optional=True,
                     tooltip=changed,
                     advanced=True,
+                    extra_dict={NEEDS: {"continue_stopped": ON}},
                 ),
             ],
             outputs=[
@@ -160,6 +164,8 @@ class TrainLoRA(io.ComfyNode):
         except RunHeld as error:
             raise RunHeld(f"{error} (by turning continue_stopped off)") from None
         except ResumeRefused as refused:
+            changed = [{"name": field, "now": what} for field, what in refused.changed.items()]
+            host.send_to_node("changed", {"changed": changed, "may_go_on": GO_ON in str(refused)})
             where = "The choice is if_settings_changed, an advanced input of Train LoRA"
             raise ResumeRefused(f"{refused}. {where}", refused.changed) from None
         if begins.run:
@@ -246,18 +252,15 @@ def _show(training: TrainingJob, view: TrainingView, bar: host.ProgressBar | Non
     known = len(view.samples), view.samples[-1:]
     for event in events:
         view.apply(event)
-    host.progress_text(view.text())
-    previews = bool(training.job.sample.prompts)
     new = view.samples and known != (len(view.samples), view.samples[-1:])
     host.send_to_node(
         "progress",
         {
-            "losses": view.curve(),
             "run": training.run.name,
-            "state": view.state,
-            "previews": previews,
+            "text": view.text(),
             "shown": _shown(training.run) if new else None,
         },
+        to_all=True,
     )
     if bar is not None:
         bar.update(view.step, view.steps)
@@ -301,6 +304,6 @@ def results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
         ui={
             **_shown(run),
             "losses": view.curve(),
-            **host.shown_text(view.text(saved_as=", ".join([lora_name, *(name for name, _ in others)]))),
+            "text": [view.text(saved_as=", ".join([lora_name, *(name for name, _ in others)]))],
         },
     )

@@ -7,11 +7,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import sockets
-from .settings import TRAINING_OPTIONS, checked
+from .node import Node
+from .setting import checked, refused
+from .settings import TRAINING_OPTIONS
 from .widgets import widgets
 
 
-class TrainingOptions(io.ComfyNode):
+class TrainingOptions(Node):
     """Optimizer, noise levels, loss, averaging, validation."""
 
     @classmethod
@@ -25,6 +27,12 @@ class TrainingOptions(io.ComfyNode):
             inputs=widgets(TRAINING_OPTIONS),
             outputs=[sockets.TrainingOptions.Output("training_options", tooltip="The settings, for Train LoRA.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, stage_boundaries: str | None = "", optimizer_options: str | None = "") -> bool | str:
+        """Refuses texts that say nothing before anything runs."""
+        shown = {"stage_boundaries": stage_boundaries, "optimizer_options": optimizer_options}
+        return refused(TRAINING_OPTIONS, shown)
 
     @classmethod
     def execute(cls, **settings: Any) -> io.NodeOutput:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from comfy_api.latest import io
 
 from ..trainer_core.config import Section, description
-from .settings import Setting
+from .setting import NEEDS, Setting
 
 _LARGEST = 2**53 - 1
 """Whole numbers beyond this are not exact in a browser."""
@@ -27,6 +27,8 @@ def _of_setting(setting: Setting) -> io.Input:
     options = dict(setting.options)
     if setting.advanced:
         options["advanced"] = True
+    if setting.needs:
+        options["extra_dict"] = {NEEDS: dict(setting.needs)}
     if setting.text is not None:
         tooltip = f"{description(setting.section, setting.field)} {setting.text.hint}"
         default, lines = setting.default, setting.text.multiline

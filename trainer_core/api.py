@@ -25,6 +25,9 @@ from .assignments import accepted_by, changed_job
 from .captioning.drafting import draft_captions
 from .captioning.models import CaptionModel, find_models
 from .checks import check_job
+from .choosing.choose import PICTURES, Choice, known_choice
+from .choosing.embedding import STATISTICS
+from .choosing.verdict import Alarm, Measures
 from .config import JobConfig, ModelConfig, SampleConfig
 from .data.cache import CACHE_FOLDER, CacheUsage, TensorCache
 from .data.captions import PLACEHOLDER, encoder_text, prompt_with_trigger
@@ -54,14 +57,17 @@ from .families.registry import (
     register_family,
     register_provider,
     spec_of,
+    with_family,
 )
 from .families.sources.tokenizers import register_tokenizers
+from .importing.draft import Note
+from .importing.imported import Imported, import_config
 from .job import TrainingJob, serve
 from .loras import FoundLora, find_lora
 from .memory.recovery_job import RecoverySettings, make_recovery
 from .presets import SUBJECTS, VRAM_GB, Change, Subject, by_part, preset
 from .presets import warning as preset_warning
-from .resuming import ASK, IF_CHANGED, Beginning, Changed, beginning, changed_since
+from .resuming import ASK, GO_ON, IF_CHANGED, Beginning, Changed, beginning, changed_since
 from .roots import Roots, is_below
 from .runs.checkpoints import Checkpoint
 from .runs.details import (
@@ -87,7 +93,7 @@ from .runs.events import (
     Warning,
 )
 from .runs.find import find_checkpoint, find_run, find_waiting, free_name, run_called, runs_in, waiting_alone
-from .runs.moving import Trashed, rename_run, restore_run, trash_run, trashed_in
+from .runs.moving import TRASH, Trashed, rename_run, restore_run, trash_run, trashed_in
 from .runs.news import RunNews
 from .runs.queue import DeviceQueue, Waiting, device_key, queue_places, queues
 from .runs.requests import CONTINUE, PAUSE, REQUESTS, SAMPLE, SAVE, STOP
@@ -108,6 +114,7 @@ if TYPE_CHECKING:
 
     from .memory.planning import Planned
     from .sampling.preview import Drawn
+    from .sampling.sampler import SamplerSettings
 
 
 def cache_of(runs: Path) -> TensorCache:
@@ -215,6 +222,64 @@ def sample_frames(
         controls=controls,
         progress=progress,
         cache=cache,
+    )
+
+
+def drawing_settings(model: ModelConfig, sample: SampleConfig) -> tuple[SamplerSettings, bool]:
+    """How previews are drawn, with the base's own values where the job says nothing, and whether guidance is distilled.
+
+    Raises:
+        FoundryError: if the base cannot be opened, or the settings do not fit it.
+    """
+    from contextlib import closing
+
+    from .sampling.sampler import SamplerSettings
+
+    with closing(open_base(model)) as base:
+        return SamplerSettings.of(sample, base), base.guidance_distilled
+
+
+def choose_checkpoint(
+    run: RunFolder,
+    *,
+    model: ModelConfig | None = None,
+    draw: bool = True,
+    pictures: int = PICTURES,
+    prompts: Sequence[str] = (),
+    embedding: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Choice:
+    """Measures each checkpoint of a run, on held-out pictures and on drawn ones, and says which is best and why.
+
+    What was measured is kept in the run's folder (`choice.json`, and pictures in `choosing/`), so only checkpoints that
+    are new are measured again; `known_choice` reads it. The run may be at work meanwhile: nothing of it is changed, and
+    no checkpoint is pinned or deleted.
+
+    Args:
+        model: in place of the run's own base, which a host may have elsewhere.
+        draw: also draw and compare pictures; without it, only losses are looked at.
+        pictures: of each checkpoint and of the base: so many with the trigger, and as many without.
+        prompts: in place of the run's previews, with `[trigger]` or without.
+        embedding: what compares pictures: a vision model's file or folder, or `STATISTICS`; if not told, a model that
+            is found on this machine, else the data's own statistics.
+        progress: hears what is done, how much of it and of how much; ends the work by raising. What was measured until
+            then is kept.
+
+    Raises:
+        RunError: if the run has no intact checkpoint.
+        FoundryError: if base, data or embedding cannot be used.
+    """
+    from .choosing.choose import choose_checkpoint as choose
+    from .data.progress import silent
+
+    return choose(
+        run,
+        model=model,
+        draw=draw,
+        pictures=pictures,
+        prompts=prompts,
+        embedding=embedding,
+        progress=progress or silent,
     )
 
 

@@ -84,8 +84,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     _training_commands(add)
     _run_commands(add)
     _queue_commands(add)
-    parts = _file_parts() if {"sample", "export"} & set(arguments) else ()
+    parts = _file_parts() if {"sample", "export", "choose"} & set(arguments) else ()
     _sample_command(add, parts)
+    _choose_command(add, parts)
     _recover_command(add)
     _export_command(add, parts)
     _listing_commands(add)
@@ -94,7 +95,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
-    """demo, init, train, plan, resume."""
+    """demo, init, import, train, plan, resume."""
     demo = add("demo", "pictures", "teach the embedded base a new shape and measure what came of it")
     demo.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="default: ./demo")
     demo.add_argument("--json", metavar="FILE", type=Path, help="also write the figures as JSON")
@@ -105,6 +106,11 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
     init.add_argument("--preset", choices=("character", "style", "object"), help="settings for what is to be learned")
     init.add_argument("--vram", metavar="GB", type=values.positive, help="with --preset: the GPU's memory; default: 12")
     init.add_argument("--family", metavar="NAME", help="with --preset: the base's family; default: sdxl")
+
+    take_over = add("import", "importing.import_", "make a job of a file of AI Toolkit, sd-scripts or diffusion-pipe")
+    take_over.add_argument("files", metavar="FILE", nargs="+", type=Path, help="YAML or TOML; then what belongs to it")
+    take_over.add_argument("--out", metavar="JOB.yaml", type=Path, help="default: job.yaml; with --json none")
+    _json_option(take_over)
 
     train = add("train", "training", "train a job")
     train.add_argument("job", metavar="JOB.yaml", type=Path)
@@ -120,13 +126,8 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
 
     resume = add("resume", "training", "go on with a run that was stopped, from its last checkpoint")
     _run_argument(resume)
-    resume.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        action="append",
-        default=[],
-        help="change a setting (train.steps=900); repeat",
-    )
+    change = "change a setting (train.steps=900); repeat"
+    resume.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=change)
     resume.add_argument("--job", metavar="JOB.yaml", type=Path, help="go on with this job instead of the run's own")
     resume.add_argument(
         "--accept", metavar="WHAT", action="append", default=[], help="data: go on though the data set changed; repeat"
@@ -137,7 +138,7 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
 
 
 def _run_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
-    """runs, tell, pin."""
+    """runs, tell, pin, rename, delete, restore."""
     runs = add("runs", "runs", "list the runs, their state and their place in the queue")
     _runs_option(runs)
     _json_option(runs)
@@ -152,6 +153,19 @@ def _run_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> No
     pin.add_argument("step", metavar="STEP", type=values.count)
     pin.add_argument("--remove", action="store_true", help="let it go the way of the others again")
     _runs_option(pin)
+
+    rename = add("rename", "runs", "give a run that nobody works on another name")
+    _run_argument(rename)
+    rename.add_argument("name", metavar="NAME")
+    _runs_option(rename)
+
+    delete = add("delete", "runs", "move a run to the trash of its runs folder, .trash, which is yours to empty")
+    _run_argument(delete)
+    _runs_option(delete)
+
+    restore = add("restore", "runs", "bring a run back from the trash")
+    restore.add_argument("run", metavar="RUN", help="its name, or that of its folder in .trash")
+    _runs_option(restore)
 
 
 def _queue_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) -> None:
@@ -206,6 +220,38 @@ def _sample_command(add: Callable[[str, str, str], argparse.ArgumentParser], par
     sample.add_argument("--device", help="auto, cpu, cuda …")
     _runs_option(sample)
     _json_option(sample)
+
+
+def _choose_command(add: Callable[[str, str, str], argparse.ArgumentParser], parts: Iterable[str]) -> None:
+    """choose."""
+    choose = add("choose", "choosing", "measure a run's checkpoints, and tell which is best and whether it over-trains")
+    _run_argument(choose)
+    choose.add_argument("--no-draw", dest="draw", action="store_false", help="look at losses alone, draw no pictures")
+    choose.add_argument(
+        "--pictures",
+        metavar="N",
+        type=values.count,
+        default=6,
+        help="to compare of each checkpoint, with the trigger, and as many without; default: 6",
+    )
+    choose.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what to draw, with [trigger] or without; repeat; default: the run's previews, then its captions",
+    )
+    choose.add_argument(
+        "--embedding",
+        metavar="MODEL",
+        help="what compares pictures: a file or folder of CLIP vision, SigLIP or DINOv2, or `statistics`, the data's "
+        "own; default: a model that is found here, else statistics",
+    )
+    choose.add_argument("--known", action="store_true", help="show what was measured before, measure nothing")
+    _base_options(choose, parts)
+    choose.set_defaults(bases="chosen")
+    choose.add_argument("--device", help="auto, cpu, cuda …")
+    _runs_option(choose)
+    _json_option(choose)
 
 
 def _export_command(add: Callable[[str, str, str], argparse.ArgumentParser], parts: Iterable[str]) -> None:

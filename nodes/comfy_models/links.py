@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from ...trainer_core.config import ModelConfig, validated
+from ...trainer_core.config import LINKS, ModelConfig, validated
+from ...trainer_core.units import size
 from .base import ComfyBase
 from .layers import described
-from .loading import Linked, remember
+from .loading import Linked, recall, remember
 from .spec import FAMILY
 
 
@@ -42,5 +43,20 @@ def linked_model(
     opened = ComfyBase.open(base)
     opened.check_parts()
     sizes = described(models[0].model.diffusion_model, opened.spec.targets["attention_mlp"])
-    text = f"{opened.spec.title}\na LoRA of attention and feed-forward adapts\n{sizes}"
-    return base, "\n".join([text, *opened.precision_told()])
+    dtype = str(models[0].model_dtype()).removeprefix("torch.")
+    text = f"{opened.spec.title} (family {FAMILY}), {size(models[0].model_size())}, {dtype}"
+    adapts = f"a LoRA of attention and feed-forward adapts\n{sizes}"
+    return base, "\n".join([text, adapts, *opened.precision_told()])
+
+
+def linked_again(model: ModelConfig) -> ModelConfig:
+    """The base of an earlier run: one that links made keeps their objects alive again; any other is as it was.
+
+    Raises:
+        BaseModelError: if the links are not there any more.
+    """
+    if not model.source.startswith(LINKS):
+        return model
+    base = validated(LinkedModel, model.model_dump())
+    base._linked = recall(model.source)  # noqa: SLF001 - our own class
+    return base

@@ -42,6 +42,7 @@ def _here() -> Callable[[str], dict[str, Any]]:
             "here": found is not None,
             "node": found.node if found else None,
             "prompt_id": found.prompt_id if found else queued.get(name),
+            "workflow": host.workflow_of(found.prompt_id) if found else None,
             "goes_on": going_on.goes_on(name) or name in queued,
         }
 

@@ -34,19 +34,21 @@ def fails(server: ComfyServer, prompt: dict[str, Any], failed_node: str, *parts:
     assert result.failed_node == failed_node
     for part in parts:
         assert part in result.error
+    assert result.messages["execution_error"]["exception_type"] == "LoRA Foundry"  # which comes before the sentence
     assert set(runs.glob("*")) == before
 
 
-def refused(server: ComfyServer, prompt: dict[str, Any], *parts: str) -> None:
-    """Queues a prompt that must not even be accepted."""
+def refused(server: ComfyServer, prompt: dict[str, Any], *parts: str, node: str = "") -> None:
+    """Queues a prompt that must not even be accepted, or not that part of it, because of a node."""
     answer = server.post("/prompt", {"prompt": server.filled(prompt)})
-    assert "prompt_id" not in answer or answer.get("node_errors")
+    assert answer["node_errors"]
+    assert not node or {one["class_type"] for one in answer["node_errors"].values()} == {node}
     for part in parts:
         assert part in str(answer["node_errors"])
 
 
 def test_missing_folder(server: ComfyServer, training: Training) -> None:
-    fails(server, training("x", folder="nowhere"), "FoundryLoadDataset", "nowhere")
+    refused(server, training("x", folder="nowhere"), "nowhere", "no such folder", node="FoundryLoadDataset")
 
 
 def test_empty_folder(server: ComfyServer, training: Training, folder: Path) -> None:
@@ -67,13 +69,13 @@ def test_missing_caption_is_named(server: ComfyServer, training: Training, folde
 
 
 def test_folder_outside_of_input(server: ComfyServer, training: Training) -> None:
-    fails(server, training("x", folder="../output"), "FoundryLoadDataset", "leads out of", "input")
+    refused(server, training("x", folder="../output"), "leads out of", "input", node="FoundryLoadDataset")
 
 
 def test_resolutions_that_are_no_numbers(server: ComfyServer, training: Training) -> None:
     prompt = training("x")
     prompt["data"]["inputs"]["resolutions"] = "big"
-    fails(server, prompt, "FoundryLoadDataset", "big", "512, 768, 1024")
+    refused(server, prompt, "resolutions", "big", "512, 768, 1024", node="FoundryLoadDataset")
 
 
 def test_settings_that_do_not_fit_together(server: ComfyServer, training: Training) -> None:
@@ -84,11 +86,12 @@ def test_preservation_without_its_class_word(server: ComfyServer, training: Trai
     prompt = training("x")
     prompt["kept"] = node("Regularization", output_preservation=True)
     prompt["train"]["inputs"]["regularization"] = ["kept", 0]
-    fails(server, prompt, "FoundryRegularization", "output_preservation_class")
+    refused(server, prompt, "output_preservation_class", node="FoundryRegularization")
 
 
 def test_validation_with_nothing_to_validate_on(server: ComfyServer, training: Training) -> None:
-    fails(server, training("x", options={"validation_every": 2}), "FoundryTrainLoRA", "validation.share")
+    widgets = "validation_every of Training Options", "validation_share of Training Options"
+    fails(server, training("x", options={"validation_every": 2}), "FoundryTrainLoRA", *widgets)
 
 
 def test_an_argument_that_the_optimizer_does_not_take(server: ComfyServer, training: Training) -> None:
@@ -97,7 +100,7 @@ def test_an_argument_that_the_optimizer_does_not_take(server: ComfyServer, train
 
 def test_text_that_is_no_argument(server: ComfyServer, training: Training) -> None:
     prompt = training("x", options={"optimizer_options": "d_coef 2"})
-    fails(server, prompt, "FoundryTrainingOptions", "optimizer_options", "d_coef 2")
+    refused(server, prompt, "optimizer_options", "d_coef 2", node="FoundryTrainingOptions")
 
 
 def test_mask_that_is_missing_is_named(server: ComfyServer, training: Training, folder: Path) -> None:
@@ -111,6 +114,21 @@ def test_a_regularization_set_takes_no_trigger(server: ComfyServer, training: Tr
     prompt = training("x")
     prompt["data"]["inputs"]["role"] = "regularization"
     fails(server, prompt, "FoundryCaptionWithTrigger", "regularization", "trigger")
+
+
+def test_a_family_that_the_embedded_base_is_not_of(server: ComfyServer, training: Training) -> None:
+    prompt = training("x")
+    prompt["base"]["inputs"]["family"] = "sd15"
+    refused(server, prompt, "FLUX.1", "sd15", "auto", node="FoundryQuantizeBase")
+
+
+def test_a_failure_is_one_line_in_the_log(server: ComfyServer, training: Training) -> None:
+    begin = len(server.log())
+    fails(server, training("x", options={"warmup_steps": 100}), "FoundryTrainLoRA", "warmup_steps")
+    lines = [line for line in server.log()[begin:].splitlines() if "warmup_steps" in line]
+    assert len(lines) == 1
+    assert "Traceback" not in server.log()[begin:]
+    assert "trainer_core" not in server.log()[begin:]
 
 
 def test_base_that_is_not_there(server: ComfyServer, training: Training) -> None:
@@ -163,4 +181,4 @@ def test_preview_without_prompts(server: ComfyServer) -> None:
         "base": base(),
         "preview": node("PreviewSamples", base=["base", 0], prompts=" \n"),
     }
-    fails(server, prompt, "FoundryPreviewSamples", "prompts")
+    refused(server, prompt, "prompts", node="FoundryPreviewSamples")

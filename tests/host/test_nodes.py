@@ -26,6 +26,7 @@ NODES = {
     "FoundrySaveCheckpoint",
     "FoundryPreviewSamples",
     "FoundryLoadBase",
+    "FoundryLoadRun",
 }
 LISTS = {
     "warm_start",

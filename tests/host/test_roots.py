@@ -14,7 +14,7 @@ from PIL import Image
 
 from .conftest import base, node
 from .server import ComfyServer
-from .test_bad_input import fails
+from .test_bad_input import fails, refused
 
 Training = Callable[..., dict[str, Any]]
 OUTSIDE = ["/etc", "../../etc", "//server/share", "\\\\server\\share", "C:\\pictures", "~/pictures"]
@@ -42,14 +42,17 @@ def test_folders_outside_of_the_roots_are_refused(server: ComfyServer, training:
     for widget in ("folder", "mask_folder", "control_folders"):
         prompt = training("x")
         prompt["data"]["inputs"][widget] = path
-        fails(server, prompt, "FoundryLoadDataset", f"Load Dataset: {widget}:")
+        if widget == "folder":
+            refused(server, prompt, f"Load Dataset: {widget}:", node="FoundryLoadDataset")
+        else:
+            fails(server, prompt, "FoundryLoadDataset", f"Load Dataset: {widget}:")
     prompt = training("x")
     prompt["base"] = base(path)
-    fails(server, prompt, "FoundryQuantizeBase", "folder_or_repo")
+    refused(server, prompt, "folder_or_repo", node="FoundryQuantizeBase")
 
 
 def test_the_message_says_how_to_allow_a_folder(server: ComfyServer, training: Training, pictures: Path) -> None:
-    fails(server, training("x", folder=str(pictures)), "FoundryLoadDataset", "__lora_foundry", "LORA_FOUNDRY_ROOTS")
+    refused(server, training("x", folder=str(pictures)), "__lora_foundry", "LORA_FOUNDRY_ROOTS")
 
 
 def test_a_folder_that_the_owner_lists_is_read(server: ComfyServer, pictures: Path, listed: Path) -> None:

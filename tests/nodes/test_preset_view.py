@@ -62,3 +62,31 @@ def test_the_node_tells_settings_and_reasons(pack: Pack, view: ModuleType, prese
 
 def test_nothing_is_asked_of_the_user_that_is_so_anyway(pack: Pack, view: ModuleType, presets: ModuleType) -> None:
     assert "yourself" not in view.told(presets.preset("character", 12, spec(pack, "sdxl")), None)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "flux1"])
+def test_a_preset_as_values_of_widgets_is_the_same_job(
+    pack: Pack, view: ModuleType, presets: ModuleType, family: str
+) -> None:
+    """What the page fills in, read back through the nodes' tables, is what the preset says."""
+    changes = presets.preset("style", 24, spec(pack, family))
+    filled = view.filled(changes, ())
+    by_node = pack("nodes.settings").BY_NODE
+    assert len(filled) == len(changes)
+    for one, change in zip(filled, changes, strict=True):
+        (setting,) = (setting for setting in by_node[one["node"]] if setting.widget == one["widget"])
+        value = setting.value(one["value"])
+        assert (tuple(value) if isinstance(value, list) else value) == change.value
+        assert one["why"] == change.reason
+    assert {"node": "FoundryTrainLoRA", "widget": "save_every", "value": 250} in [
+        {key: one[key] for key in ("node", "widget", "value")} for one in filled
+    ]
+
+
+def test_what_only_another_preset_changes_goes_back(pack: Pack, view: ModuleType, presets: ModuleType) -> None:
+    """Whoever has filled in a style and then takes a character keeps nothing of the style."""
+    style, character = (presets.preset(one, 24, spec(pack, "sdxl")) for one in ("style", "character"))
+    values = {(one["node"], one["widget"]): one["value"] for one in view.filled(character, style)}
+    assert values["FoundryConfigureLoRA", "conv_rank"] == 0
+    assert values["FoundryCaptionWithTrigger", "caption_dropout"] == 0.0
+    assert values["FoundryConfigureLoRA", "rank"] == 32

@@ -23,12 +23,13 @@ _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflow_trains_the_demos_recipe(pack: Pack, name: str) -> None:
     settings, job = pack("nodes.settings"), pack("trainer_core.demo").demo_job()
+    parts = pack("nodes.setting").PARTS
     path = ROOT / "example_workflows" / f"{name}.json"
     graph = json.loads(path.read_text(encoding="utf-8"))
     set_parts, wrong = set(), {}
     for node in graph["nodes"]:
         for one in settings.BY_NODE.get(node["type"], ()):
-            part = settings.PARTS[one.section]
+            part = parts[one.section]
             if part not in PARTS:
                 continue
             set_parts.add(part)

@@ -59,6 +59,7 @@ NEEDED = {
     "timestep_min": {"timestep_max": 1.0},
 }
 """What a setting cannot be without."""
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 @pytest.fixture
@@ -66,10 +67,15 @@ def settings(pack: Pack) -> ModuleType:
     return pack("nodes.settings")
 
 
-def test_every_field_has_exactly_one_place(settings: ModuleType) -> None:
-    tables = [(settings.PARTS[one.section], one.field) for table in settings.BY_NODE.values() for one in table]
+@pytest.fixture
+def form(pack: Pack) -> ModuleType:
+    return pack("nodes.setting")
+
+
+def test_every_field_has_exactly_one_place(settings: ModuleType, form: ModuleType) -> None:
+    tables = [(form.PARTS[one.section], one.field) for table in settings.BY_NODE.values() for one in table]
     places = Counter([*tables, *OWN_WIDGETS, *NO_WIDGET])
-    fields = {(part, name) for section, part in settings.PARTS.items() for name in section.model_fields}
+    fields = {(part, name) for section, part in form.PARTS.items() for name in section.model_fields}
     assert {place for place, count in places.items() if count > 1} == set()
     assert fields - set(places) == set(), "no widget"
     assert set(places) - fields == set(), "no such field"
@@ -93,12 +99,12 @@ def test_nodes_have_the_widgets_of_their_tables_and_few_more(settings: ModuleTyp
             assert inputs[one.widget][2].get("advanced", False) == one.advanced
 
 
-def test_the_parts_are_those_of_a_job(pack: Pack, settings: ModuleType) -> None:
+def test_the_parts_are_those_of_a_job(pack: Pack, settings: ModuleType, form: ModuleType) -> None:
     """A section added to the job must be added here."""
     job = pack("trainer_core.config").JobConfig
-    inner = {"datasets" if part == "dataset" else part for part in settings.PARTS.values()}
+    inner = {"datasets" if part == "dataset" else part for part in form.PARTS.values()}
     assert set(job.model_fields) - inner == {"name", "trigger"}  # on Train LoRA; on Caption with Trigger
-    for section, part in settings.PARTS.items():
+    for section, part in form.PARTS.items():
         if part != "dataset":
             assert job.model_fields[part].annotation is section
 
@@ -108,15 +114,15 @@ def test_widgets_names_are_unique_on_their_node(settings: ModuleType) -> None:
         assert max(Counter(one.widget for one in table).values()) == 1
 
 
-def test_untouched_widgets_give_the_defaults(settings: ModuleType) -> None:
+def test_untouched_widgets_give_the_defaults(settings: ModuleType, form: ModuleType) -> None:
     for table in settings.BY_NODE.values():
         untouched = {one.widget: one.default for one in table}
         for one in table:
-            plain = one.section(folder="x") if settings.PARTS[one.section] == "dataset" else one.section()
-            assert _section(settings, table, one, untouched) == plain
+            plain = one.section(folder="x") if form.PARTS[one.section] == "dataset" else one.section()
+            assert _section(form, table, one, untouched) == plain
 
 
-def test_each_changed_widget_changes_its_field_alone(settings: ModuleType) -> None:
+def test_each_changed_widget_changes_its_field_alone(settings: ModuleType, form: ModuleType) -> None:
     for table in settings.BY_NODE.values():
         untouched = {one.widget: one.default for one in table}
         for one in table:
@@ -124,7 +130,7 @@ def test_each_changed_widget_changes_its_field_alone(settings: ModuleType) -> No
                 continue
             shown, expected = other
             common = {**untouched, **NEEDED.get(one.field, {})}
-            before, after = (_section(settings, table, one, {**common, **new}) for new in ({}, {one.widget: shown}))
+            before, after = (_section(form, table, one, {**common, **new}) for new in ({}, {one.widget: shown}))
             changed = {name for name in one.section.model_fields if getattr(before, name) != getattr(after, name)}
             assert changed == {one.field}
             assert getattr(after, one.field) == expected, one.field
@@ -146,13 +152,42 @@ def test_numbers_stand_for_empty_fields(settings: ModuleType) -> None:
     assert by_name["mask_minimum"].value(0.0) == 0.0  # not all zeros mean empty
 
 
-def test_settings_that_do_not_fit_are_refused_by_their_node(pack: Pack, settings: ModuleType) -> None:
+def test_settings_that_do_not_fit_are_refused_by_their_node(pack: Pack, settings: ModuleType, form: ModuleType) -> None:
     error = pack("trainer_core.errors").ConfigError
     table = settings.REGULARIZATION
     shown = {one.widget: one.default for one in table} | {"output_preservation": True}
     with pytest.raises(error, match="output_preservation_class"):
-        settings.checked(table, shown)
-    assert settings.checked(table, {**shown, "output_preservation_class": "shape"}).keys() == {"regularization"}
+        form.checked(table, shown)
+    assert form.checked(table, {**shown, "output_preservation_class": "shape"}).keys() == {"regularization"}
+
+
+def test_what_depends_on_a_widget_says_so(settings: ModuleType, form: ModuleType) -> None:
+    """The page hides what would do nothing; `needs` names widgets of the same node and values that they can have."""
+    needs = {name: {one.widget: one.needs for one in table} for name, table in settings.BY_NODE.items()}
+    regularization, options = needs["FoundryRegularization"], needs["FoundryTrainingOptions"]
+    assert regularization["output_preservation_class"] == {"output_preservation": form.ON}
+    assert options["huber_delta"] == {"loss_type": ["huber", "smooth_l1"]}
+    assert options["lr_cycles"] == {"lr_scheduler": ["cosine_with_restarts"]}
+    assert options["ema_warmup"] == {"ema_decay": form.ON}
+    assert needs["FoundryConfigureLoRA"]["conv_alpha"] == {"conv_rank": form.ON}
+    for table in settings.BY_NODE.values():
+        widgets = {one.widget: one for one in table}
+        for one in table:
+            for name, values in one.needs.items():
+                kind = widgets[name].section.model_fields[widgets[name].field].annotation
+                assert values == form.ON or set(values) < set(typing.get_args(kind)), one.widget
+
+
+def test_no_node_shows_more_than_ten_widgets_at_first() -> None:
+    """By the snapshot, as above: the rest is advanced. Sockets are no widgets."""
+    known = json.loads((ROOT / "tests" / "host" / "node_info.json").read_text(encoding="utf-8"))
+    for name, node in known.items():
+        plain = [
+            widget
+            for widget, (_, kind, options) in node["inputs"].items()
+            if kind in WIDGETS and not options.get("advanced") and not options.get("forceInput")
+        ]
+        assert len(plain) <= 10, (name, plain)
 
 
 def test_text_that_says_nothing_is_named(pack: Pack, settings: ModuleType) -> None:
@@ -211,11 +246,11 @@ def _default(setting: Any) -> Any:
     return setting.section.model_fields[setting.field].get_default(call_default_factory=True)
 
 
-def _section(settings: ModuleType, table: Any, setting: Any, shown: dict[str, Any]) -> Any:
+def _section(form: ModuleType, table: Any, setting: Any, shown: dict[str, Any]) -> Any:
     """The setting's section as a node's widgets make it."""
-    part = settings.PARTS[setting.section]
+    part = form.PARTS[setting.section]
     required = {"folder": "x"} if part == "dataset" else {}
-    return setting.section(**required, **settings.values(table, shown)[part])
+    return setting.section(**required, **form.values(table, shown)[part])
 
 
 def _another(setting: Any) -> tuple[Any, Any] | None:

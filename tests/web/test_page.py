@@ -17,12 +17,12 @@ MISSING = (
 CURVE = """() => {
   const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
   const panel = node.widgets.find((w) => w.name === "foundry_panel");
-  return panel?.foundry.line.getAttribute("points") ?? "";
+  return panel?.element.querySelector("polyline.lf-train")?.getAttribute("points") ?? "";
 }"""
 
 BUTTONS = """() => {
   const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
-  const row = node.widgets.find((w) => w.name === "foundry_panel")?.foundry.row;
+  const row = node.widgets.find((w) => w.name === "foundry_panel")?.element.querySelector(".lf-panel-row");
   return [...(row?.children ?? [])].filter((b) => b.offsetParent !== null).map((b) => b.textContent);
 }"""
 
@@ -97,8 +97,7 @@ def test_saved_workflow_does_not_change_by_running(page: Any, server: ComfyServe
     page.evaluate("""() => {
       const api = window.comfyAPI.api.api;
       const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
-      api.dispatchCustomEvent("lora_foundry.progress", {
-        node: String(node.id), losses: [3, 2, 1], run: "a run", state: "running", previews: true });
+      api.dispatchCustomEvent("lora_foundry.progress", { node: String(node.id), run: "a run", text: "step 1" });
       node.onExecuted({ text: ["done"], losses: [3, 2, 1] });
     }""")
     saved = page.evaluate("() => window.app.graph.serialize()")

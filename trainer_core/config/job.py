@@ -84,8 +84,9 @@ class JobConfig(Section):
             )
         if self.memory.compile and self.adapter.dropout:
             raise ValueError("memory.compile: dropout would be compiled anew in each step; set adapter.dropout to 0")
-        if "ema" in (self.save.weights, self.sample.weights) and self.train.ema_decay is None:
-            raise ValueError("weights: ema needs train.ema_decay")
+        averaged = [part for part in ("save", "sample") if getattr(self, part).weights == "ema"]
+        if averaged and self.train.ema_decay is None:
+            raise ValueError(f"{averaged[0]}.weights: ema needs train.ema_decay")
         return self
 
     @property

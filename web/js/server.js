@@ -1,11 +1,12 @@
 // Requests to the pack's routes on ComfyUI's server.
 import { api } from "../../../scripts/api.js";
 
-/** What the server refused, in its own words. */
+/** What the server refused, in its own words; `told` is its whole answer. */
 export class Refused extends Error {
-  constructor(status, message) {
+  constructor(status, message, told = {}) {
     super(message);
     this.status = status;
+    this.told = told;
   }
 }
 
@@ -35,5 +36,5 @@ export async function post(parts, body = {}) {
 async function answered(answer) {
   if (answer.ok) return answer.json();
   const told = await answer.json().catch(() => ({}));
-  throw new Refused(answer.status, told.error ?? answer.statusText);
+  throw new Refused(answer.status, told.error ?? answer.statusText, told);
 }

@@ -1,4 +1,4 @@
-"""Quantize Base: which base model is trained on, and how precisely it is held."""
+"""Base Model: which base model is trained on, and how precisely it is held."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from comfy_api.latest import io
 
 from ..trainer_core.api import family_names, open_base
 from ..trainer_core.config import ModelConfig, description, validated
-from ..trainer_core.errors import ConfigError
+from ..trainer_core.errors import BaseModelError, ConfigError, FoundryError
 from . import host, sockets
 from .base_files import EMBEDDED, FROM_SOURCE, NO_ADAPTER, OPTIONAL, PARTS, file_of, named_source, source_names
 from .comfy_models.files import TRAINING_ADAPTER
 from .comfy_models.links import linked_model
 from .comfy_models.spec import FAMILY
-from .settings import QUANTIZATION, QUANTIZE_BASE, values
+from .node import Node
+from .setting import NEEDS, NOT_LINKED, UNLINKED, values
+from .settings import BASE_MODEL, QUANTIZATION, QUANTIZED
 from .widgets import widgets
 
 AUTO = ModelConfig().family
-_SETTINGS = (*QUANTIZE_BASE, *QUANTIZATION)
+_NO_MODEL = {UNLINKED: ["model"]}
+_SETTINGS = (*BASE_MODEL, *QUANTIZATION)
 _SOURCE = (
     "Where the weights come from: `embedded` (the tiny base that ships with LoRA Foundry and trains on any computer), "
     "or a file of ComfyUI's models folders. For a folder or a repository use folder_or_repo."
@@ -47,7 +50,7 @@ _AUDIO_VAE = (
 )
 
 
-class QuantizeBase(io.ComfyNode):
+class BaseModel(Node):
     """The base model. Of a file only the header is read here: training and previews open it when they run."""
 
     @classmethod
@@ -55,16 +58,34 @@ class QuantizeBase(io.ComfyNode):
         families = [AUTO, *family_names()]
         return io.Schema(
             node_id="FoundryQuantizeBase",
-            display_name="Quantize Base (Foundry)",
+            display_name="Base Model (Foundry)",
             category=sockets.CATEGORY,
             description="Chooses the base model that the LoRA is trained for, and the precision that it is held in.",
-            search_aliases=["base model", "load model", "checkpoint", "quantization", "precision"],
+            search_aliases=[
+                "base model",
+                "quantize base",
+                "quantize",
+                "quantization",
+                "checkpoint",
+                "load model",
+                "load checkpoint",
+                "diffusion model",
+                "flux",
+                "sdxl",
+                "precision",
+            ],
             is_output_node=True,  # so that it can be run alone, to see what is found of linked models
             inputs=[
                 io.Combo.Input("family", options=families, default=AUTO, tooltip=_FAMILY),
-                io.Combo.Input("source", options=source_names(host.model_names), default=EMBEDDED, tooltip=_SOURCE),
-                *widgets(QUANTIZE_BASE),
-                io.String.Input("folder_or_repo", default="", tooltip=_FOLDER, advanced=True),
+                io.Combo.Input(
+                    "source",
+                    options=source_names(host.model_names),
+                    default=EMBEDDED,
+                    tooltip=_SOURCE,
+                    extra_dict=_NO_MODEL,
+                ),
+                *widgets(BASE_MODEL),
+                io.String.Input("folder_or_repo", default="", tooltip=_FOLDER, advanced=True, extra_dict=_NO_MODEL),
                 *(_part(name) for name in PARTS if name not in OPTIONAL),
                 io.Model.Input("model", optional=True, tooltip=_MODEL),
                 io.Clip.Input("clip", optional=True, tooltip=_CLIP),
@@ -80,10 +101,26 @@ class QuantizeBase(io.ComfyNode):
                     tooltip=description(ModelConfig, "recovery_adapter"),
                     advanced=True,
                     optional=True,
+                    extra_dict={NEEDS: {"quantization": QUANTIZED}},
                 ),
             ],
             outputs=[sockets.Base.Output("base", tooltip="The base, for Train LoRA and Preview Samples.")],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, family: str | None, source: str | None, folder_or_repo: str | None = "", model: Any = NOT_LINKED
+    ) -> bool | str:
+        """Refuses a source that is not there, and a family that it is not of, before anything runs."""
+        if model is not NOT_LINKED or family is None or source is None or folder_or_repo is None:
+            return True
+        try:
+            base = validated(ModelConfig, {"family": family, "source": source_of(source, folder_or_repo, None)})
+            if base.source == EMBEDDED:
+                _check_embedded(family)
+        except FoundryError as error:
+            return cls.in_widgets(error)
+        return True if family in (AUTO, *family_names()) else f"family: there are: {', '.join(family_names())}"
 
     @classmethod
     def execute(
@@ -116,7 +153,7 @@ class QuantizeBase(io.ComfyNode):
             return io.NodeOutput(linked, ui=host.shown_text(text))
         fields = {
             "family": family,
-            "source": _source(source, folder_or_repo, model),
+            "source": source_of(source, folder_or_repo, model),
             "device": host.device(),
             "files": files,
             **held,
@@ -124,8 +161,10 @@ class QuantizeBase(io.ComfyNode):
         base = validated(ModelConfig, fields)
         if base.source != EMBEDDED and not Path(base.source).exists():  # a repository that would be downloaded
             return io.NodeOutput(base)
-        told = open_base(base).precision_told()  # says now what is wrong with a file
-        return io.NodeOutput(base, ui=host.shown_text("\n".join(told)) if told else None)
+        opened = open_base(base)
+        told = opened.precision_told()  # says now what is wrong with a file
+        what = f"{opened.spec.title} (family {opened.spec.name}), {str(opened.dtype).removeprefix('torch.')}"
+        return io.NodeOutput(base, ui=host.shown_text("\n".join([what, *told])))
 
 
 def _part(name: str) -> io.Input:
@@ -139,7 +178,21 @@ def _part(name: str) -> io.Input:
     )
 
 
-def _source(name: str, folder_or_repo: str, model: Any) -> str:
+def _check_embedded(family: str) -> None:
+    """Raises ConfigError if the embedded base is not of a family."""
+    try:
+        if family == FAMILY:
+            raise BaseModelError
+        open_base(ModelConfig(family=family))
+    except BaseModelError:
+        own = open_base(ModelConfig()).spec
+        raise ConfigError(
+            f"family: the embedded base is {own.title} and no {family}. Set family to auto, or choose the model's file "
+            "in source, or link its MODEL"
+        ) from None
+
+
+def source_of(name: str, folder_or_repo: str, model: Any) -> str:
     """Where the weights come from.
 
     Raises:

@@ -1,0 +1,189 @@
+// The panel on Train LoRA: the run that trains there, or the latest of its name, as the store knows it. Other nodes are
+// never touched, whatever their ids.
+import { app } from "../../../../scripts/app.js";
+import { api } from "../../../../scripts/api.js";
+import { makeChart } from "../chart.js";
+import { toast } from "../dialog.js";
+import { el } from "../dom.js";
+import { fit } from "../nodes/room.js";
+import { showText } from "../nodes/texts.js";
+import { t } from "../text.js";
+import { askChanged, labelOf } from "./actions.js";
+import { chip, facts, stateOf } from "./look.js";
+import { watchCurves } from "./metrics.js";
+import { atWork, load, request, runOf, runs, subscribe, wordsOf } from "./store.js";
+
+const TYPE = "FoundryTrainLoRA";
+const PANEL = "foundry_panel";
+const [GO_ON, NEW_RUN] = ["go on with the new values", "start a new run"];
+const CHART_HEIGHT = 110;
+const MARGIN = 6;
+const HEAD_HEIGHT = 24;
+const BUTTONS_HEIGHT = 28;
+/** Which buttons a run in a state has. */
+const OFFERED = { queued: ["pause"], running: ["pause", "save", "sample"], paused: ["resume"], crashed: ["resume"] };
+
+/** Keeps the panels right; `open` opens a run in the sidebar. */
+export function startPanels(open) {
+  subscribe(({ changed, gone }) => refresh([...changed, ...gone], open));
+  api.addEventListener("lora_foundry.progress", ({ detail }) => {
+    const { node: id, prompt_id, shown: output, run } = detail;
+    if (!output || !isHere(runOf(run), nodeOf(id), id)) return;
+    // previews as if they were results already: only these can be animated
+    api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id, output });
+  });
+  api.addEventListener("lora_foundry.changed", ({ detail }) => decide(nodeOf(detail.node), detail));
+  return { refresh: () => refresh(null, open) };
+}
+
+/** What a node that trains gave: its text stays until its run changes. */
+export function showResult(node, output) {
+  if (node.type !== TYPE || !output?.text?.length) return;
+  node.foundryResult = { run: runFor(node, idOf(node))?.name ?? null, text: output.text.join("\n") };
+  refreshNode(node);
+}
+
+/** What becomes of a run whose settings have changed: the node is queued once more with the choice, its widget stays. */
+async function decide(node, told) {
+  const widget = node?.widgets.find((one) => one.name === "if_settings_changed");
+  if (!widget) return;
+  const goOn = await askChanged(t("runs.changed_title", { name: node.widgets.find((one) => one.name === "name")?.value ?? node.title }), told);
+  if (goOn === null) return;
+  const before = widget.value;
+  widget.value = goOn ? GO_ON : NEW_RUN;
+  await app.queuePrompt(0).finally(() => (widget.value = before));
+}
+
+// which run
+
+/** All Train LoRA nodes of the open workflow with their execution ids, such as "5", or "12:5" in subgraph node 12. */
+function* trainNodes(graph = app.rootGraph ?? app.graph, prefix = "") {
+  for (const node of graph?.nodes ?? graph?._nodes ?? []) {
+    if (node.type === TYPE) yield [node, `${prefix}${node.id}`];
+    if (node.subgraph) yield* trainNodes(node.subgraph, `${prefix}${node.id}:`);
+  }
+}
+
+function idOf(node) {
+  for (const [one, id] of trainNodes()) if (one === node) return id;
+  return String(node.id);
+}
+
+function nodeOf(executionId) {
+  for (const [node, id] of trainNodes()) if (id === String(executionId)) return node;
+  return null;
+}
+
+/** Whether a run trains on a node of the open workflow, and not on one with the same id of another. */
+function isHere(run, node, id) {
+  return Boolean(run && node && run.node === id && run.workflow && run.workflow === (app.rootGraph ?? app.graph)?.id);
+}
+
+function runFor(node, id) {
+  for (const run of runs.values()) if (isHere(run, node, id) && atWork(run)) return run;
+  const widget = node.widgets?.find((one) => one.name === "name");
+  const name = typeof widget?.value === "string" ? widget.value.trim() : "";
+  if (!name) return null;
+  const numbered = (run) => run.name === name || (run.name.startsWith(`${name}_`) && /^\d+$/.test(run.name.slice(name.length + 1)));
+  const found = [...runs.values()].filter(numbered);
+  return found.reduce((latest, run) => (!latest || (run.created ?? 0) > (latest.created ?? 0) ? run : latest), null);
+}
+
+// the panel
+
+let openRun = () => {};
+
+function refresh(names, open) {
+  openRun = open;
+  for (const [node] of trainNodes()) refreshNode(node, names);
+}
+
+function refreshNode(node, names = null) {
+  const run = runFor(node, idOf(node));
+  const panel = node.widgets?.find((widget) => widget.name === PANEL)?.foundry;
+  if (!run && !panel && !node.foundryResult) return;
+  if (names && panel && run?.name === panel.run && !names.includes(panel.run)) return;
+  show(node, panel ?? makePanel(node), run);
+}
+
+function show(node, panel, run) {
+  const before = panel.height();
+  if (panel.run !== (run?.name ?? null)) {
+    panel.run = run?.name ?? null;
+    panel.unwatch();
+    panel.curves = null;
+    panel.unwatch = run ? watchCurves(run.name, (curves) => drawn(node, panel, curves)) : () => {};
+  }
+  panel.head.hidden = !run;
+  panel.head.replaceChildren(
+    ...(run ? [chip(run), el("button", { class: "lf-run-link", type: "button", title: t("panel.open"), on: { click: () => openRun(run.name) } }, run.name)] : []),
+  );
+  const offered = run ? (OFFERED[stateOf(run)] ?? []).filter((action) => action !== "sample" || run.previews) : [];
+  if (panel.offered !== offered.join()) {
+    panel.offered = offered.join();
+    panel.row.replaceChildren(...offered.map((action) => makeButton(node, panel, action)));
+    panel.row.hidden = !offered.length;
+  }
+  showText(node, textOf(node, run));
+  if (before !== panel.height()) fit(node);
+}
+
+/** The server's own words while it trains; then what the node gave, or what the run's folder says. */
+function textOf(node, run) {
+  const result = node.foundryResult;
+  if (!run) return result?.text ?? "";
+  const live = atWork(run) ? wordsOf(run.name) : null;
+  if (live) return live;
+  if (result && result.run === run.name && run.state === "finished") return result.text;
+  const told = ["paused", "stopped", "crashed"].includes(stateOf(run)) ? t(`panel.${stateOf(run)}`) : null;
+  return [facts(run).join(" · "), told, run.error].filter(Boolean).join("\n");
+}
+
+function drawn(node, panel, curves) {
+  const before = panel.height();
+  panel.curves = curves;
+  panel.chart.element.hidden = curves.train.steps.length < 2;
+  panel.chart.show([{ name: panel.run, ...curves }]);
+  if (before !== panel.height()) fit(node);
+}
+
+function makePanel(node) {
+  const head = el("div", { class: "lf-panel-head", hidden: true });
+  const row = el("div", { class: "lf-panel-row", hidden: true });
+  const chart = makeChart({ compact: true });
+  chart.element.hidden = true;
+  chart.element.style.height = `${CHART_HEIGHT}px`;
+  const box = el("div", { class: "lf-panel" }, head, row, chart.element);
+  const height = () =>
+    2 * MARGIN + (head.hidden ? 0 : HEAD_HEIGHT) + (row.hidden ? 0 : BUTTONS_HEIGHT) + (chart.element.hidden ? 0 : CHART_HEIGHT + 4);
+  const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height };
+  const widget = node.addDOMWidget(PANEL, PANEL, box, options);
+  widget.serialize = false; // a saved workflow keeps widgets' values by position: this one must not count
+  widget.foundry = { head, row, chart, height, run: null, offered: "", curves: null, unwatch: () => {} };
+  const before = node.widgets.findIndex((other) => other.name.startsWith("$$"));
+  if (before >= 0) node.widgets.splice(before, 0, node.widgets.pop()); // above the page's own previews
+  const removed = node.onRemoved;
+  node.onRemoved = function (...args) {
+    widget.foundry.unwatch();
+    chart.destroy();
+    return removed?.apply(this, args);
+  };
+  return widget.foundry;
+}
+
+function makeButton(node, panel, action) {
+  const button = el("button", { class: "lf-button", type: "button", title: t(`panel.${action}_told`), dataset: { action } }, labelOf(action));
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      if (action === "resume") await app.queuePrompt(0);
+      else await request(panel.run, action);
+      if (action === "pause") return; // takes until the step is done and saved; the next state brings other buttons
+    } catch (error) {
+      toast(app, "error", `${labelOf(action)}: ${error.message}`, 8000);
+      if (error.status) load(); // what was shown is not so
+    }
+    setTimeout(() => (button.disabled = false), 500);
+  });
+  return button;
+}
