@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import controls, data_sets, host
+from .. import controls, data_sets, host, preset
 from . import actions, captioning, files, going_on, runs
 from .asked import Route
 from .datasets import DatasetRoutes
@@ -12,6 +12,7 @@ from .thumbnails import thumbnail
 _DATASETS = DatasetRoutes(data_sets.LIBRARY, thumbnail, data_sets.may_be_shown, data_sets.tell, captioning.CAPTIONERS)
 ROUTES = [
     Route("POST", "tell", lambda asked: controls.tell(asked.body)),
+    Route("POST", "preset", lambda asked: preset.fill_in(asked.fields({"settings": dict})["settings"])),
     *runs.ROUTES,
     *files.ROUTES,
     *actions.ROUTES,
