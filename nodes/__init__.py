@@ -6,7 +6,7 @@ import logging
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import failures, shutdown
+from . import console, failures, shutdown
 from .base_model import BaseModel
 from .caption_dataset import CaptionDataset
 from .caption_drafts import CaptionDrafts
@@ -54,6 +54,7 @@ class FoundryExtension(ComfyExtension):
         table.register()
         shutdown.SHUTDOWN.install()
         logging.getLogger().addFilter(failures.OneLine())
+        console.quiet_libraries()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
