@@ -94,7 +94,7 @@ from .runs.events import (
     Warning,
 )
 from .runs.find import find_checkpoint, find_run, find_waiting, free_name, run_called, runs_in, waiting_alone
-from .runs.moving import Trashed, rename_run, restore_run, trash_run, trashed_in
+from .runs.moving import TRASH, Trashed, rename_run, restore_run, trash_run, trashed_in
 from .runs.news import RunNews
 from .runs.queue import DeviceQueue, Waiting, device_key, queue_places, queues
 from .runs.requests import CONTINUE, PAUSE, REQUESTS, SAMPLE, SAVE, STOP

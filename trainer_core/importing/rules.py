@@ -12,7 +12,7 @@ from ..config import plain_name
 from ..secrets import redacted
 
 Kind = Literal["taken", "converted", "assumed", "dropped", "unknown", "missing", "unused"]
-"""taken: as it is. converted: says the same in another way. assumed: stands not in the file, where the tool takes
+"""taken: as it is, or in other words. converted: comes near. assumed: stands not in the file, where the tool takes
 another default. dropped: has no counterpart. unknown: to the table. missing: is needed, and told nowhere. unused: is
 off, or as it always is here."""
 
@@ -80,14 +80,17 @@ def to(name: str, convert: Callable[[Any], Any] | None = None, say: str = "") ->
 
     def rule(value: Any, _: View) -> Outcome:
         made = convert(value) if convert else value
-        if not say and made == value:
-            return Outcome("taken", fields={name: made})
-        return Outcome("converted", say or f"{shown(value)} is {shown(made)} here", {name: made})
+        return Outcome("converted", say, {name: made}) if say else _renamed(name, value, made)
 
     return rule
 
 
-def one_of(name: str, ours: Mapping[str, Any], say: str = "") -> Rule:
+def _renamed(name: str, value: Any, made: Any) -> Outcome:
+    """The same in other words, if not in the same."""
+    return Outcome("taken", "" if made == value else f"{shown(value)} is {shown(made)} here", {name: made})
+
+
+def one_of(name: str, ours: Mapping[str, Any]) -> Rule:
     """It is one of our settings, by the tool's word for it; other words are dropped."""
 
     def rule(value: Any, _: View) -> Outcome:
@@ -96,9 +99,7 @@ def one_of(name: str, ours: Mapping[str, Any], say: str = "") -> Rule:
             return Outcome(
                 "dropped", f"{shown(value)} has no counterpart here; {name.lstrip('.')} stays at its default"
             )
-        if made == value and not say:
-            return Outcome("taken", fields={name: made})
-        return Outcome("converted", say or f"{shown(value)} is {shown(made)} here", {name: made})
+        return _renamed(name, value, made)
 
     return rule
 

@@ -33,6 +33,8 @@ DEFAULTS = {
     "train.lr": 1e-6,
     "train.timestep_type": "sigmoid",
     "train.optimizer": "adamw",
+    "model.qtype": "qfloat8",
+    "model.qtype_te": "qfloat8",
     "train.optimizer_params": {},
     "save.dtype": "float16",
     "save.save_every": 1000,

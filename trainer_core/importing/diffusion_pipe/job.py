@@ -148,7 +148,6 @@ _PARALLEL = "several GPUs train one run by accelerate launch, each with the whol
 
 TABLE: Table = {
     **model.TABLE,
-    **each(drop("runs lie in one folder (--runs, or ComfyUI's output folder)"), "output_dir"),
     "epochs": epochs("train.steps", "max_steps"),
     "max_steps": to("train.steps", whole),
     "micro_batch_size_per_gpu": _batch,

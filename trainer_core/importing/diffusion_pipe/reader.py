@@ -39,7 +39,8 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
             number = _read_sets(text, {}, "", draft, number)
         return
     file, values = main
-    rest = {key: value for key, value in values.items() if key not in ("dataset", "video_clip_mode", "uncond_fraction")}
+    elsewhere = ("dataset", "output_dir", "video_clip_mode", "uncond_fraction")
+    rest = {key: value for key, value in values.items() if key not in elsewhere}
     model = {key: value for key, value in section(values["model"]).items() if key != "first_frame_conditioning_p"}
     shared = {key: values[key] for key in ("video_clip_mode", "uncond_fraction") if key in values}
     if "first_frame_conditioning_p" in values["model"]:
@@ -52,10 +53,10 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
         draft.tell(f"{file}: adapter", "missing", say)
     draft.read({**rest, "model": model}, job.TABLE, job.DEFAULTS, lambda key: f"{file}: {key}")
     folder = values.get("output_dir")
-    if isinstance(folder, str) and (last := folder.replace("\\", "/").rstrip("/").rpartition("/")[2]):
-        draft.take(
-            f"{file}: output_dir", Outcome("converted", "its last folder is the name here", {"name": run_name(last)})
-        )
+    last = folder.replace("\\", "/").rstrip("/").rpartition("/")[2] if isinstance(folder, str) else ""
+    if last:
+        say = "its last folder is the name; runs lie in one folder (--runs, or ComfyUI's output folder)"
+        draft.take(f"{file}: output_dir", Outcome("converted", say, {"name": run_name(last)}))
 
 
 def _data_sets(
@@ -105,5 +106,5 @@ def _read_sets(text: Text, shared: Mapping[str, Any], main: str, draft: Draft, f
         known = {key: f"{main}: {key}" for key in shared} | {key: f"{file}: {key}" for key in general}
         known = {key: place for key, place in known.items() if key not in directory} | {"role": f"{main}: {role}"}
         own = {**shared, **general, **directory} | ({"role": role} if role != "train" else {})
-        draft.read(own, data.TABLE, data.DEFAULTS, inherited(known, here), first + number)
+        draft.read(own, data.TABLE, {}, inherited(known, here), first + number)
     return first + len(directories)
