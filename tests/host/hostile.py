@@ -23,7 +23,7 @@ RAW_IDS = (*_IDS.split(), "a" * 300, "%41" * 2000)
 PARTS = ("runs/{}", "runs/{}/metrics", "runs/{}/log", "runs/{}/samples", "runs/{}/checkpoints")
 PARTS += ("runs/{}/samples/2/00.png", "runs/fine/samples/{}/00.png", "runs/fine/samples/2/{}")
 PARTS += ("runs/{}/checkpoints/2/lora.safetensors", "runs/fine/checkpoints/{}/lora.safetensors")
-PARTS += ("runs/fine/checkpoints/2/{}",)
+PARTS += ("runs/fine/checkpoints/2/{}", "datasets/{}", "datasets/{}/items", "datasets/{}/items/0/picture")
 POSTS = {
     "runs/{}/request": {"request": "save"},
     "runs/{}/resume": {},
@@ -33,6 +33,7 @@ POSTS = {
     "runs/{}/open": {},
     "runs/{}/pin": {"step": 2, "pinned": True},
     "runs/{}/use": {"step": 2},
+    "runs/{}/choose": {},
 }
 """Routes with a body that would be done if the run were there."""
 _BODIES = r"""{
@@ -108,6 +109,21 @@ QUERIES = (
 )
 
 
+_JOBS = r"""{"settings": []}
+{"settings": {"subject": [], "vram": {}}}
+{"settings": {"subject": "style", "vram": "12 GB", "base": 7}}
+{"settings": {"subject": "style", "vram": "12 GB", "base": {"source": "../../etc/passwd"}}}
+{"settings": {"subject": "style", "vram": "12 GB", "base": {"source": "embedded", "folder_or_repo": "/etc"}}}
+{"settings": {"subject": "style", "vram": "12 GB", "base": {"source": "//server/share", "family": "../x"}}}
+{"name": "a.yaml", "text": "&a [*a, *a]"}
+{"name": "a.yaml", "text": "job: extension\nconfig: !!python/object/apply:os.system [id]"}
+{"name": "a.toml", "text": "x", "more": [1]}
+{"name": "a.toml", "text": "x", "more": [{"name": "a\u0000b", "text": ""}]}
+{"name": "a.toml", "text": "[[[", "more": null}
+{"name": "../../etc/passwd", "text": ""}"""
+"""Bodies for presets and imports."""
+
+
 @dataclass(frozen=True)
 class Hostile:
     """One request; `path` as it stands on the wire."""
@@ -133,6 +149,9 @@ def requests() -> Iterator[Hostile]:
         yield Hostile("GET", part.format("fine"))
         yield Hostile("PUT", part.format("fine"), b"{}")
         yield _post(part.format("fine"), b"{}", {"Content-Length": "99999999999"})
+    for part in ("preset", "import"):
+        for body in (*BODIES, *(line.encode() for line in _JOBS.splitlines())):
+            yield _post(part, body)
     for headers in ORIGINS:
         for part in ("runs", "trash", *(one.format("fine") for one in PARTS[:7])):
             yield Hostile("GET", part, None, headers)
