@@ -136,11 +136,24 @@ class Hostile:
 
 def requests() -> Iterator[Hostile]:
     """All of them."""
+    yield from _bad_ids()
+    yield from _bad_bodies()
+    yield from _bad_headers()
+    for query in QUERIES:
+        yield from (Hostile("GET", f"runs/fine/{part}?{query}") for part in ("metrics", "log") if _of(part, query))
+    for size in ("x", "-1", "1e9", "%00", "9" * 40, quote("٣")):
+        yield Hostile("GET", f"runs/fine/samples/2/00.png?size={size}")
+
+
+def _bad_ids() -> Iterator[Hostile]:
     for raw in RAW_IDS:
         for part in PARTS:
             yield Hostile("GET", part.format(raw))
         for part, body in POSTS.items():
             yield _post(part.format(raw), json.dumps(body).encode())
+
+
+def _bad_bodies() -> Iterator[Hostile]:
     for part in POSTS:
         for body in BODIES:
             yield _post(part.format("fine"), body)
@@ -152,15 +165,14 @@ def requests() -> Iterator[Hostile]:
     for part in ("preset", "import"):
         for body in (*BODIES, *(line.encode() for line in _JOBS.splitlines())):
             yield _post(part, body)
+
+
+def _bad_headers() -> Iterator[Hostile]:
     for headers in ORIGINS:
         for part in ("runs", "trash", *(one.format("fine") for one in PARTS[:7])):
             yield Hostile("GET", part, None, headers)
         for part, body in POSTS.items():
             yield _post(part.format("fine"), json.dumps(body).encode(), headers)
-    for query in QUERIES:
-        yield from (Hostile("GET", f"runs/fine/{part}?{query}") for part in ("metrics", "log") if _of(part, query))
-    for size in ("x", "-1", "1e9", "%00", "9" * 40, quote("٣")):
-        yield Hostile("GET", f"runs/fine/samples/2/00.png?size={size}")
 
 
 def _of(part: str, query: str) -> bool:

@@ -23,11 +23,11 @@ def test_a_file_of_another_trainer_becomes_a_job_and_values_of_widgets(server: C
     assert len(shown) == len(told["nodes"])
     for node, widget in shown:
         assert widget in {**known[node]["input"]["required"], **known[node]["input"].get("optional", {})}
-    assert "steps: 2000" in told["job"]
-    assert shown["FoundryTrainLoRA", "steps"] == 2000
-    assert shown["FoundryTrainLoRA", "learning_rate"] == 1e-4
-    assert shown["FoundryConfigureLoRA", "rank"] == 16
-    assert shown["FoundryLoadDataset", "resolutions"] == "512, 768, 1024"
+    assert "steps: 1800" in told["job"]
+    assert shown["FoundryTrainLoRA", "steps"] == 1800
+    assert shown["FoundryTrainLoRA", "learning_rate"] == 2e-4
+    assert shown["FoundryConfigureLoRA", "rank"] == 24
+    assert shown["FoundryLoadDataset", "resolutions"] == "512, 768"
     assert not {widget for _, widget in shown} & {"folder", "mask_folder", "control_folders", "controls"}
     assert all(isinstance(note, str) for note in told["notes"])
 
