@@ -1,9 +1,9 @@
 """Whether the checkpoint that is chosen is the better one by the judge: `python benchmarks/choosing.py`.
 
-The embedded base is over-trained (the demo's recipe without preservation, twice the rate, half as many steps again),
+The embedded base is over-trained (the demo's recipe without preservation, at twice the rate),
 with checkpoints on the way. Each is judged on pictures, and measured as `lora-foundry choose` does, which knows nothing
 of the judge. Runs and verdicts are kept in `--out`, and what is there is not done again. On one core a seed takes
-about six minutes.
+about two minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trainer_core.embedded.evaluate import Evaluation
 from trainer_core.job import TrainingJob
 from trainer_core.runs.run_folder import RunFolder
 
-STEPS, EVERY, RATE = 480, 40, 2e-3
+STEPS, EVERY, RATE = 300, 30, 2e-3
 PROMPTS = (
     "a red [trigger] on a black background",
     "a white [trigger] on a purple background",
@@ -44,7 +44,7 @@ JUDGED = ("activation", "generalization", "leak")
 
 
 def job_of(seed: int) -> JobConfig:
-    """Too high a rate for too many steps, with a quarter of the pictures held out."""
+    """Too high a rate, with a quarter of the pictures held out."""
     plain = plain_job(seed)
     changed = {
         "name": f"overtrained_{seed}",
@@ -101,7 +101,7 @@ def worth(scores: dict[str, float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=50, help="behind each of the judge's numbers")
+    parser.add_argument("--pictures", type=int, default=30, help="behind each of the judge's numbers")
     parser.add_argument("--out", type=Path, default=Path("choosing_runs"))
     args = parser.parse_args()
     evaluation: list[Evaluation] = []

@@ -23,11 +23,12 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider
-from ..trainer_core.config import JobConfig, plain_name
+from ..trainer_core.api import Roots, RunFolder, is_below, register_provider
+from ..trainer_core.config import JobConfig
 from ..trainer_core.errors import ConfigError, RunError
 from .comfy_models import tokenizers
 from .comfy_models.provider import ComfyModels
+from .lora_files import Exported, export
 
 _LAST = 1e15
 """The number of a prompt that all others come before."""
@@ -171,31 +172,20 @@ def model_file(folder: str, name: str) -> Path:
     return Path(path)
 
 
-def export_to_output(source: Path, name: str) -> tuple[str, Path]:
-    """Copies a LoRA to `output/loras/`; gives its name in ComfyUI's lists, and its path."""
+def export_to_output(source: Path, name: str) -> Exported:
+    """Copies a LoRA to `output/loras/`, unless it is in ComfyUI's lists by that name."""
     return _export(source, Path(folder_paths.get_output_directory()) / "loras", name)
 
 
-def export_to_models(source: Path, name: str) -> tuple[str, Path]:
-    """Copies a LoRA to `models/loras/`; gives its name in ComfyUI's lists, and its path."""
+def export_to_models(source: Path, name: str) -> Exported:
+    """Copies a LoRA to `models/loras/`, unless it is there by that name."""
     return _export(source, Path(folder_paths.get_folder_paths("loras")[0]), name)
 
 
-def _export(source: Path, folder: Path, name: str) -> tuple[str, Path]:
-    # ComfyUI finds a LoRA by name in the first of several folders that has it, and its loader never reads a path twice:
-    # only a name that is new in all of them surely means this file
-    try:
-        base = plain_name(name.strip().removesuffix(".safetensors"))
-    except ValueError as error:
-        raise ConfigError(f"name: {error}") from None
-    roots = [Path(root) for root in folder_paths.get_folder_paths("loras")]
-    fresh, count = base, 1
-    while any((root / f"{fresh}.safetensors").exists() for root in roots):
-        count += 1
-        fresh = f"{base}_{count}"
-    path = export_lora(source, folder, fresh)
-    send_to_pages("saved", {"lora_name": path.name})
-    return path.name, path
+def _export(source: Path, folder: Path, name: str) -> Exported:
+    exported = export(source, folder, name, [Path(root) for root in folder_paths.get_folder_paths("loras")])
+    send_to_pages("saved", {"lora_name": exported.name, "older": list(exported.older)})
+    return exported
 
 
 # the executing node

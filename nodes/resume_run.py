@@ -10,14 +10,16 @@ from ..trainer_core.api import MAY_BE_ACCEPTED, TrainingJob, new_run, resume_run
 from ..trainer_core.config import ModelConfig
 from ..trainer_core.errors import RunHeld
 from . import host, sockets
+from .following import follow, result
+from .node import Node
 from .shutdown import SHUTDOWN, Ending
-from .train_lora import earlier_view, follow, new_view, results
+from .train_lora import earlier_view, new_view, results
 
 NODE_ID = "FoundryResumeRun"
 AS_IT_WAS, WITH_CHANGES, AS_NEW_RUN = "as it was", "with what has changed", "as a new run"
 
 
-class ResumeRun(io.ComfyNode):
+class ResumeRun(Node):
     """Goes on with a run by its name, with the run's own job."""
 
     @classmethod
@@ -57,8 +59,8 @@ class ResumeRun(io.ComfyNode):
         host.free_vram()
         try:
             with SHUTDOWN.held_up_by(training):
-                follow(training, view)
-                return io.NodeOutput(ui=results(training.run, view).ui)
+                finished = follow(training, view)
+                return io.NodeOutput(ui=results(training, view).ui if finished else result(training, view))
         except Ending:
             host.end_prompt()
 

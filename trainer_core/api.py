@@ -60,6 +60,8 @@ from .families.registry import (
     with_family,
 )
 from .families.sources.tokenizers import register_tokenizers
+from .importing.draft import Note
+from .importing.imported import Imported, import_config
 from .job import TrainingJob, serve
 from .loras import FoundLora, find_lora
 from .memory.recovery_job import RecoverySettings, make_recovery
@@ -83,6 +85,7 @@ from .runs.events import (
     Listener,
     MemoryPlanned,
     Phase,
+    RequestDone,
     SampleReady,
     Skipped,
     StateChanged,
@@ -91,7 +94,7 @@ from .runs.events import (
     Warning,
 )
 from .runs.find import find_checkpoint, find_run, find_waiting, free_name, run_called, runs_in, waiting_alone
-from .runs.moving import Trashed, rename_run, restore_run, trash_run, trashed_in
+from .runs.moving import TRASH, Trashed, rename_run, restore_run, trash_run, trashed_in
 from .runs.news import RunNews
 from .runs.queue import DeviceQueue, Waiting, device_key, queue_places, queues
 from .runs.requests import CONTINUE, PAUSE, REQUESTS, SAMPLE, SAVE, STOP

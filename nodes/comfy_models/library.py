@@ -17,6 +17,7 @@ _USUAL = {
     "model_low_noise": ("diffusion_models", "checkpoints"),
     "vae": ("vae",),
     "training_adapter": ("loras",),
+    "clip_vision": ("clip_vision",),
 }
 """Part of a base (`base.SPEC`) → where it lies; text encoders are the others."""
 _FOLDERS = ("checkpoints", "diffusion_models", "text_encoders", "vae", "loras")

@@ -53,6 +53,7 @@ class DatasetRoutes:
             Route("GET", "datasets", lambda _: {"datasets": self._library.datasets()}),
             Route("POST", "datasets", self._create),
             Route("GET", "datasets/{id}", self._of_set(self._summary)),
+            Route("GET", "datasets/{id}/cover", self._of_set(self._cover)),
             Route("GET", "datasets/{id}/items", self._of_set(self._items)),
             Route("GET", item, self._of_set(lambda opened, asked: opened.row(_item(opened, asked)))),
             Route("GET", f"{item}/picture", self._of_set(self._picture)),
@@ -97,6 +98,13 @@ class DatasetRoutes:
         path = self._file(opened, asked, asked.query.get("what", "picture"))
         size = asked.number("size", 256, _LONGEST_EDGE)
         return self._thumbnail(path, size, asked.query.get("moving") == "1")
+
+    def _cover(self, opened: OpenSet, asked: Asked) -> Picture:
+        """The first picture."""
+        path = next(iter(opened.index.images.values()), None)
+        if path is None or not self._allowed(path):
+            raise Refused(404, "there is no picture yet")
+        return self._thumbnail(path, asked.number("size", 96, _LONGEST_EDGE), False)
 
     def _clip(self, opened: OpenSet, asked: Asked) -> File:
         path = self._file(opened, asked, "picture")

@@ -112,21 +112,25 @@ def test_bypass_loader_draws_the_same(server: ComfyServer, training: Callable[..
     assert np.abs(np.asarray(pictures[0], int) - np.asarray(pictures[1], int)).max() <= 2
 
 
-def test_a_name_that_any_lora_folder_has_is_not_used_again(
-    server: ComfyServer, training: Callable[..., dict[str, Any]]
-) -> None:
-    """ComfyUI takes the first folder that has a name: the same name in a second folder would load the wrong file."""
+def test_a_name_means_one_lora_in_all_folders(server: ComfyServer, training: Callable[..., dict[str, Any]]) -> None:
+    """ComfyUI takes the first folder that has a name, and lists it once: what lies there twice is the same."""
     prompt = training("taken")
     for key, name in (("first", "taken_4_steps"), ("second", "twice"), ("third", "twice")):
         prompt[key] = node("SaveCheckpoint", run=["train", 0], which="latest", step=0, name=name)
     prompt["second"]["inputs"].update(which="step", step=2)
+    prompt["unnamed"] = node("SaveCheckpoint", run=["train", 0], which="latest", step=0, name="")
     result = server.run(prompt)
     assert result.status == "success", result.messages
     models, output = server.base / "models" / "loras", server.base / "output" / "loras"
-    assert (output / "taken_4_steps.safetensors").is_file()
-    assert (models / "taken_4_steps_2.safetensors").is_file()
-    assert not (models / "taken_4_steps.safetensors").exists()
+    finished = (output / "taken_4_steps.safetensors").read_bytes()
+    assert (models / "taken_4_steps.safetensors").read_bytes() == finished
     assert (models / "twice.safetensors").read_bytes() != (models / "twice_2.safetensors").read_bytes()
+    twice = "twice_2.safetensors\n⚠ twice.safetensors is another LoRA"
+    assert twice in result.outputs["second"]["text"][0] + result.outputs["third"]["text"][0]
+    prompt["train"]["inputs"]["sample_every"] = 3  # nothing that the LoRA depends on: all nodes run again
+    assert server.run(prompt).status == "success"
+    listed = [name for name in server.get("/models/loras") if name.startswith(("taken", "twice"))]
+    assert sorted(listed) == ["taken_4_steps.safetensors", "twice.safetensors", "twice_2.safetensors"]
 
 
 def test_our_previews_are_what_ksampler_draws(server: ComfyServer) -> None:

@@ -23,7 +23,8 @@ _OPTIONS += ("--disable-sync", "--no-first-run")
 _READY = "() => window.app?.graph && window.app?.extensionManager && window.app?.ui"
 SHOWN_TEXT = """(type) => {
   const node = window.app.graph.nodes.find((n) => n.type === type);
-  return node.widgets.find((w) => w.name === "foundry_text")?.element.textContent ?? "";
+  const own = node.widgets.find((w) => w.name === "foundry_text")?.element.textContent ?? "";
+  return own + (node.widgets.find((w) => w.name === "foundry_panel")?.foundry.text?.textContent ?? "");
 }"""
 """What the one node of a type says of its progress and its result."""
 _PATIENCE = 120_000

@@ -1,6 +1,7 @@
 """Renews the workflows' pictures, as the page shows them after a run: `python -m tests.web.pictures` (minutes).
 
-A name runs that workflow alone. Run it when a workflow, the demo's recipe or a node's widgets have changed.
+A name runs that workflow alone. Run it when a workflow, the demo's recipe or a node's widgets have changed. Of the
+first workflow, what Preview Samples draws becomes what the page shows there before a run (`web/pictures`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _VIEW = {"width": 2600, "height": 1500}
 _EDGE = 1600
 """Of a picture in pixels, at most."""
 _MARGIN = 24
+_GAP = 8
+_EXPECTED = {"train_and_test": ROOT / "web" / "pictures" / "zorbles.jpg"}
+"""Where the result of Preview Samples is kept."""
 _NOT_RUN = {"train_a_checkpoint", "train_any_model"}
 """Workflows whose checkpoint is the user's own."""
 _GRAPH_BOX = """() => {
@@ -58,6 +62,8 @@ def main(names: list[str]) -> None:
             page.wait_for_timeout(2000)
             for name in names:
                 _picture(page, server, name).save(ROOT / "example_workflows" / f"{name}.jpg", quality=85)
+                if name in _EXPECTED:
+                    _drawn(server).save(_EXPECTED[name], quality=85)
             browser.close()
 
 
@@ -66,8 +72,9 @@ def _named_checkpoints(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in _NOT_RUN:
         for node in workflow(name)["nodes"]:
-            if node["type"] == "CheckpointLoaderSimple":
-                (folder / node["widgets_values"][0]).touch()
+            for value in node.get("widgets_values", []):
+                if str(value).endswith(".safetensors"):
+                    (folder / Path(value).name).touch()
 
 
 def _picture(page: Any, server: ComfyServer, name: str) -> Image.Image:
@@ -86,6 +93,19 @@ def _picture(page: Any, server: ComfyServer, name: str) -> Image.Image:
     )
     picture.thumbnail((_EDGE, _EDGE))
     return picture
+
+
+def _drawn(server: ComfyServer) -> Image.Image:
+    """The pairs of pictures that the last prompt's Preview Samples has drawn, two in a row, twice as large."""
+    (done,) = server.get("/history?max_items=1").values()
+    (key,) = (key for key, node in done["prompt"][2].items() if node["class_type"] == "FoundryPreviewSamples")
+    pairs = [Image.open(io.BytesIO(server.file(shown))) for shown in done["outputs"][key]["images"]]
+    width, height = (2 * edge for edge in pairs[0].size)
+    whole = Image.new("RGB", (2 * width + _GAP, -(-len(pairs) // 2) * (height + _GAP) - _GAP), "white")
+    for place, pair in enumerate(pairs):
+        row, column = divmod(place, 2)
+        whole.paste(pair.convert("RGB").resize((width, height)), (column * (width + _GAP), row * (height + _GAP)))
+    return whole
 
 
 if __name__ == "__main__":

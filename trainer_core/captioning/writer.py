@@ -88,7 +88,8 @@ class CaptionWriter:
             with self._torch.inference_mode():
                 tokens = self._model.generate(**given, max_new_tokens=_LONGEST, do_sample=False)
             asked = given["input_ids"].shape[1] if "input_ids" in given and self._repeats(tokens, given) else 0
-            return self._told(tokens[0, asked:], text, shown)
+            written = self._processor.batch_decode(tokens[:, asked:], skip_special_tokens=True)[0]
+            return " ".join(written.split())  # a caption is one line
         except Exception as error:
             raise BaseModelError(f"{self.name}: fails on a picture ({first_line(error)})") from error
 
@@ -117,11 +118,3 @@ class CaptionWriter:
             return str(self._processor.apply_chat_template(chat, add_generation_prompt=True))
         mark = getattr(self._processor, "image_token", "<image>")
         return f"USER: {mark}\n{question or QUESTION} ASSISTANT:"
-
-    def _told(self, tokens: Any, text: str | None, picture: Image) -> str:
-        """The answer as a caption, in one line."""
-        if self._kind == "florence2" and text:
-            written = self._processor.batch_decode([tokens], skip_special_tokens=False)[0]
-            read = self._processor.post_process_generation(written, task=text, image_size=picture.size)
-            return " ".join(str(read.get(text, "")).replace("<pad>", " ").split())
-        return " ".join(self._processor.batch_decode([tokens], skip_special_tokens=True)[0].split())

@@ -19,7 +19,7 @@ from ..runs.checkpoints import Checkpoint, Checkpoints
 from ..runs.metrics import is_number
 from ..safetensors_file import read_header
 from .embedding import identity_of, model_of
-from .record import BASE, Record, digest_of, read_record, write_record
+from .record import BASE, Record, digest_of, model_text, read_record, write_record
 from .verdict import Alarm, Measures, verdict
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ PICTURES = 6
 """Of each checkpoint with the trigger, and as many without: few enough to take about as long as the previews do."""
 _TRAIN_STEPS = 50
 """Steps over which the training loss before a checkpoint is averaged."""
-_NO_HOLD_OUT = "Held-out loss is not measured: nothing is held out (validation.share is 0, and no data set has the role validation)."
+_NO_HOLD_OUT = (
+    "Held-out loss is not measured, as nothing is held out: validation.share is 0, and no data set has the role "
+    "validation."
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def choose_checkpoint(
     if not checkpoints:
         raise RunError(" ".join([f"{run.path}: has no intact checkpoint, so there is none to choose.", *record.notes]))
     vision = model_of(embedding)
-    about = [job.model.model_dump_json(), *map(dataset_digest, job.datasets), job.preview_trigger]
+    about = [model_text(job.model), *map(dataset_digest, job.datasets), job.preview_trigger]
     _read_metrics(run, record, checkpoints)
     record.held_out = record.held_out.under(key_of("held out", *about, job.validation.model_dump_json()))
     holds_out = bool(job.validation.share) or any(one.role == "validation" for one in job.datasets)

@@ -25,13 +25,11 @@ class Comparison:
         self._embedding = embedding
         self._training = embedding.embed(training) if training else None
         self._triggered, self._plain = self._embedded(by_base)
-        own = None if self._training is None else self._training
-        spacing = None if own is None else measures.spacing(own)
-        spreads = [measures.spread(one) for one in (own, self._plain, self._triggered) if one is not None]
-        usual = next((one for one in spreads if one), 1.0)
-        self._likeness_unit = spacing or usual
-        self._variety_unit = usual / 2
+        spreads = [measures.spread(one) for one in (self._training, self._plain, self._triggered) if one is not None]
+        usual = next((one for one in spreads if one), 1.0)  # for where there is no better one
+        self._likeness_unit = (None if self._training is None else measures.spacing(self._training)) or usual
         self._leak_unit = (None if self._plain is None else measures.spread(self._plain)) or usual
+        self._variety_unit = ((None if self._triggered is None else measures.spread(self._triggered)) or usual) / 2
 
     def of(self, images: Images) -> dict[str, float | None]:
         """The measures of a checkpoint that drew these."""

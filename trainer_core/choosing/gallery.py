@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import LINKS
 from ..data.cache import key_of
 from ..data.header import opened
 from ..data.images import load_image, png_bytes
@@ -22,7 +21,7 @@ from ..files import write_atomically
 from ..reading import parse_json
 from ..safetensors_file import read_header
 from ..training.previews import negative_text
-from .record import BASE
+from .record import BASE, model_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,8 +40,7 @@ class Gallery:
 
     def __init__(self, run: RunFolder, job: JobConfig, settings: SamplerSettings) -> None:
         self._run, self._job, self._settings = run, job, settings
-        model = job.model.but(device="auto", source="" if job.model.source.startswith(LINKS) else job.model.source)
-        self._drawn_by = key_of(model.model_dump_json(), asdict(settings), negative_text(job))
+        self._drawn_by = key_of(model_text(job.model), asdict(settings), negative_text(job))
         self._previews: dict[int, dict[tuple[str, str, str], Path]] = {}
 
     def find(self, picture: Picture, digest: str, checkpoint: Checkpoint) -> Image.Image | None:

@@ -49,8 +49,8 @@ def likeness(drawn: Tensor, training: Tensor, unit: float) -> float:
 def variety(drawn: Tensor, unit: float) -> float | None:
     """The share of drawn pictures that differ: the Vendi score over their number, in [1 / N, 1].
 
-    Vendi score (Friedman and Dieng 2023, https://arxiv.org/abs/2210.02410): exp(-Σ λ log λ), λ the eigenvalues of K / N;
-    here K = exp(-d² / 2u²). 1: all differ; 1 / N: all are the same. None of fewer than two.
+    Vendi score (Friedman and Dieng 2023, https://arxiv.org/abs/2210.02410): exp(-Σ λ log λ), λ the eigenvalues of
+    K / N; here K = exp(-d² / 2u²). 1: all differ; 1 / N: all are the same. None of fewer than two.
 
     Args:
         unit: u, a distance at which pictures clearly differ.

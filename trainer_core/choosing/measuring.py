@@ -197,6 +197,6 @@ def _explained() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"memory is not enough to measure checkpoints ({first_line(error)}). Wait until no run trains on the device, "
-            "or choose a smaller sample.width and sample.height; --no-draw measures what needs no pictures"
+            f"memory is not enough to measure checkpoints ({first_line(error)}). Wait until no run trains on the "
+            "device; --no-draw measures what needs no pictures"
         ) from None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..data.scan import Item
     from ..families.base import FamilySpec
 
+NO_CONTROLS = PromptControls()
 _PLAIN = (
     "a photo of a person",
     "a landscape",
@@ -52,7 +53,7 @@ class Picture:
     seed: int
     triggered: bool
     """Whether it shows what the LoRA is for; else what it must leave alone."""
-    controls: PromptControls = PromptControls()
+    controls: PromptControls = NO_CONTROLS
 
 
 Data = list[tuple["DatasetConfig", list["Item"]]]
@@ -129,10 +130,10 @@ def _captions(job: JobConfig, spec: FamilySpec, data: Data, triggered: bool) -> 
 
 
 def _controls(spec: FamilySpec, dataset: DatasetConfig, item: Item) -> PromptControls:
-    return of_items([item], dataset, 1, spec)[0] if spec.max_given else PromptControls()
+    return of_items([item], dataset, 1, spec)[0] if spec.max_given else NO_CONTROLS
 
 
 def _any_controls(spec: FamilySpec, data: Data) -> PromptControls:
     """For prompts that no control images belong to: the first that there are."""
     every = (_controls(spec, dataset, item) for dataset, items in data for item in items)
-    return next((one for one in every if one.files), PromptControls())
+    return next((one for one in every if one.files), NO_CONTROLS)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..config import LINKS, ModelConfig
 from ..data.cache import key_of
 from ..files import write_atomically
 from ..reading import read_json
@@ -52,6 +53,11 @@ class Record:
     """Pictures of each checkpoint."""
     notes: list[str] = field(default_factory=list)
     """On checkpoints that could not be measured at all, and why."""
+
+
+def model_text(model: ModelConfig) -> str:
+    """What a base is told apart by; where it is computed does not count, nor which link of a graph it came over."""
+    return model.but(device="auto", source="" if model.source.startswith(LINKS) else model.source).model_dump_json()
 
 
 def digest_of(checkpoint: Checkpoint) -> str | None:

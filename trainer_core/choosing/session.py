@@ -109,7 +109,7 @@ class Session:
         Args:
             what: it is called in the progress.
         """
-        base, job = self._base, self._job
+        base = self._base
         if not pictures:
             return
         try:

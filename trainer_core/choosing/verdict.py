@@ -138,16 +138,17 @@ def _variety_falls(rows: Sequence[Measures]) -> Sign | None:
     known = {row.step: (row.variety, row.likeness) for row in rows if row.variety and row.likeness}
     if len(known) < 2:
         return None
-    high = max(known, key=lambda step: (known[step][0], -step))
+    high, last = max(known, key=lambda step: (known[step][0], -step)), max(known)
     most, alike = known[high]
     since = _since(
         sorted(known), lambda one: one > high and known[one][0] < (1 - _VARIETY) * most and known[one][1] >= alike
     )
-    last = max(known)
-    return since and (
-        since,
-        f"Pictures come nearer to the training pictures ({alike:.2f} at step {high}, {known[last][1]:.2f} at step {last}) "
-        f"and differ less from one another (variety {most:.2f}, then {known[last][0]:.2f}).",
+    if since is None:
+        return None
+    fewer, nearer = known[last]
+    return since, (
+        f"From step {high} to step {last} pictures come nearer to the training pictures ({alike:.2f} to {nearer:.2f}) "
+        f"and differ less from one another (variety {most:.2f} to {fewer:.2f})."
     )
 
 
@@ -157,12 +158,12 @@ def _leak_grows(base: Measures, rows: Sequence[Measures]) -> Sign | None:
     begin = next((step for step in sorted(known) if (gained[step] or 0.0) >= _LEARNED), None)
     if begin is None:
         return None
-    since = _since(sorted(known), lambda step: step > begin and known[step] > known[begin] + _LEAK)
-    last = max(known)
-    return since and (
-        since,
+    since, last = _since(sorted(known), lambda one: one > begin and known[one] > known[begin] + _LEAK), max(known)
+    if since is None:
+        return None
+    return since, (
         f"The leak grows from {known[begin]:.2f} at step {begin}, when nearly all was learned, to {known[last]:.2f} at "
-        f"step {last}.",
+        f"step {last}."
     )
 
 

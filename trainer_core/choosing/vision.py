@@ -1,4 +1,4 @@
-"""An embedding by a vision model that the user has: CLIP, SigLIP or DINOv2, as a file or a folder. None is downloaded."""
+"""An embedding by a vision model that the user has: CLIP, SigLIP or DINOv2, in a file or a folder. None is fetched."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes. argparse itself leaves with 2 on wrong usage."""
@@ -19,3 +20,23 @@ def base_options(args: argparse.Namespace) -> dict[str, object]:
 
     source = {} if args.base is None else {"source": args.base}
     return {**given(args, "family", "device", "tokenizers"), **source, "files": given(args, *file_parts())}
+
+
+def write_new(file: Path, text: str, how: str) -> None:
+    """Writes a text to a file that is not there yet.
+
+    Args:
+        how: what to type to have another name.
+
+    Raises:
+        SaveError: if it is there, or cannot be written.
+    """
+    from ..errors import SaveError
+
+    try:
+        with file.open("x", encoding="utf-8", newline="\n") as out:
+            out.write(text)
+    except FileExistsError:
+        raise SaveError(f"{file} exists already and stays as it is; give another name: {how}") from None
+    except OSError as error:
+        raise SaveError(f"{file}: cannot be written: {error.strerror or error}") from None

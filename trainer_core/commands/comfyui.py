@@ -105,6 +105,12 @@ def _of_lora(args: argparse.Namespace) -> Iterable[ModelConfig]:
     yield find_lora(args.lora, args.runs, base=base_options(args)).model
 
 
+def _of_chosen(args: argparse.Namespace) -> Iterable[ModelConfig]:
+    from ..api import find_lora
+
+    yield find_lora(args.run, args.runs, base=base_options(args)).model
+
+
 def _of_queue(_args: argparse.Namespace) -> Iterable[ModelConfig]:
     from ..api import RunFolder, waiting_alone
 
@@ -119,6 +125,7 @@ BASES: dict[str, Callable[[argparse.Namespace], Iterable[ModelConfig]]] = {
     "job": _of_job,
     "run": _of_run,
     "lora": _of_lora,
+    "chosen": _of_chosen,
     "queue": _of_queue,
     "none": _none,
 }

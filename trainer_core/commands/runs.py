@@ -1,4 +1,4 @@
-"""`runs`, `tell` and `pin`: the runs there are, and what is asked of one while it runs."""
+"""`runs`, `tell`, `pin`, `rename`, `delete` and `restore`: the runs there are, and what becomes of one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..api import RunFolder, RunState, ask_run, find_run, queue_places, redacted, run_state, runs_in
+from ..api import (
+    TRASH,
+    RunFolder,
+    RunState,
+    ask_run,
+    find_run,
+    queue_places,
+    redacted,
+    rename_run,
+    restore_run,
+    run_state,
+    runs_in,
+    trash_run,
+)
 from ..errors import RunError, RunHeld, SaveError
 from . import OK
 from .terminal import print_json, print_table, say
@@ -69,6 +82,27 @@ def pin(args: argparse.Namespace) -> int:
     else:
         run.pin(args.step)
     say(f"pinned steps of {run.name}: {', '.join(map(str, sorted(run.pinned()))) or 'none'}")
+    return OK
+
+
+def rename(args: argparse.Namespace) -> int:
+    """Gives a run another name."""
+    run = find_run(args.run, args.runs)
+    say(f"{run.name} is called {rename_run(run, args.name).name} now")
+    return OK
+
+
+def delete(args: argparse.Namespace) -> int:
+    """Moves a run to the trash."""
+    run = find_run(args.run, args.runs)
+    trash_run(run)
+    say(f"{run.name} is in {run.path.parent / TRASH}; to bring it back: {command_for('restore', run, args.runs)}")
+    return OK
+
+
+def restore(args: argparse.Namespace) -> int:
+    """Brings a run back from the trash."""
+    say(f"{args.run} is back as {restore_run(args.runs, args.run).path}")
     return OK
 
 

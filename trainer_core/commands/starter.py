@@ -30,8 +30,8 @@ from ..config import (
     ValidationConfig,
     validated,
 )
-from ..errors import ConfigError, SaveError
-from . import OK
+from ..errors import ConfigError
+from . import OK, write_new
 from .terminal import say
 
 _VRAM, _FAMILY = 12.0, "sdxl"
@@ -86,15 +86,7 @@ def init(args: argparse.Namespace) -> int:
         raise ConfigError("--vram and --family belong to --preset")
     else:
         text = starter_job(file.name)
-    try:
-        with file.open("x", encoding="utf-8", newline="\n") as out:
-            out.write(text)
-    except FileExistsError:
-        raise SaveError(
-            f"{file} exists already and stays as it is; give another name: lora-foundry init FILE"
-        ) from None
-    except OSError as error:
-        raise SaveError(f"{file}: cannot be written: {error.strerror or error}") from None
+    write_new(file, text, "lora-foundry init FILE")
     say(f"wrote {file}. Train it with: lora-foundry train {file}")
     if note:
         say(f"note: {note}")

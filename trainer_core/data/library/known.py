@@ -12,7 +12,7 @@ from ...config import DatasetConfig, validated
 from ...config.yaml_text import LIMIT, read_yaml
 from ...content import read_once
 from ...errors import ConfigError, FoundryError
-from ...reading import read_regular
+from ...reading import leads_away, read_regular
 from ...runs.find import runs_in
 from ..folder import expanded, is_there
 from ..walk import real
@@ -46,8 +46,9 @@ def uses(runs: Path, allowed: Callable[[Path], bool]) -> dict[str, Use]:
 
 def _named(runs: Path) -> Iterator[tuple[str, DatasetConfig]]:
     """Runs and their data sets' settings, the oldest run first."""
-    jobs = [run.path / "job.yaml" for run in runs_in(runs)]
-    for job in sorted((job for job in jobs if is_there(job)), key=lambda job: job.stat().st_mtime):
+    jobs = [run.path / "job.yaml" for run in runs_in(runs) if not leads_away(run.path)]
+    there = [job for job in jobs if is_there(job) and not leads_away(job)]
+    for job in sorted(there, key=lambda job: job.stat().st_mtime):
         for given in _datasets(job):
             try:
                 dataset = validated(DatasetConfig, given)

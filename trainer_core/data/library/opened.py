@@ -121,7 +121,7 @@ class OpenSet:
             "file": key,
             "caption": written.text,
             "own": written.own,
-            "fallback": None if written.own else next(iter(self.index.captions(key)[0]), None),
+            "fallback": next(iter(self.index.captions(key)[0]), None) if not (written.own or written.problem) else None,
             "editable": written.editable,
             "problem": written.problem,
             "mask": self.index.mask(key) is not None,

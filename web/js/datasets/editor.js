@@ -57,18 +57,19 @@ class Editor {
 
   async summarize() {
     const summary = await get(["datasets", this.set.id]);
-    const { count, clips, captioned, masks, controls, buckets, sizes, resolutions } = summary;
+    const { count, clips, masks, controls, buckets, sizes, resolutions } = summary;
     if (!this.trigger.value && !this.asked) {
       this.trigger.value = summary.trigger;
       this.placement.value = summary.placement;
       this.picture.told();
     }
     this.asked = true;
-    const parts = [t("data.count", { count: count - clips }), clips && t("data.clips", { count: clips }), t("data.captioned", { count: captioned }),
+    this.captioned = el("span", {}, t("data.captioned", { count: summary.captioned }));
+    const parts = [t("data.count", { count: count - clips }), clips && t("data.clips", { count: clips }),
       masks && t("data.masks", { count: masks }), controls && t("data.controls", { count: controls })];
     const table = (texts) => Object.entries(texts).map(([size, number]) => `${size.replaceAll("x", " × ")}: ${number}`).join("\n");
     this.summary.replaceChildren(
-      el("span", {}, parts.filter(Boolean).join(" · ")),
+      el("span", {}, parts.filter(Boolean).join(" · "), " · ", this.captioned),
       el("details", {}, el("summary", {}, t("data.sizes")), el("div", { class: "lf-sizes" },
         el("pre", {}, `${t("data.pictures_sizes")}\n${table(sizes)}`),
         el("pre", {}, `${t("data.buckets", { resolutions: resolutions.join(", ") })}\n${table(buckets)}`))));
@@ -84,6 +85,9 @@ class Editor {
       grid.refresh(detail);
       if (!grid.editing) this.picture.show(grid.focusedRow);
       tools.showChosen();
+    });
+    rows.addEventListener("history", () => {
+      if (this.captioned && rows.complete) this.captioned.textContent = t("data.captioned", { count: rows.rows.filter((row) => row.own).length });
     });
     rows.addEventListener("failed", ({ detail }) => this.tell(detail.message, true));
     rows.addEventListener("progress", ({ detail: [done, of] }) => this.tell(t("data.writing", { done, of })));
@@ -135,9 +139,7 @@ class Editor {
   /** Shows a picture, in the grid and large. */
   jump(item) {
     if (!this.grid.goTo(item)) {
-      this.tools.search.value = "";
-      this.tools.kind.value = "all";
-      this.tools.showOnly(null);
+      this.tools.showAll();
       this.grid.goTo(item);
     }
   }

@@ -61,8 +61,12 @@ export class Grid extends EventTarget {
   layout() {
     const width = this.root.clientWidth - GAP;
     if (width <= 0) return;
-    this.columns = Math.max(1, Math.floor(width / (this.edge + GAP)));
-    this.cellHeight = this.edge + TEXT + GAP;
+    const columns = Math.max(1, Math.floor(width / (this.edge + GAP)));
+    const box = Math.floor(width / columns) - GAP; // cells fill the width
+    if (columns !== this.columns || box !== this.box) this.putAll();
+    this.columns = columns;
+    this.box = box;
+    this.cellHeight = box + TEXT + GAP;
     this.inner.style.height = `${Math.ceil(this.count / this.columns) * this.cellHeight + GAP}px`;
     this.draw();
   }
@@ -71,12 +75,13 @@ export class Grid extends EventTarget {
   filter(shown) {
     const row = this.focusedRow;
     const position = row && this.rows.positions.get(row.item);
+    const before = this.shown;
     this.shown = shown;
     const place = shown ? shown.indexOf(position) : position;
+    if (String(before) === String(shown)) return this.refresh();
     this.stopEditing(true);
     this.focused = this.anchor = Math.max(0, place ?? 0);
-    for (const cell of this.cells.values()) this.put(cell);
-    this.cells.clear();
+    this.putAll();
     this.layout();
     if (place === -1) this.root.scrollTop = 0;
     this.tell("focused");
@@ -84,13 +89,17 @@ export class Grid extends EventTarget {
 
   resize(edge) {
     this.edge = edge;
-    for (const cell of this.cells.values()) this.put(cell);
-    this.cells.clear();
     this.layout();
     this.reveal();
   }
 
+  putAll() {
+    for (const cell of this.cells.values()) this.put(cell);
+    this.cells.clear();
+  }
+
   scrolled() {
+    this.scrolling = true;
     this.drawing ??= requestAnimationFrame(() => this.draw());
   }
 
@@ -109,12 +118,12 @@ export class Grid extends EventTarget {
       if (!this.cells.has(place)) this.cells.set(place, this.take(place));
     }
     clearTimeout(this.resting);
-    this.resting = setTimeout(() => this.rested(first, last), this.started ? REST : 0);
-    this.started = true;
+    this.resting = setTimeout(() => this.rested(first, last), this.scrolling ? REST : 0);
   }
 
   /** Pictures are asked for where the scrolling has come to rest. */
   rested(first, last) {
+    this.scrolling = false;
     let missing = null;
     for (let place = first; place < last; place += 1) if (!this.row(place)) missing ??= this.position(place);
     if (missing !== null) this.dispatchEvent(new CustomEvent("need", { detail: [missing, last - first] }));
@@ -126,10 +135,10 @@ export class Grid extends EventTarget {
   /** An element for a place, a used one if there is one. */
   take(place) {
     const cell = this.spare.pop() ?? this.make();
-    const x = (place % this.columns) * (this.edge + GAP) + GAP;
+    const x = (place % this.columns) * (this.box + GAP) + GAP;
     const y = Math.floor(place / this.columns) * this.cellHeight + GAP;
-    Object.assign(cell.root.style, { transform: `translate(${x}px, ${y}px)`, width: `${this.edge}px`, height: `${this.cellHeight - GAP}px` });
-    cell.box.style.height = `${this.edge}px`;
+    Object.assign(cell.root.style, { transform: `translate(${x}px, ${y}px)`, width: `${this.box}px`, height: `${this.cellHeight - GAP}px` });
+    cell.box.style.height = `${this.box}px`;
     cell.root.hidden = false;
     cell.place = place;
     this.fill(cell);
@@ -176,7 +185,7 @@ export class Grid extends EventTarget {
     cell.root.setAttribute("aria-label", `${row.file}: ${row.caption || t("data.no_caption")}`);
     cell.text.textContent = row.caption || row.fallback || t("data.no_caption");
     cell.badges.replaceChildren(...this.badgesOf(row).map(([kind, text, title]) => el("span", { class: `lf-badge lf-${kind}`, title }, text)));
-    cell.wanted = pictureOf(this.rows.id, row, this.edge * Math.min(2, window.devicePixelRatio || 1));
+    cell.wanted = pictureOf(this.rows.id, row, this.box * Math.min(2, window.devicePixelRatio || 1));
     if (cell.image.getAttribute("src") && cell.image.getAttribute("src") !== cell.wanted) cell.image.src = cell.wanted;
   }
 

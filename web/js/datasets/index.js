@@ -1,6 +1,6 @@
 // The sidebar's view of the data sets: a list, from which each opens in a wide editor.
 import { el, loadStyles } from "../dom.js";
-import { get, post } from "../server.js";
+import { address, get, post } from "../server.js";
 import { t, textsRead } from "../text.js";
 import { openEditor } from "./editor.js";
 import { commonFolder, dropZone, upload, uploaded } from "./upload.js";
@@ -63,6 +63,7 @@ function entry(set, open) {
   const used = set.used_by.length ? t("data.used_by", { runs: set.used_by.slice(-3).join(", "), count: set.used_by.length }) : null;
   const missing = set.pictures + set.clips - set.captioned;
   return el("button", { type: "button", class: "lf-set", dataset: { id: set.id }, title: set.folder, on: { click: () => open(set) } },
+    el("img", { class: "lf-cover", alt: "", loading: "lazy", src: address(["datasets", set.id, "cover"], { size: 96, t: set.updated }), on: { error: ({ target }) => target.remove() } }),
     el("strong", { dir: "auto" }, set.name), el("span", {}, counts),
     missing > 0 && el("span", { class: "lf-lacking" }, t("data.lacking", { count: missing })),
     set.resolutions.length ? el("span", { class: "lf-hint" }, t("data.trained_at", { resolutions: set.resolutions.join(", ") })) : null,

@@ -20,8 +20,9 @@ export class PictureView {
     });
     this.problem = el("div", { class: "lf-problem" });
     this.encoder = el("div", { class: "lf-encoder", dir: "auto", "aria-live": "polite" });
-    this.root = el("div", { class: "lf-picture" }, this.media, this.beside, this.name, this.caption, this.problem,
+    this.inner = el("div", { class: "lf-picture", hidden: true }, this.media, this.beside, this.name, this.caption, this.problem,
       el("div", { class: "lf-label" }, t("data.encoder_reads")), this.encoder);
+    this.root = el("div", {}, this.inner); // a tab, which is hidden for reasons of its own
   }
 
   show(row) {
@@ -31,7 +32,7 @@ export class PictureView {
     }
     const another = this.row?.item !== row?.item || this.row?.version !== row?.version;
     this.row = row;
-    this.root.hidden = !row;
+    this.inner.hidden = !row;
     if (!row) return;
     const size = row.clip ? `${row.width} × ${row.height}, ${t("data.frames", { count: row.clip.frames })}` : `${row.width} × ${row.height}`;
     this.name.textContent = `${row.file} (${size})`;

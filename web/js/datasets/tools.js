@@ -28,13 +28,14 @@ export class Tools extends EventTarget {
     this.add = button("data.add", () => this.tagged((caption, tags) => withTags(caption, tags, this.place.value)));
     this.remove = button("data.remove", () => this.tagged(withoutTags));
     this.move = button("data.move", () => this.tagged((caption, tags) => movedTags(caption, tags, this.place.value)));
+    this.all = button("data.show_all_again", () => this.showAll(), { hidden: true });
     this.chosen = el("span", { class: "lf-chosen", "aria-live": "polite" });
     this.undo = button("data.undo", () => rows.undo());
     this.redo = button("data.redo", () => rows.redo());
     this.root = el("div", { class: "lf-tools", role: "toolbar" },
       el("div", { class: "lf-row" }, this.kind, this.search, label(this.matchCase, "data.match_case"), label(this.wholeWords, "data.whole_words"),
         this.other, this.replace, this.undo, this.redo),
-      el("div", { class: "lf-row" }, this.tags, this.suggestions, this.add, this.remove, this.move, this.place, this.chosen));
+      el("div", { class: "lf-row" }, this.tags, this.suggestions, this.add, this.remove, this.move, this.place, this.all, this.chosen));
     rows.addEventListener("history", () => this.showHistory());
     this.showHistory();
   }
@@ -46,6 +47,12 @@ export class Tools extends EventTarget {
 
   get how() {
     return { matchCase: this.matchCase.checked, wholeWords: this.wholeWords.checked };
+  }
+
+  showAll() {
+    this.search.value = "";
+    this.kind.value = "all";
+    this.showOnly(null);
   }
 
   /** Whether all is shown. */
@@ -61,6 +68,7 @@ export class Tools extends EventTarget {
   /** Shows these pictures alone; null: all again. */
   showOnly(items) {
     this.only = items && new Set(items);
+    this.all.hidden = !items;
     this.dispatchEvent(new Event("filter"));
   }
 

@@ -1,6 +1,10 @@
 // What the page does with our nodes beyond ComfyUI's own: which widgets they show, what they say, folders and presets.
 import { loadStyles } from "../dom.js";
+import { textsRead } from "../text.js";
 import { keepRoom } from "./room.js";
+import { showExpected } from "./expected.js";
+import { FOLDER, addFolder, followFolder } from "./folder.js";
+import { addPresetButton } from "./presets.js";
 import { sayProgress, sayResults } from "./texts.js";
 import { followRules, startFollowing } from "./widgets.js";
 
@@ -10,18 +14,30 @@ const isOurs = (node) => node.comfyClass?.startsWith("Foundry");
 export function register(app) {
   app.registerExtension({
     name: "LoRAFoundry.Nodes",
-    setup() {
+    async setup() {
       loadStyles();
       sayProgress(isOurs);
+      await textsRead;
     },
     beforeRegisterNodeDef(nodeType, nodeData) {
       if (!nodeData.name.startsWith("Foundry")) return;
       keepRoom(nodeType);
-      followRules(nodeType, nodeData);
+      followRules(nodeType, nodeData, { [FOLDER]: { foundry_unlinked: ["images"] } });
       sayResults(nodeType);
+      showExpected(nodeType);
+      followFolder(nodeType, nodeData);
     },
     nodeCreated(node) {
-      if (isOurs(node)) startFollowing(node);
+      if (!isOurs(node)) return;
+      addFolder(node);
+      addPresetButton(node);
+      startFollowing(node);
+    },
+    afterConfigureGraph() {
+      // ComfyUI fits whole templates into view, too small to read; ours say how they open
+      const { ds, foundry_opens: opens } = app.rootGraph?.extra ?? {};
+      if (!opens || !ds || !app.extensionManager.setting.get("Comfy.EnableWorkflowViewRestore")) return;
+      Object.assign(app.canvas.ds, { scale: ds.scale, offset: [...ds.offset] });
     },
   });
 }

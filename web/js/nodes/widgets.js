@@ -4,11 +4,16 @@ import { fit } from "./room.js";
 
 const RULES = Symbol("rules of a node type's widgets");
 
-/** Reads from a node's definition what its widgets depend on, and has its nodes follow. */
-export function followRules(nodeType, nodeData) {
+/**
+ * Reads from a node's definition what its widgets depend on, and has its nodes follow.
+ *
+ * @param {object} own options of widgets that the page adds, by name
+ */
+export function followRules(nodeType, nodeData, own = {}) {
   const { required = {}, optional = {} } = nodeData.input ?? {};
+  const given = Object.entries({ ...required, ...optional }).map(([name, [, options]]) => [name, options]);
   const rules = new Map();
-  for (const [name, [, options]] of Object.entries({ ...required, ...optional })) {
+  for (const [name, options] of [...given, ...Object.entries(own)]) {
     rules.set(name, {
       advanced: options?.advanced === true,
       needs: Object.entries(options?.foundry_needs ?? {}),

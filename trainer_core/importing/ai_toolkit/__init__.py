@@ -1,0 +1,1 @@
+"""AI Toolkit's jobs."""

@@ -1,0 +1,1 @@
+"""diffusion-pipe: jobs and data sets."""

@@ -1,0 +1,1 @@
+"""kohya's sd-scripts: arguments and data sets."""
