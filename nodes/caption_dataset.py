@@ -10,7 +10,6 @@ from ..trainer_core.errors import ConfigError
 from . import data_sets, host, sockets
 from .dataset_images import ALL, MISSING
 
-NODE_ID = "FoundryCaptionDataset"
 _NONE = "none is installed"
 
 
@@ -21,7 +20,7 @@ class CaptionDataset(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         names = [model.name for model in data_sets.captioners() if not model.problem]
         return io.Schema(
-            node_id=NODE_ID,
+            node_id="FoundryCaptionDataset",
             display_name="Caption Dataset (Foundry)",
             category=sockets.CATEGORY,
             description="A captioning model writes drafts for a data set's pictures: review them in the sidebar, LoRA "
@@ -30,7 +29,7 @@ class CaptionDataset(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
-                    "model",
+                    "captioner",
                     options=names or [_NONE],
                     tooltip="A model's folder below models/LLM, models/VLM, models/prompt_generator or "
                     "models/diffusers, or in Hugging Face's cache. Nothing is downloaded.",
@@ -70,7 +69,7 @@ class CaptionDataset(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: str,
+        captioner: str,
         which: str,
         question: str,
         dataset: DatasetConfig | None = None,
@@ -91,9 +90,8 @@ class CaptionDataset(io.ComfyNode):
 
         host.free_vram()
         try:
-            captioner = data_sets.captioner(model)
-            drafts = data_sets.LIBRARY.drafts
-            count, unreadable = draft_captions(opened, chosen, captioner, host.device(), drafts, question, progress)
+            model, drafts = data_sets.captioner(captioner), data_sets.LIBRARY.drafts
+            count, unreadable = draft_captions(opened, chosen, model, host.device(), drafts, question, progress)
         except Exception as error:
             data_sets.tell({"id": opened.id, "captioning": {"done": 0, "of": 0, "error": str(error)}, "drafts": True})
             raise
