@@ -20,7 +20,7 @@ from ...trainer_core.api import (
 )
 from ...trainer_core.errors import RunError, SaveError
 from .. import host
-from ..lora_files import lora_stem
+from ..lora_files import lora_stem, note
 from ..resume_run import AS_IT_WAS, AS_NEW_RUN, WITH_CHANGES
 from . import going_on
 from .asked import Asked, Refused, Route
@@ -120,7 +120,7 @@ def _use(asked: Asked) -> Any:
     endings = zip(files, checkpoint.endings, strict=True)
     exported = [host.export_to_models(file, f"{stem}{ending}") for file, ending in endings]
     names = [one.name for one in exported]
-    return {"lora_name": names[0], "lora_names": names, "notes": [note for one in exported for note in one.notes()]}
+    return {"lora_name": names[0], "lora_names": names, "notes": [told for one in exported for told in note(one.older)]}
 
 
 ROUTES = [
