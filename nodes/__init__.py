@@ -11,6 +11,7 @@ from .base_model import BaseModel
 from .caption_dataset import CaptionDataset
 from .caption_drafts import CaptionDrafts
 from .caption_with_trigger import CaptionWithTrigger
+from .choose_checkpoint import ChooseCheckpoint
 from .configure_lora import ConfigureLoRA
 from .dataset_images import DatasetImages
 from .load_base import LoadBase
@@ -41,6 +42,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadBase,
     LoadRun,
     ResumeRun,
+    ChooseCheckpoint,
     DatasetImages,
     CaptionDataset,
     CaptionDrafts,

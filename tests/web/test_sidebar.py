@@ -112,13 +112,13 @@ def test_all_runs_stay_right_in_every_tab(tab: Any, runs: Path, browser: Any, se
     second.wait_for_function(f"() => ({ROWS})().includes('side paused')")
     run = make_run(runs, "side late", state="stopped", steps=80, saved=())
     for page in (tab, second):
-        page.wait_for_function(f"() => ({SHOWN})('side late')?.[1].includes('step 40 / 80')", timeout=4000)
+        page.wait_for_function(f"() => ({SHOWN})('side late')?.[1].includes('step 40 / 80')")
     run.write_status("failed", 41, 80, "out of memory")
     for page in (tab, second):
-        page.wait_for_function(f"() => ({SHOWN})('side late')[0] === 'failed'", timeout=4000)
+        page.wait_for_function(f"() => ({SHOWN})('side late')[0] === 'failed'")
     shutil.rmtree(run.path)
     for page in (tab, second):
-        page.wait_for_function(f"() => !({ROWS})().includes('side late')", timeout=4000)
+        page.wait_for_function(f"() => !({ROWS})().includes('side late')")
     second.close()
 
     tab.locator(".lf-search").fill("side fai")
@@ -134,7 +134,7 @@ def test_what_was_missed_while_the_socket_was_lost_is_there_when_it_is_back(tab:
     tab.wait_for_timeout(1500)
     assert "side missed" not in tab.evaluate(ROWS)
     tab.context.set_offline(False)
-    tab.wait_for_function(f"() => ({ROWS})().includes('side missed')", timeout=2500)
+    tab.wait_for_function(f"() => ({ROWS})().includes('side missed')")
     assert tab.locator(".lf-note:visible").count() == 0
     shutil.rmtree(run.path)
 
