@@ -237,7 +237,10 @@ def test_preset_fills_in_what_is_ticked_and_undo_takes_it_back(page: Any, render
     kinds = ("FoundryTrainLoRA", "FoundryConfigureLoRA", "FoundryLoadDataset", "FoundryTrainingOptions")
 
     def values() -> list[Any]:
-        return [page.evaluate(VALUE, pair) for pair in zip(kinds, ("gradient_accumulation", "rank", "flip_x", "timestep_type"), strict=True)]
+        return [
+            page.evaluate(VALUE, pair)
+            for pair in zip(kinds, ("gradient_accumulation", "rank", "flip_x", "timestep_type"), strict=True)
+        ]
 
     show(page, "train_and_test", lambda graph: graph["extra"].clear())
     before = values()
@@ -248,7 +251,11 @@ def test_preset_fills_in_what_is_ticked_and_undo_takes_it_back(page: Any, render
     rank.wait_for()
     page.wait_for_timeout(300)
     screenshot(page, f"preset {renderer}")
-    ticked = {row.get_attribute("data-widget"): row.locator("input").is_checked() for row in dialog.locator("tbody tr").all() if row.locator("input").count()}
+    ticked = {
+        row.get_attribute("data-widget"): row.locator("input").is_checked()
+        for row in dialog.locator("tbody tr").all()
+        if row.locator("input").count()
+    }
     assert not ticked["rank"]  # 32, and not the widget's own 16: somebody wanted it
     assert not ticked["steps"]
     assert "32" in rank.inner_text()
@@ -299,7 +306,9 @@ def test_folder_is_picked_and_all_its_pictures_are_seen(page: Any, server: Comfy
     menu = page.locator(".foundry-folder select")
     assert f"demo ({DEMO_IMAGES})" in menu.inner_text()
     menu.focus()
-    page.wait_for_function("() => [...document.querySelectorAll('.foundry-folder option')].some((o) => o.value === 'pets')")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.foundry-folder option')].some((o) => o.value === 'pets')"
+    )
     menu.select_option("pets")
     page.wait_for_function("() => document.querySelector('.foundry-folder .lf-cell')?.innerText.includes('pet')")
     assert page.evaluate(VALUE, ["FoundryLoadDataset", "folder"]) == "pets"
@@ -307,12 +316,16 @@ def test_folder_is_picked_and_all_its_pictures_are_seen(page: Any, server: Comfy
     screenshot(page, f"folder {renderer}")
     assert "<i>pet</i> 0" in cells.first.inner_text()
     page.locator(".foundry-folder .lf-grid").evaluate("(grid) => grid.scrollTo(0, grid.scrollHeight)")
-    page.wait_for_function("() => [...document.querySelectorAll('.foundry-folder .lf-cell')].some((c) => c.innerText.includes('pet</i> 29'))")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.foundry-folder .lf-cell')].some((c) => c.innerText.includes('pet</i> 29'))"
+    )
     page.evaluate(SET, ["FoundryLoadDataset", "folder", "demo"])  # typed
     page.wait_for_function("() => document.querySelector('.foundry-folder select').value === 'demo'")
 
 
-def test_dropped_folder_becomes_a_data_set_and_a_refusal_is_told(page: Any, server: ComfyServer, renderer: str, tmp_path: Path) -> None:
+def test_dropped_folder_becomes_a_data_set_and_a_refusal_is_told(
+    page: Any, server: ComfyServer, renderer: str, tmp_path: Path
+) -> None:
     name = f"dropped {renderer}"
     (tmp_path / name).mkdir()
     for number in range(3):
@@ -320,7 +333,9 @@ def test_dropped_folder_becomes_a_data_set_and_a_refusal_is_told(page: Any, serv
     (tmp_path / name / "0.txt").write_text("a navy square", encoding="utf-8")
     add_node(page, "FoundryLoadDataset")
     page.locator(".foundry-folder input[webkitdirectory]").set_input_files(tmp_path / name)
-    page.wait_for_function("() => document.querySelector('.foundry-folder .lf-status').innerText.includes('3 files and 1 captions')")
+    page.wait_for_function(
+        "() => document.querySelector('.foundry-folder .lf-status').innerText.includes('3 files and 1 captions')"
+    )
     assert page.evaluate(VALUE, ["FoundryLoadDataset", "folder"]) == name
     assert (server.base / "input" / name / "0.txt").read_text(encoding="utf-8") == "a navy square"
     page.route("**/upload/image", lambda route: route.fulfill(status=413))
@@ -331,7 +346,9 @@ def test_dropped_folder_becomes_a_data_set_and_a_refusal_is_told(page: Any, serv
       const drop = new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
       document.querySelector(".foundry-folder").dispatchEvent(drop);
     }""")
-    page.wait_for_function("() => document.querySelector('.foundry-folder .lf-status.lf-wrong')?.innerText.includes('more.png')")
+    page.wait_for_function(
+        "() => document.querySelector('.foundry-folder .lf-status.lf-wrong')?.innerText.includes('more.png')"
+    )
     page.unroute("**/upload/image")
     screenshot(page, f"dropped {renderer}")
     assert page.evaluate("() => window.app.graph.nodes.length") == 1  # ComfyUI did not open the file
