@@ -10,6 +10,7 @@ from ..trainer_core.api import MAY_BE_ACCEPTED, TrainingJob, new_run, resume_run
 from ..trainer_core.config import ModelConfig
 from ..trainer_core.errors import RunHeld
 from . import host, sockets
+from .comfy_models.links import linked_again
 from .following import follow, result
 from .node import Node
 from .shutdown import SHUTDOWN, Ending
@@ -69,8 +70,10 @@ def _training(name: str, how: str) -> TrainingJob:
     """The training that goes on with a run, or begins with its settings."""
     run = run_called(name, host.runs_root())
     job = host.checked_job(run.job())
-    if job.model.device == ModelConfig().device:
-        job = job.but(model=job.model.but(device=host.device()))
+    model = job.model
+    if model.device == ModelConfig().device:
+        model = model.but(device=host.device())
+    job = job.model_copy(update={"model": linked_again(model)})
     if how == AS_NEW_RUN:
         return new_run(host.runs_root(), job)
     if (owner := run_state(run).owner) is not None:
