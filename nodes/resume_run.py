@@ -54,6 +54,9 @@ class ResumeRun(Node):
     def execute(cls, run: str, how: str) -> io.NodeOutput:
         if SHUTDOWN.ending:
             host.end_prompt()
+        state = run_state(run_called(run, host.runs_root()))
+        if state.state == "finished" and how != AS_NEW_RUN:  # its graph went on with it meanwhile
+            return io.NodeOutput(ui=host.shown_text(f"the run {run} has made its {state.steps} steps"))
         training = _training(run, how)
         fresh = training.run.name != run
         view = new_view(training, f"with the settings of {run}") if fresh else earlier_view(training)
