@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import sys
 import time
@@ -217,7 +218,7 @@ def test_pages_hear_of_a_run_here_and_of_one_of_another_process(server: ComfySer
         prompt_id, run = begun(server, prompt)
         at_work = page.run("watched", lambda one: one["state"] == "running" and one["step"] > 1)
         assert (at_work["here"], at_work["node"], at_work["prompt_id"]) == (True, "train", prompt_id)
-        assert at_work["owner"] == f"process {page.server_pid(run)} on {os.uname().nodename}"
+        assert at_work["owner"] == f"process {page.server_pid(run)} on {platform.node()}"
         assert at_work["eta_seconds"] > 0
         for path in ("rename", "delete", "resume"):
             assert _post(server, "watched", path, **({"name": "x"} if path == "rename" else {}))[0] == 409
@@ -232,7 +233,7 @@ def test_pages_hear_of_a_run_here_and_of_one_of_another_process(server: ComfySer
 
         with command_line(server, "resume", str(run)) as process:
             other = page.run("watched", lambda one: one["state"] == "running" and one["step"] > rest["step"] + 1)
-            assert (other["here"], other["owner"]) == (False, f"process {process.pid} on {os.uname().nodename}")
+            assert (other["here"], other["owner"]) == (False, f"process {process.pid} on {platform.node()}")
             assert _post(server, "watched", "request", request="stop")[0] == 200
             page.run("watched", lambda one: one["state"] == "stopped")
         shutil.rmtree(run)
