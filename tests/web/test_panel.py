@@ -28,6 +28,8 @@ PANEL = """() => {
 }"""
 WITH_PANEL = """() => window.app.graph.nodes
   .filter((node) => node.widgets?.some((widget) => widget.name === "foundry_panel")).map((node) => node.type)"""
+
+
 def new_page(browser: Any, server: ComfyServer, graph: dict[str, Any], vue: bool = False) -> Any:
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.set_default_timeout(60_000)
