@@ -18,6 +18,11 @@ _BAR = 20
 """Characters."""
 
 
+def quiet_libraries() -> None:
+    """bitsandbytes, which peft imports where it is installed, warns of kernels that only 4 bits on a CPU would use."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels" not in str(record.msg))
+
+
 class Console:
     """Listens to a run."""
 

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +28,7 @@ from ..trainer_core.config import JobConfig
 from ..trainer_core.errors import ConfigError, RunError
 from .comfy_models import tokenizers
 from .comfy_models.provider import ComfyModels
-from .lora_files import Exported, export
+from .lora_files import Exported, earlier, export
 
 _LAST = 1e15
 """The number of a prompt that all others come before."""
@@ -180,6 +180,11 @@ def export_to_output(source: Path, name: str) -> Exported:
 def export_to_models(source: Path, name: str) -> Exported:
     """Copies a LoRA to `models/loras/`, unless it is there by that name."""
     return _export(source, Path(folder_paths.get_folder_paths("loras")[0]), name)
+
+
+def earlier_loras(job: str, exported: Sequence[Exported]) -> list[str]:
+    """Names in ComfyUI's lists that other trainings of a job's name have left."""
+    return earlier(job, exported, [Path(root) for root in folder_paths.get_folder_paths("loras")])
 
 
 def _export(source: Path, folder: Path, name: str) -> Exported:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ...trainer_core.api import (
@@ -21,6 +20,7 @@ from ...trainer_core.api import (
 )
 from ...trainer_core.errors import RunError, SaveError
 from .. import host
+from ..lora_files import lora_stem, note
 from ..resume_run import AS_IT_WAS, AS_NEW_RUN, WITH_CHANGES
 from . import going_on
 from .asked import Asked, Refused, Route
@@ -116,13 +116,11 @@ def _use(asked: Asked) -> Any:
         files = [checkpoint_file(run, step, path.name) for path in checkpoint.loras]
     except RunError as error:
         raise Refused(404, str(error)) from None
-    stem = (wish.get("name") or f"{run.name[:80]}_{step}_steps").strip().removesuffix(".safetensors")
-    names = [_exported(file, f"{stem}{ending}") for file, ending in zip(files, checkpoint.endings, strict=True)]
-    return {"lora_name": names[0], "lora_names": names}
-
-
-def _exported(file: Path, name: str) -> str:
-    return host.export_to_models(file, name)[0]
+    stem = (wish.get("name") or lora_stem(run.name, step)).strip().removesuffix(".safetensors")
+    endings = zip(files, checkpoint.endings, strict=True)
+    exported = [host.export_to_models(file, f"{stem}{ending}") for file, ending in endings]
+    names = [one.name for one in exported]
+    return {"lora_name": names[0], "lora_names": names, "notes": [told for one in exported for told in note(one.older)]}
 
 
 ROUTES = [

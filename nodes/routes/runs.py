@@ -12,6 +12,7 @@ from ...trainer_core.api import (
     RunFolder,
     ask_run,
     checkpoint_facts,
+    known_choice,
     log_of,
     read_settings,
     redacted,
@@ -71,6 +72,7 @@ def _run(asked: Asked) -> Any:
         raise Refused(404, f"there is no run {run.name!r} any more")
     text, settings = read_settings(run.path)
     warnings, phase = told_in_log(run)
+    choice = known_choice(run)
     return {
         **summary,
         "job": redacted(text),
@@ -79,7 +81,7 @@ def _run(asked: Asked) -> Any:
         "samples": _listed_samples(run),
         "phase": phase if summary["owner"] is not None else None,
         "messages": warnings,
-        "choice": None,
+        "choice": asdict(choice) if choice else None,
     }
 
 
