@@ -281,8 +281,12 @@ def send_to_pages(event: str, data: dict[str, Any]) -> None:
 # ComfyUI's queue
 
 
-def queue_prompt(prompt: dict[str, Any], last: bool = False) -> str:
-    """Puts a prompt of ours on the queue, as a page does; gives its id.
+_OWN_NODE = "9000000"
+"""In prompts of our own: pages show the progress of a prompt on the node of the open workflow that has the same id."""
+
+
+def queue_prompt(class_type: str, inputs: dict[str, Any], last: bool = False) -> str:
+    """Puts a prompt of one node of ours on the queue, as a page does; gives its id.
 
     Args:
         last: behind all others, those too that come later.
@@ -291,6 +295,7 @@ def queue_prompt(prompt: dict[str, Any], last: bool = False) -> str:
         RunError: if ComfyUI refuses it.
     """
     server, prompt_id = PromptServer.instance, str(uuid.uuid4())
+    prompt = {_OWN_NODE: {"class_type": class_type, "inputs": inputs}}
     checked = execution.validate_prompt(prompt_id, prompt, None)
     valid, error, outputs, _ = asyncio.run_coroutine_threadsafe(checked, server.loop).result()
     if not valid:

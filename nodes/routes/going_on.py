@@ -23,7 +23,7 @@ _later: set[str] = set()
 def queue(run: str, how: str, last: bool = False) -> str:
     """Puts a run on ComfyUI's queue; gives the prompt's id."""
     forget(run)
-    return host.queue_prompt({"1": {"class_type": NODE_ID, "inputs": {"run": run, "how": how}}}, last)
+    return host.queue_prompt(NODE_ID, {"run": run, "how": how}, last)
 
 
 def waiting() -> list[tuple[str, str]]:

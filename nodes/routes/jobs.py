@@ -39,7 +39,7 @@ def _choose(asked: Asked) -> Any:
     host.checked_job(run.job())
     if any(inputs.get("run") == run.name for inputs, _ in host.queued_inputs(NODE_ID)):
         raise Refused(409, f"{run.name} is on ComfyUI's queue for this already")
-    prompt_id = host.queue_prompt({"1": {"class_type": NODE_ID, "inputs": {"run": run.name}}})
+    prompt_id = host.queue_prompt(NODE_ID, {"run": run.name})
     return {"queued": True, "prompt_id": prompt_id}
 
 

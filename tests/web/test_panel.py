@@ -29,6 +29,8 @@ PANEL = """() => {
 WITH_PANEL = """() => window.app.graph.nodes
   .filter((node) => node.widgets?.some((widget) => widget.name === "foundry_panel")).map((node) => node.type)"""
 
+PROGRESS = "() => window.app.graph.nodes.filter((node) => typeof node.progress === 'number').map((node) => node.type)"
+
 
 def new_page(browser: Any, server: ComfyServer, graph: dict[str, Any], vue: bool = False) -> Any:
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
@@ -97,6 +99,8 @@ def test_the_panel_is_right_in_every_tab_and_after_everything(pages: Any, server
     assert "left" not in page.evaluate(PANEL)["text"]
     row.locator("[data-action=resume]").click()
     shows(page, "p.state === 'running' && p.text.includes('left')")
+
+    assert second.evaluate(PROGRESS) == []  # that prompt is none of the open workflow's
 
     page.reload()
     page.wait_for_function(_READY)

@@ -36,6 +36,18 @@ export function startPanels(open) {
   return { refresh: () => refresh(null, open) };
 }
 
+/** Gives a new node a panel once there is a run of its name, whatever that is changed to. */
+export function addPanel(node) {
+  const widget = node.comfyClass === TYPE && node.widgets?.find((one) => one.name === "name");
+  if (!widget) return;
+  const { callback } = widget;
+  widget.callback = function (...given) {
+    callback?.apply(this, given);
+    refreshNode(node);
+  };
+  queueMicrotask(() => refreshNode(node)); // its values come after this
+}
+
 /** What a node that trains gave: its text stays until its run changes. */
 export function showResult(node, output) {
   if (node.type !== TYPE || !output?.text?.length) return;
