@@ -146,8 +146,11 @@ class Draft:
                 say = f"{value:g} epochs, of how many pictures is not known: {path} stays at its default"
                 self._retell(key, "missing", say)
 
-    def job(self) -> JobConfig:
+    def job(self, file: str) -> JobConfig:
         """The job.
+
+        Args:
+            file: what a message names where it is about no one setting.
 
         Raises:
             ConfigError: for a value that is refused here, with the place that it comes from.
@@ -156,7 +159,7 @@ class Draft:
         try:
             return validated(JobConfig, data)
         except ConfigError as error:
-            first, *others = (self._placed(line) for line in str(error).splitlines())
+            first, *others = (self._placed(line, file) for line in str(error).splitlines())
             more = f"; and {len(others)} more like this" if others else ""
             raise ConfigError(f"{first}{more}") from None
 
@@ -165,12 +168,12 @@ class Draft:
         self._notes = {place: note for place, note in self._notes.items() if note.key != key}
         self.tell(key, kind, text, tuple(map(_our, paths)))
 
-    def _placed(self, line: str) -> str:
+    def _placed(self, line: str, file: str) -> str:
         """A line about one of our settings, with the foreign key before it."""
         name = re.sub(r"\[(\d+)\]", r".\1", line.split(":")[0])
         while name and name not in self._origins:
             name = name.rpartition(".")[0]
-        return f"{self._origins[name]}: cannot be taken over: {line}" if name else line
+        return f"{self._origins[name]}: cannot be taken over: {line}" if name else f"{file}: {line}"
 
 
 def under(place: str) -> Callable[[str], str]:

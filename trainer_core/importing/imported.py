@@ -118,7 +118,7 @@ def _import(texts: Mapping[str, str], files: Files) -> Imported:
             raise ConfigError(f"{plain(name)}: {_unknown(other[name])}")
         if name not in files.used and PurePath(name).suffix.lower() == ".txt":
             draft.tell(plain(name), "dropped", "no other file names it")
-    return Imported(kind.tool, draft.job(), draft.notes)
+    return Imported(kind.tool, draft.job(first), draft.notes)
 
 
 def _unknown(values: Mapping[str, Any]) -> str:
