@@ -105,11 +105,11 @@ def one_of(name: str, ours: Mapping[str, Any]) -> Rule:
 
 
 def drop(reason: str, *neutral: Any) -> Rule:
-    """It has no counterpart. A value that switches it off, or one of the neutral ones, loses nothing."""
+    """It has no counterpart. A value that switches it off, or one of the neutral ones, loses nothing; 1 is also true."""
 
     def rule(value: Any, _: View) -> Outcome:
-        off = not value or any(value == one and not isinstance(value, bool) for one in neutral)
-        return Outcome("unused", "is off, or as it always is here") if off else Outcome("dropped", reason)
+        same = not value or value in neutral
+        return Outcome("unused", "is off, or as it always is here") if same else Outcome("dropped", reason)
 
     return rule
 
