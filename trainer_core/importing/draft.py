@@ -104,8 +104,8 @@ class Draft:
             if flat.get(key) is None:
                 outcome = _ruled(table[key], value, view, where(key))
                 if outcome.fields:
-                    meant = "its default" if value in ({}, []) else f"the default, {shown(value)},"
-                    told = f"is not in the file: {meant} is taken over"
+                    meant = ", ".join(f"{name.lstrip('.')} {shown(one)}" for name, one in outcome.fields.items())
+                    told = f"is not in the file; its default means {meant}"
                     self.take(where(key), Outcome("assumed", told, outcome.fields), dataset)
 
     def finish(self, count: Callable[[Any], float | None], name: str) -> None:

@@ -105,7 +105,7 @@ def one_of(name: str, ours: Mapping[str, Any]) -> Rule:
 
 
 def drop(reason: str, *neutral: Any) -> Rule:
-    """It has no counterpart. A value that switches it off, or one of the neutral ones, loses nothing; 1 is also true."""
+    """It has no counterpart. Values that switch it off and neutral ones, of which 1 is also true, lose nothing."""
 
     def rule(value: Any, _: View) -> Outcome:
         same = not value or value in neutral

@@ -108,6 +108,25 @@ def test_what_the_tool_takes_where_nothing_is_said_is_told() -> None:
     assert note.fields == ("train.timestep_type",)
 
 
+@pytest.mark.parametrize(
+    ("more", "path", "value"),
+    [
+        ("lr_scheduler: linear", "train.lr_scheduler", "constant"),  # it rises there
+        ("lr_scheduler: cosine", "train.lr_scheduler", "cosine"),
+        ("lr_scheduler: constant_with_warmup, steps: 3000", "train.warmup_steps", 1000),
+        ("optimizer: dadaptation", "train.optimizer", "prodigy"),
+        ("optimizer: lion, optimizer_params: {weight_decay: 0.2}", "train.weight_decay", 0.2),
+        ("timestep_type: lumina2_shift", "train.timestep_type", "shift"),
+        ("timestep_type: two_step", "train.timestep_type", "auto"),
+        ("content_or_style: style", "train.timestep_bias", "low_noise"),
+        ("diff_output_preservation: true", "regularization.output_preservation", False),  # without a trigger
+    ],
+)
+def test_settings_that_mean_something_else(more: str, path: str, value: Any) -> None:
+    text = FLUX.replace("steps: 10, ", "" if "steps:" in more else "steps: 10, ") % f", {more}"
+    assert value_at(import_config({"a.yaml": text}), path) == value
+
+
 def test_a_key_with_a_dot_is_no_path() -> None:
     made = import_config({"a.yaml": FLUX % "" + '    "train.lr": 0.5\n'})
     assert made.job.train.learning_rate == 1e-4

@@ -54,7 +54,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "sample": {"controls": (("/data/outfit/p.png", "/data/outfit/c.png"),)},
     },
     "ai_toolkit/wan22_video.yaml": {
-        "train": {"stages": "high_noise", "stage_switch_every": 10, "timestep_max": 0.9, "timestep_type": "linear"},
+        # its limits are counted from pure noise downwards
+        "train": {"stages": "high_noise", "stage_switch_every": 10, "timestep_min": 0.1, "timestep_type": "linear"},
         "datasets": [{"frames": (41,), "fps": 16, "clip_part": "random"}, {"resolutions": (512,)}],
         "sample": {"frames": 41, "negative_prompt": "blurry", "width": 832, "height": 480},
     },
@@ -85,7 +86,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     },
     "ai_toolkit/two_processes.yaml": {
         # the tool counts passes: 400 of them are 100 steps
-        "train": {"steps": 100, "gradient_accumulation": 4, "timestep_min": 0.1, "timestep_max": 1},
+        "train": {"steps": 100, "gradient_accumulation": 4, "timestep_min": 0, "timestep_max": 0.9},
         "datasets": [{"folder": "/data/one", "default_caption": "pair picture"}],
         "sample": {"prompts": ()},
     },
