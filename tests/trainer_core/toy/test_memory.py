@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,13 +19,13 @@ from .runs import run_of
 
 
 def held() -> int:
-    """Bytes of all tensors there are."""
+    """Bytes of all tensors there are, but for those without bytes that a compiler of an earlier test may have left."""
     gc.collect()
-    storages = {
-        one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
-        for one in gc.get_objects()
-        if issubclass(type(one), torch.Tensor) and one.device.type == "cpu"  # isinstance would wake lazy modules
-    }
+    storages = {}
+    for one in gc.get_objects():
+        if issubclass(type(one), torch.Tensor) and one.device.type == "cpu":  # isinstance would wake lazy modules
+            with suppress(RuntimeError):
+                storages[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
     return sum(storages.values())
 
 
