@@ -20,8 +20,8 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider
-from ..trainer_core.config import JobConfig, plain_name
+from ..trainer_core.api import VISION, Roots, RunFolder, export_lora, is_below, register_provider
+from ..trainer_core.config import JobConfig, plain_name, register_model_files
 from ..trainer_core.errors import ConfigError, RunError
 from .comfy_models import tokenizers
 from .comfy_models.provider import ComfyModels
@@ -30,7 +30,15 @@ from .controls import Refused
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
 _REQUEST_BYTES = 4096
 
+
+def _clip_vision(part: str, name: str) -> Path | None:
+    """A file of ComfyUI's that compares pictures, where a checkpoint is chosen; those of bases come over links."""
+    path = folder_paths.get_full_path(VISION, name) if part == VISION else None
+    return Path(path) if path else None
+
+
 register_provider(ComfyModels())
+register_model_files(_clip_vision)
 tokenizers.register(Path(comfy.sd.__file__).parent)
 
 # folders

@@ -78,7 +78,10 @@ class Measuring:
             with closing(open_base(self._job.model)) as base:
                 base.packed_cache = cache
                 device = base.device
-                training = self._ask(base, count, prompts) if compared else []
+                data, problem = read_data(self._job, base.spec)
+                if problem and losses:
+                    losses, self._record.held_out.notes = (), [f"Held-out loss is not measured: {problem}."]
+                training = self._ask(base, data, problem, count, prompts) if compared else []
                 gallery = Gallery(self._run, self._job, sampling_of(self._job, base))
                 lacking = {one: self._lacking(gallery, one) for one in (BASE, *self._checkpoints) if compared}
                 if losses or any(lacking.values()):
@@ -88,10 +91,11 @@ class Measuring:
                 self._compare(gallery, training, vision, device, compared)
             gallery.forget([one.step for one in self._checkpoints.values()])
 
-    def _ask(self, base: Base, count: int, prompts: Sequence[str]) -> list[Image.Image]:
+    def _ask(
+        self, base: Base, data: Data, problem: str | None, count: int, prompts: Sequence[str]
+    ) -> list[Image.Image]:
         """Decides what is drawn; gives the training pictures that it is compared with."""
         job, part = self._job, self._record.pictures
-        data, problem = read_data(job, base.spec)
         part.notes = []
         try:
             self._pictures = pictures_of(job, base.spec, data, count, prompts)
