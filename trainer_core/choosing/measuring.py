@@ -80,7 +80,9 @@ class Measuring:
                 device = base.device
                 data, problem = read_data(self._job, base.spec)
                 if problem and losses:
-                    losses, self._record.held_out.notes = (), [f"Held-out loss is not measured: {problem}."]
+                    self._record.held_out.notes = [f"Held-out loss is not measured: {problem}."]
+                    self._record.held_out.values |= {one: {} for one in losses}
+                    losses = ()
                 training = self._ask(base, data, problem, count, prompts) if compared else []
                 gallery = Gallery(self._run, self._job, sampling_of(self._job, base))
                 lacking = {one: self._lacking(gallery, one) for one in (BASE, *self._checkpoints) if compared}
@@ -89,6 +91,7 @@ class Measuring:
             release_memory(device)
             if self._pictures:
                 self._compare(gallery, training, vision, device, compared)
+                release_memory(device)
             gallery.forget([one.step for one in self._checkpoints.values()])
 
     def _ask(
@@ -104,6 +107,8 @@ class Measuring:
         if not self._pictures:
             why = problem or "neither the job's previews nor its captions say what to draw; --prompt does"
             part.notes.append(f"Leak, likeness and variety are not measured: {why}.")
+            part.values = {one: {} for one in (BASE, *self._checkpoints)}
+            self._record.embedding, self._record.count = None, 0
         elif not job.preview_trigger:
             part.notes.append("Leak is not measured: without a trigger, the LoRA is meant to act on every prompt.")
         training = self._training(data)

@@ -168,6 +168,9 @@ def test_a_run_without_trigger_and_hold_out_says_what_is_not_measured(pictures: 
     training.run.write_job(moved)
     gone = choose_checkpoint(training.run, embedding="statistics")
     assert (gone.best, gone.pictures) == (None, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr("trainer_core.choosing.measuring.open_base")
+        assert choose_checkpoint(training.run, embedding="statistics").notes == gone.notes
     assert any("gone" in note for note in gone.notes)
 
 
