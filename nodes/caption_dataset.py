@@ -11,7 +11,6 @@ from . import data_sets, host, sockets
 from .dataset_images import ALL, MISSING
 from .node import Node
 
-NODE_ID = "FoundryCaptionDataset"
 _NONE = "none is installed"
 
 
@@ -22,7 +21,7 @@ class CaptionDataset(Node):
     def define_schema(cls) -> io.Schema:
         names = [model.name for model in data_sets.captioners() if not model.problem]
         return io.Schema(
-            node_id=NODE_ID,
+            node_id="FoundryCaptionDataset",
             display_name="Caption Dataset (Foundry)",
             category=sockets.CATEGORY,
             description="A captioning model writes drafts for a data set's pictures: review them in the sidebar, LoRA "
@@ -31,7 +30,7 @@ class CaptionDataset(Node):
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
-                    "model",
+                    "captioner",
                     options=names or [_NONE],
                     tooltip="A model's folder below models/LLM, models/VLM, models/prompt_generator or "
                     "models/diffusers, or in Hugging Face's cache. Nothing is downloaded.",
@@ -71,7 +70,7 @@ class CaptionDataset(Node):
     @classmethod
     def execute(
         cls,
-        model: str,
+        captioner: str,
         which: str,
         question: str,
         dataset: DatasetConfig | None = None,
@@ -92,9 +91,8 @@ class CaptionDataset(Node):
 
         host.free_vram()
         try:
-            captioner = data_sets.captioner(model)
-            drafts = data_sets.LIBRARY.drafts
-            count, unreadable = draft_captions(opened, chosen, captioner, host.device(), drafts, question, progress)
+            model, drafts = data_sets.captioner(captioner), data_sets.LIBRARY.drafts
+            count, unreadable = draft_captions(opened, chosen, model, host.device(), drafts, question, progress)
         except Exception as error:
             data_sets.tell({"id": opened.id, "captioning": {"done": 0, "of": 0, "error": str(error)}, "drafts": True})
             raise

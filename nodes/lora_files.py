@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import filecmp
+import glob
+import re
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -22,10 +24,27 @@ class Exported(NamedTuple):
     older: tuple[str, ...]
     """Names that were asked for, or counted on from it, and are other LoRAs'."""
 
-    def notes(self) -> list[str]:
-        """What a user should know who has an older one selected in a loader."""
-        told = f"{self.older[-1]} is another LoRA: loaders that have it selected stay with it" if self.older else ""
-        return [told] if told else []
+
+def note(older: Sequence[str]) -> list[str]:
+    """What a user should know who has an older LoRA selected in a loader, in a line or none."""
+    if not older:
+        return []
+    more = f" (and {len(older) - 1} more)" if len(older) > 1 else ""
+    return [f"{older[-1]}{more} is another LoRA: loaders that have it selected stay with it"]
+
+
+def earlier(job: str, exported: Sequence[Exported], roots: Sequence[Path]) -> list[str]:
+    """Names of other LoRAs in the folders that trainings of the same name have left there, the oldest first."""
+    own = re.compile(rf"{re.escape(job)}(_\d+)?(_\d+_steps)?(_\d+)?(_high_noise|_low_noise)?(_\d+)?")
+    found = [
+        path for root in roots for path in root.glob(f"{glob.escape(job)}*.safetensors") if own.fullmatch(path.stem)
+    ]
+    others = [path for path in found if not any(_same(path, one.path) for one in exported)]
+    return list(dict.fromkeys(path.name for path in sorted(others, key=lambda path: path.stat().st_mtime)))
+
+
+def _same(one: Path, other: Path) -> bool:
+    return filecmp.cmp(one, other, shallow=False)
 
 
 def lora_stem(run: str, step: int) -> str:
@@ -57,7 +76,7 @@ def export(source: Path, folder: Path, name: str, roots: Sequence[Path]) -> Expo
     for number in count(1):
         stem = base if number == 1 else f"{base}_{number}"
         there = [path for root in roots if (path := root / f"{stem}.safetensors").exists()]
-        same = bool(there) and filecmp.cmp(there[0], source, shallow=False)
+        same = bool(there) and _same(there[0], source)
         if same and (there[0].parent == folder or folder != roots[0]):
             return Exported(there[0].name, there[0], tuple(older))
         if same or not there:

@@ -8,7 +8,7 @@ from ..trainer_core.api import find_checkpoint
 from ..trainer_core.config import plain_name
 from ..trainer_core.errors import RunError
 from . import host, sockets
-from .lora_files import lora_stem
+from .lora_files import lora_stem, note
 from .node import Node
 from .setting import NEEDS
 
@@ -80,5 +80,5 @@ class SaveCheckpoint(Node):
         first, *others = exported = [host.export_to_models(file, f"{named}{ending}") for file, ending in files]
         low_noise = others[0].name if others else host.no_output()
         lines = [f"saved step {checkpoint.step} as {', '.join(one.name for one in exported)}"]
-        lines += [f"⚠ {note}" for one in exported for note in one.notes()]
+        lines += [f"⚠ {told}" for one in exported for told in note(one.older)]
         return io.NodeOutput(first.name, str(first.path), low_noise, ui=host.shown_text("\n".join(lines)))

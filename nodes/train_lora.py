@@ -36,7 +36,7 @@ from . import host, pictures, sockets
 from .failures import in_widgets
 from .following import follow, result
 from .job import job_config, notes
-from .lora_files import lora_stem
+from .lora_files import lora_stem, note
 from .node import Node
 from .setting import NEEDS, ON, Values, advanced, main
 from .settings import TRAIN_LORA
@@ -228,7 +228,7 @@ def results(training: TrainingJob, view: TrainingView) -> io.NodeOutput:
     files = zip(checkpoint.loras, checkpoint.endings, strict=True)
     named = lora_stem(run.name, checkpoint.step)
     exported = [host.export_to_output(path, f"{named}{ending}") for path, ending in files]
-    view.notes += [note for one in exported for note in one.notes()]
+    view.notes += note(host.earlier_loras(training.job.name, exported))
     first, *others = exported
     low_noise = [(read_lora_tensors(one.path), one.name) for one in others] or [(host.no_output(), host.no_output())]
     samples = run.sample_paths()

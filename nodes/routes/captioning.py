@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from .. import data_sets, host
-from ..caption_dataset import NODE_ID
 from ..dataset_images import ALL
 from .datasets import Captioners
 
 
 def _queue(model: str, data_set: str, items: list[str], question: str) -> str:
-    inputs = {"model": model, "which": ALL, "question": question, "data_set": data_set, "items": " ".join(items)}
-    return host.queue_prompt({"1": {"class_type": NODE_ID, "inputs": inputs}})
+    inputs = {"captioner": model, "which": ALL, "question": question, "data_set": data_set, "items": " ".join(items)}
+    return host.queue_prompt("FoundryCaptionDataset", inputs)
 
 
 CAPTIONERS = Captioners(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .. import controls, data_sets, host, preset
-from . import actions, captioning, files, going_on, runs
+from .. import controls, data_sets, host
+from . import actions, captioning, files, going_on, jobs, runs
 from .asked import Route
 from .datasets import DatasetRoutes
 from .guard import handler
@@ -12,10 +12,10 @@ from .thumbnails import thumbnail
 _DATASETS = DatasetRoutes(data_sets.LIBRARY, thumbnail, data_sets.may_be_shown, data_sets.tell, captioning.CAPTIONERS)
 ROUTES = [
     Route("POST", "tell", lambda asked: controls.tell(asked.body)),
-    Route("POST", "preset", lambda asked: preset.fill_in(asked.fields({"settings": dict})["settings"])),
     *runs.ROUTES,
     *files.ROUTES,
     *actions.ROUTES,
+    *jobs.ROUTES,
     *_DATASETS.routes(),
 ]
 

@@ -27,9 +27,13 @@ NODES = {
     "FoundryPreviewSamples",
     "FoundryLoadBase",
     "FoundryLoadRun",
+    "FoundryDatasetImages",
+    "FoundryCaptionDataset",
+    "FoundryCaptionDrafts",
 }
 LISTS = {
     "warm_start",
+    "captioner",
     "source",
     "vae",
     "training_adapter",

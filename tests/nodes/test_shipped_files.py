@@ -25,8 +25,8 @@ def test_pack_can_be_imported_where_there_is_no_comfyui(pack: Callable[[str], Mo
     assert callable(pack("").comfy_entrypoint)
 
 
-def test_there_are_thirteen_nodes_with_our_prefix() -> None:
-    assert len(NODE_IDS) == 13
+def test_there_are_sixteen_nodes_with_our_prefix() -> None:
+    assert len(NODE_IDS) == 16
     assert all(name.startswith("Foundry") for name in NODE_IDS)
 
 

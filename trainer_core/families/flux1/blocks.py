@@ -128,7 +128,7 @@ class Single(flux.FluxSingleTransformerBlock):
         x = _joined(encoder_hidden_states, hidden_states)
         normed, gate = self.norm(x, emb=temb)
         gate = gate.unsqueeze(1)
-        if self.is_last and image_rotary_emb is not None and type(self.attn.processor) is Attention:
+        if self.is_last and image_rotary_emb is not None and isinstance(self.attn.processor, Attention):
             inner = self.proj_mlp(normed[:, length:])
             attended = self.attn(normed, image_rotary_emb=image_rotary_emb, first_query=length)
             return encoder_hidden_states, gated(hidden_states, gate, self.proj_out(gelu(inner, attended)))

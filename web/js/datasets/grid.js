@@ -184,7 +184,7 @@ export class Grid extends EventTarget {
     cell.root.title = row.file;
     cell.root.setAttribute("aria-label", `${row.file}: ${row.caption || t("data.no_caption")}`);
     cell.text.textContent = row.caption || row.fallback || t("data.no_caption");
-    cell.badges.replaceChildren(...this.badgesOf(row).map(([kind, text, title]) => el("span", { class: `lf-badge lf-${kind}`, title }, text)));
+    cell.badges.replaceChildren(...this.badgesOf(row).map(([kind, text, title]) => el("span", { class: `lf-badge lf-is-${kind}`, title }, text)));
     cell.wanted = pictureOf(this.rows.id, row, this.box * Math.min(2, window.devicePixelRatio || 1));
     if (cell.image.getAttribute("src") && cell.image.getAttribute("src") !== cell.wanted) cell.image.src = cell.wanted;
   }
