@@ -43,6 +43,16 @@ _GRAPH_BOX = """() => {
           place(of(2, Math.max), x) + rect.left, place(of(3, Math.max), y) + rect.top];
 }"""
 
+_FIT = f"""() => {{
+  const [left, top, right, bottom] = ({_GRAPH_BOX})(), {{ ds }} = window.app.canvas;
+  const room = [{_VIEW["width"] - 300} / (right - left), {_VIEW["height"] - 300} / (bottom - top)];
+  const scale = ds.scale * Math.min(1, ...room);
+  const [x, y] = [left / ds.scale - ds.offset[0], top / ds.scale - ds.offset[1]];
+  Object.assign(ds, {{ scale, offset: [160 / scale - x, 160 / scale - y] }});
+  window.app.canvas.setDirty(true, true);
+}}"""
+"""Brings all of a graph into view, beside the page's own bars."""
+
 
 def main(names: list[str]) -> None:
     """Runs workflows in the page and keeps what it shows."""
@@ -79,6 +89,7 @@ def _named_checkpoints(folder: Path) -> None:
 
 def _picture(page: Any, server: ComfyServer, name: str) -> Image.Image:
     open_workflow(page, workflow(name))
+    page.evaluate(_FIT)
     if name not in _NOT_RUN:
         page.evaluate("() => window.app.queuePrompt(0)")
         page.wait_for_timeout(2000)
