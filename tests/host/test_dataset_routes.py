@@ -166,6 +166,7 @@ def test_what_a_page_asks_of_a_set(server: ComfyServer, pics: Path) -> None:
 
 
 def test_pages_of_a_listing_stay_in_order_while_captions_are_written(server: ComfyServer, pics: Path) -> None:
+    (pics / "b.txt").unlink(missing_ok=True)
     place = f"{ROUTES}datasets/{data_set(server)}"
     first = server.get(f"{place}/items?order=missing&count=1")
     rest = f"{place}/items?order=missing&after=1&listing={first['listing']}"
