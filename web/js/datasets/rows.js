@@ -22,10 +22,9 @@ export class Rows extends EventTarget {
     this.closed = false;
   }
 
-  /** Loads the first page; the others follow by themselves. */
+  /** Loads the first page. */
   async open() {
     await this.load(0, FIRST);
-    this.loadRest();
   }
 
   /** Forgets what was listed and looks again: files were added or removed. */
@@ -37,8 +36,9 @@ export class Rows extends EventTarget {
     await this.open();
   }
 
+  /** Loads the other pages, one after the other. */
   async loadRest() {
-    for (let first = this.next(0); first < this.total && !this.closed; first = this.next(first)) {
+    for (let first = this.next(0); first < this.total && !this.closed; first = this.next(0)) {
       try {
         await this.load(first, PAGE);
       } catch (error) {
