@@ -118,7 +118,10 @@ export class Grid extends EventTarget {
       if (!this.cells.has(place)) this.cells.set(place, this.take(place));
     }
     clearTimeout(this.resting);
-    this.resting = setTimeout(() => this.rested(first, last), this.scrolling ? REST : 0);
+    const drawn = (this.drawn = {});
+    // a slow machine draws less often than the wait is long: only a frame without a scroll is rest
+    const rest = () => drawn === this.drawn && !this.drawing && this.rested(first, last);
+    this.resting = setTimeout(this.scrolling ? () => requestAnimationFrame(rest) : rest, this.scrolling ? REST : 0);
   }
 
   /** Pictures are asked for where the scrolling has come to rest. */
