@@ -28,7 +28,7 @@ SHOWN_TEXT = """(type) => {
   return own + (node.widgets.find((w) => w.name === "foundry_panel")?.foundry.text?.textContent ?? "");
 }"""
 """What the one node of a type says of its progress and its result."""
-_PATIENCE = 30_000
+_PATIENCE = 120_000
 """Milliseconds; only bounds how long a broken page is waited for."""
 
 

@@ -362,21 +362,6 @@ def test_dropped_folder_becomes_a_data_set_and_a_refusal_is_told(
 # templates
 
 
-def test_three_clicks_from_the_template_browser_to_a_run(page: Any, server: ComfyServer, renderer: str) -> None:
-    page.get_by_role("button", name="Templates").first.click()
-    page.get_by_role("dialog").get_by_text("lora-foundry").click()
-    page.get_by_test_id("template-workflow-train_and_test").click()
-    page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'FoundryTrainLoRA')")
-    page.wait_for_timeout(1500)
-    screenshot(page, f"template {renderer}")
-    assert page.evaluate("() => window.app.canvas.ds.scale") == 1
-    page.get_by_role("button", name="Run").first.click()
-    page.wait_for_function("async () => (await (await fetch('/prompt')).json()).exec_info.queue_remaining > 0")
-    page.evaluate("() => window.comfyAPI.api.api.interrupt()")
-    while server.get("/prompt")["exec_info"]["queue_remaining"]:
-        page.wait_for_timeout(200)
-
-
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_template_opens_readable_and_nothing_overlaps(page: Any, renderer: str, name: str) -> None:
     show(page, name)
@@ -398,3 +383,21 @@ def test_template_opens_readable_and_nothing_overlaps(page: Any, renderer: str, 
     trainer = next(box for box in boxes if box[0] == "FoundryTrainLoRA")
     assert trainer[3] < 1920
     assert trainer[4] < 1080
+
+
+def test_three_clicks_from_the_template_browser_to_a_run(page: Any, server: ComfyServer, renderer: str) -> None:
+    page.evaluate("() => window.app.graph.clear()")
+    page.route("**/templates/*.webp", lambda route: route.abort())  # dozens of animated pictures, drawn without a GPU
+    page.get_by_role("button", name="Templates").first.click()
+    page.get_by_role("dialog").get_by_text("lora-foundry").click()
+    page.get_by_test_id("template-workflow-train_and_test").click()
+    page.wait_for_function("() => window.app.graph.nodes.some((n) => n.type === 'FoundryTrainLoRA')")
+    page.unroute("**/templates/*.webp")
+    page.wait_for_timeout(1500)
+    screenshot(page, f"template {renderer}")
+    assert page.evaluate("() => window.app.canvas.ds.scale") == 1
+    page.get_by_role("button", name="Run").first.click()
+    page.wait_for_function("async () => (await (await fetch('/prompt')).json()).exec_info.queue_remaining > 0")
+    page.evaluate("() => window.comfyAPI.api.api.interrupt()")
+    while server.get("/prompt")["exec_info"]["queue_remaining"]:
+        page.wait_for_timeout(200)
