@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TextIO
 
-from ..trainer_core.api import Event, Phase, StateChanged, StepDone, Warning, duration
+from ..trainer_core.api import Event, MemoryPlanned, Phase, Skipped, StateChanged, StepDone, Warning, duration
 from .failures import in_widgets
 
 _LOG = logging.getLogger(__name__)
@@ -48,6 +48,10 @@ class Console:
             elif event.what != self._phase:
                 self._say(event.what)
             self._phase = event.what
+        elif isinstance(event, MemoryPlanned):
+            self._say(event.message)
+        elif isinstance(event, Skipped):
+            self._say(f"step {event.step}: {event.what} not finite ({', '.join(event.images)})", logging.WARNING)
         elif isinstance(event, Warning):
             self._say(in_widgets(event.message), logging.WARNING)
         elif isinstance(event, StateChanged) and event.state != "failed":  # ComfyUI tells of failures

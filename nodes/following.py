@@ -71,7 +71,7 @@ def _show(training: TrainingJob, view: TrainingView, console: Console, bar: host
         {
             "run": training.run.name,
             "text": view.text(),
-            "answered": view.answered,
+            "answered": dict(view.answered),  # sent later
             "shown": _shown(training) if new else None,
         },
         to_all=True,

@@ -23,8 +23,8 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..trainer_core.api import Roots, RunFolder, is_below, register_provider
-from ..trainer_core.config import JobConfig
+from ..trainer_core.api import VISION, Roots, RunFolder, is_below, register_provider
+from ..trainer_core.config import JobConfig, register_model_files
 from ..trainer_core.errors import ConfigError, RunError
 from .comfy_models import tokenizers
 from .comfy_models.provider import ComfyModels
@@ -34,7 +34,15 @@ _LAST = 1e15
 """The number of a prompt that all others come before."""
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
 
+
+def _clip_vision(part: str, name: str) -> Path | None:
+    """A file of ComfyUI's that compares pictures, where a checkpoint is chosen; those of bases come over links."""
+    path = folder_paths.get_full_path(VISION, name) if part == VISION else None
+    return Path(path) if path else None
+
+
 register_provider(ComfyModels())
+register_model_files(_clip_vision)
 tokenizers.register(Path(comfy.sd.__file__).parent)
 
 # folders

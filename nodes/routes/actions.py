@@ -36,8 +36,6 @@ def _resume(asked: Asked) -> Any:
     run = _at_rest(asked)
     if run_state(run).state == "finished" and accept is not False:
         raise Refused(409, f"{run.name} is finished. To train it further, give its graph more steps and queue that")
-    if any(name == run.name for name, _ in going_on.waiting()):
-        raise Refused(409, f"{run.name} is on ComfyUI's queue already")
     job = host.checked_job(run.job())
     changed = changed_since(run) if accept is not False else []
     refused = [one.name for one in changed if not one.acceptable]
@@ -55,12 +53,16 @@ def _resume(asked: Asked) -> Any:
 
 def _rename(asked: Asked) -> Any:
     name = asked.fields({"name": str})["name"]
-    return {"name": _moved(lambda: rename_run(_at_rest(asked), name)).name}
+    run = _at_rest(asked)
+    going_on.forget(run.name)
+    return {"name": _moved(lambda: rename_run(run, name)).name}
 
 
 def _delete(asked: Asked) -> Any:
     asked.fields({})
-    return {"trashed": _moved(lambda: trash_run(_at_rest(asked))).id}
+    run = _at_rest(asked)
+    going_on.forget(run.name)
+    return {"trashed": _moved(lambda: trash_run(run)).id}
 
 
 def _restore(asked: Asked) -> Any:
@@ -81,8 +83,10 @@ def _moved(move: Callable[[], T], status: int = 409) -> T:
 
 
 def _at_rest(asked: Asked) -> RunFolder:
-    """The run that a request names, if nobody works on it."""
+    """The run that a request names, if nobody works on it, nor is about to."""
     run = run_of(asked)
+    if any(name == run.name for name, _ in going_on.waiting()):
+        raise Refused(409, f"{run.name} is on ComfyUI's queue already; take it out there first")
     if (owner := run_state(run).owner) is not None:
         raise Refused(409, f"{owner} works on {run.name}. Stop it first, or wait for its end")
     return run

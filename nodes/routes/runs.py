@@ -7,8 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from ...trainer_core.api import (
+    CONTINUE,
     PAUSE,
     REQUESTS,
+    STOP,
     RunFolder,
     ask_run,
     checkpoint_facts,
@@ -116,6 +118,8 @@ def _request(asked: Asked) -> Any:
     if word not in REQUESTS:
         raise Refused(400, f"no such request; there are: {', '.join(REQUESTS)}")
     run = run_of(asked)
+    if word in (STOP, CONTINUE):
+        going_on.forget(run.name)
     if controls.ask_here(run.name, word):
         if wish.get("go_on") and word == PAUSE:
             going_on.later(run.name)

@@ -224,7 +224,7 @@ def _defaults(info: dict[str, Any]) -> dict[str, Any]:
     for name, (kind, options) in info["input"].get("required", {}).items():
         if kind == "COMBO":
             found[name] = options.get("default", options["options"][0])
-        elif kind in _WIDGETS:
+        elif kind in _WIDGETS and not options.get("forceInput"):
             found[name] = options["default"]
     return found
 

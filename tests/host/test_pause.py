@@ -64,6 +64,8 @@ def test_killed_comfyui_goes_on_exactly(
     assert saved
     assert status(run)["state"] == "running"  # nobody could write down that it is not
     with ComfyServer(comfyui, tmp_path) as second:
+        (told,) = second.get("/lora_foundry/runs")["runs"]
+        assert (told["state"], told["crashed"], told["owner"], told["resumable"]) == ("stopped", True, None, True)
         result = second.run(prompt)
     assert result.status == "success"
     assert "goes on with killed from step" in result.outputs["train"]["text"][0]

@@ -137,7 +137,7 @@ def test_a_name_means_one_lora_in_all_folders(server: ComfyServer, training: Cal
     assert (models / "twice.safetensors").read_bytes() != (models / "twice_2.safetensors").read_bytes()
     twice = "twice_2.safetensors\n⚠ twice.safetensors is another LoRA"
     assert twice in result.outputs["second"]["text"][0] + result.outputs["third"]["text"][0]
-    prompt["train"]["inputs"]["sample_every"] = 3  # nothing that the LoRA depends on: all nodes run again
+    prompt["train"]["inputs"]["if_settings_changed"] = "start a new run"  # none have: the nodes run again, and no more
     assert server.run(prompt).status == "success"
     listed = [name for name in server.get("/models/loras") if name.startswith(("taken", "twice"))]
     assert sorted(listed) == ["taken_4_steps.safetensors", "twice.safetensors", "twice_2.safetensors"]

@@ -62,6 +62,7 @@ class Session:
         Raises:
             FoundryError: if base or data cannot be used.
         """
+        job = job.model_copy(update={"memory": job.memory.but(compile=False)})  # it would take longer than it saves
         self._job, self._base, self._settings, self._progress = job, base, settings, progress
         self._data: PreparedData | None = None
         if held_out:

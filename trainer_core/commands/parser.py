@@ -186,7 +186,6 @@ def _choose_command(add: Callable[[str, str, str], argparse.ArgumentParser], par
         "--pictures",
         metavar="N",
         type=values.count,
-        default=6,
         help="to compare of each checkpoint, with the trigger, and as many without; default: 6",
     )
     choose.add_argument(

@@ -105,11 +105,11 @@ def one_of(name: str, ours: Mapping[str, Any]) -> Rule:
 
 
 def drop(reason: str, *neutral: Any) -> Rule:
-    """It has no counterpart. A value that switches it off, or one of the neutral ones, loses nothing."""
+    """It has no counterpart. Values that switch it off and neutral ones, of which 1 is also true, lose nothing."""
 
     def rule(value: Any, _: View) -> Outcome:
-        off = not value or any(value == one and not isinstance(value, bool) for one in neutral)
-        return Outcome("unused", "is off, or as it always is here") if off else Outcome("dropped", reason)
+        same = not value or value in neutral
+        return Outcome("unused", "is off, or as it always is here") if same else Outcome("dropped", reason)
 
     return rule
 
@@ -213,7 +213,9 @@ def edge(value: Any) -> int:
     if not 1 <= len(sides) <= 2:
         raise ValueError(f"must be a resolution, such as 512 or [512, 768], and is {shown(value)}")
     numbers = [number(side) for side in sides]
-    return round(math.sqrt(numbers[0] * numbers[-1])) if numbers[0] * numbers[-1] > 0 else 0
+    if not all(1 <= one < 2**31 for one in numbers):
+        raise ValueError(f"must be a resolution in pixels, and is {shown(value)}")
+    return round(math.sqrt(numbers[0] * numbers[-1]))
 
 
 def run_name(value: Any) -> str:
@@ -230,12 +232,13 @@ def run_name(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A foreign value in a message: short, without secrets, on one line."""
+    """A foreign value in a message."""
     text = f"`{value}`" if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
-    return plain(redacted(text))
+    return plain(text)
 
 
 def plain(text: str) -> str:
-    """A text on one line, of letters that can be seen, and short."""
+    """A text on one line, of letters that can be seen, without secrets, and short."""
+    text = redacted(text)
     cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)

@@ -77,17 +77,21 @@ def llava(folder: Path) -> None:
 
 
 def blip(folder: Path, says: str | None = None) -> None:
-    """`says` is a word that it always says."""
+    """`says` is a word that it always says, and that ends what it says."""
     from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
     text = {**_SMALL, "vocab_size": len(WORDS), "encoder_hidden_size": 16, "max_position_embeddings": 512}
-    tokens = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": PAD, "sep_token_id": END}
+    tokens = {
+        "bos_token_id": BEGIN,
+        "eos_token_id": END,
+        "pad_token_id": PAD,
+        "sep_token_id": WORDS.index(says or "</s>"),
+    }
     vision = {**_SMALL, "image_size": 16, "patch_size": 8}
     config = BlipConfig(text_config={**text, **tokens}, vision_config=vision, projection_dim=16)
     model = _seeded(BlipForConditionalGeneration, config)
     if says is not None:
         model.text_decoder.cls.predictions.decoder.bias.data[WORDS.index(says)] = 1e4
-    model.generation_config.max_new_tokens = 4
     model.save_pretrained(folder)
     BlipProcessor(BlipImageProcessor(size=_SIZE), _tokenizer()).save_pretrained(folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -107,7 +108,8 @@ class OpenSet:
         if composed(key.rstrip("/")) in self.index.metadata.captions:
             return True
         try:
-            return caption_file(self.index.images[key], self.config).stat().st_size > 0
+            status = caption_file(self.index.images[key], self.config).lstat()
+            return stat.S_ISREG(status.st_mode) and status.st_size > 0  # a link is not read, see `written`
         except OSError:
             return False
 

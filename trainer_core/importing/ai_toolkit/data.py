@@ -27,7 +27,12 @@ from ..rules import (
 
 DEFAULTS = {"resolution": 512, "mask_min_value": 0.0}
 """What a data set has where a setting is missing, as far as that is not our default."""
-_ROLE = {True: "regularization", False: "train"}
+
+
+def _role(value: Any, view: View) -> Outcome:
+    if view["prior_reg"] is True and not switch(value):
+        return Outcome("unused", "prior_reg is on")
+    return Outcome("taken", fields={".role": "regularization" if switch(value) else "train"})
 
 
 def _trigger(value: Any, view: View) -> Outcome:
@@ -97,7 +102,7 @@ TABLE: Table = {
     "shuffle_tokens": to(".shuffle_tags", switch),
     "keep_tokens": to(".keep_tags", whole),
     "token_dropout_rate": drop("captions are dropped whole: caption_dropout"),
-    "is_reg": to(".role", lambda value: _ROLE[switch(value)]),
+    "is_reg": _role,
     "prior_reg": _prior,
     "network_weight": to(".adapter_strength", number),
     "loss_multiplier": to(".loss_weight", number),

@@ -43,8 +43,8 @@ def _family(value: Any, view: View) -> Outcome:
     if found is None:
         return models.family(value, view)
     fields: dict[str, Any] = {"model.family": found}
-    rates = [view[f"model.text_encoder_{k}_lr"] for k in (1, 2)]
-    rates = [view["optimizer.lr"] if rate is None else rate for rate in rates]
+    usual = view.read("optimizer.lr", number, 0.0)
+    rates = [view.read(f"model.text_encoder_{k}_lr", number, usual) for k in (1, 2)]
     if found in UNETS and (on := [rate for rate in rates if rate]):
         # the text encoders are always trained there
         fields |= {"adapter.text_encoders": True, "train.text_encoder_lr": on[0]}
@@ -56,7 +56,9 @@ def _family(value: Any, view: View) -> Outcome:
 
 def _file(value: Any, view: View) -> Outcome:
     """The denoiser's file, or the checkpoint: the first that is named."""
-    first = next(view[key] for key in _SOURCES if view[key])
+    first = next((view[key] for key in _SOURCES if view[key]), None)
+    if first is None:
+        return Outcome("unused", "is empty")
     if value != first:
         return Outcome("dropped", f"model.source is {shown(first)}")
     if view["model.diffusers_path"] and family_of(view):

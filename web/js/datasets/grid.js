@@ -118,7 +118,10 @@ export class Grid extends EventTarget {
       if (!this.cells.has(place)) this.cells.set(place, this.take(place));
     }
     clearTimeout(this.resting);
-    this.resting = setTimeout(() => this.rested(first, last), this.scrolling ? REST : 0);
+    const drawn = (this.drawn = {});
+    // a slow machine draws less often than the wait is long: only a frame without a scroll is rest
+    const rest = () => drawn === this.drawn && !this.drawing && this.rested(first, last);
+    this.resting = setTimeout(this.scrolling ? () => requestAnimationFrame(rest) : rest, this.scrolling ? REST : 0);
   }
 
   /** Pictures are asked for where the scrolling has come to rest. */
@@ -184,7 +187,7 @@ export class Grid extends EventTarget {
     cell.root.title = row.file;
     cell.root.setAttribute("aria-label", `${row.file}: ${row.caption || t("data.no_caption")}`);
     cell.text.textContent = row.caption || row.fallback || t("data.no_caption");
-    cell.badges.replaceChildren(...this.badgesOf(row).map(([kind, text, title]) => el("span", { class: `lf-badge lf-${kind}`, title }, text)));
+    cell.badges.replaceChildren(...this.badgesOf(row).map(([kind, text, title]) => el("span", { class: `lf-badge lf-is-${kind}`, title }, text)));
     cell.wanted = pictureOf(this.rows.id, row, this.box * Math.min(2, window.devicePixelRatio || 1));
     if (cell.image.getAttribute("src") && cell.image.getAttribute("src") !== cell.wanted) cell.image.src = cell.wanted;
   }

@@ -13,6 +13,7 @@ export class Rows extends EventTarget {
     this.rows = []; // by position; holes are not loaded yet
     this.total = 0;
     this.loaded = 0;
+    this.listing = 0; // by which the server knows the order that is being loaded
     this.positions = new Map(); // by item
     this.undone = [];
     this.done = [];
@@ -28,10 +29,11 @@ export class Rows extends EventTarget {
   }
 
   /** Forgets what was listed and looks again: files were added or removed. */
-  async again() {
+  async again(listing = 0) {
     this.rows = [];
     this.positions.clear();
     this.loaded = 0;
+    this.listing = listing;
     await this.open();
   }
 
@@ -61,10 +63,12 @@ export class Rows extends EventTarget {
 
   async load(after, count) {
     if (this.pages.has(after)) return this.pages.get(after);
-    const page = get(["datasets", this.id, "items"], { after, count, order: "missing" });
+    const page = get(["datasets", this.id, "items"], { after, count, order: "missing", listing: this.listing });
     this.pages.set(after, page);
     try {
-      const { total, items } = await page;
+      const { listing, total, items } = await page;
+      if (this.listing && listing !== this.listing) return this.again(listing); // a server that was started anew
+      this.listing = listing;
       this.total = total;
       items.forEach((row, k) => this.put(after + k, row));
       this.changed(null);
