@@ -70,7 +70,7 @@ def show(page: Any, name: str, change: Any = None) -> dict[str, Any]:
         change(graph)
     page.evaluate("async (graph) => { await window.app.loadGraphData(graph) }", graph)
     page.wait_for_function("(count) => window.app.graph.nodes.length === count", arg=len(graph["nodes"]))
-    page.wait_for_timeout(400)
+    page.wait_for_timeout(500)
     return graph
 
 
@@ -135,8 +135,7 @@ def test_what_is_off_hides_what_depends_on_it_and_its_value_is_sent(page: Any, r
     page.evaluate(SET, [kind, "output_preservation", False])
     page.wait_for_timeout(300)
     assert not governed & set(page.evaluate(VISIBLE, kind))
-    if renderer == "canvas":
-        assert page.evaluate(SIZE, kind) == before  # the room that the template gave
+    assert renderer == "vue" or page.evaluate(SIZE, kind) == before  # the room that the template gave
     sent = page.evaluate("async () => (await window.app.graphToPrompt()).output")
     (inputs,) = (node["inputs"] for node in sent.values() if node["class_type"] == kind)
     assert inputs["output_preservation_class"].startswith("circle")
@@ -208,8 +207,7 @@ def test_texts_are_whole_and_keep_their_lines(page: Any, renderer: str, kind: st
       height: box.firstChild.getBoundingClientRect().height,
     }))""")
     assert [one["text"] for one in shown] == [text]
-    assert shown[0]["hidden"] <= 0
-    assert shown[0]["height"] >= lines * 15
+    assert min(-shown[0]["hidden"], shown[0]["height"] - lines * 15) >= 0
     assert page.get_by_text("1 warning").locator("visible=true").count() == 0
     overlap = f"""(type) => {{
       const node = ({NODE})(type), text = node.widgets.find((w) => w.name === "foundry_text");
@@ -371,8 +369,7 @@ def test_template_opens_readable_and_nothing_overlaps(page: Any, renderer: str, 
     boxes = page.evaluate(BOXES)
     first = min(boxes, key=lambda box: box[1] + box[2])
     assert first[0] == "MarkdownNote"  # reading starts there
-    assert first[1] > 60
-    assert first[2] > 100
+    assert min(first[1] - 60, first[2] - 100) > 0
     overlapping = [
         (one[0], other[0])
         for place, one in enumerate(boxes)
@@ -381,8 +378,7 @@ def test_template_opens_readable_and_nothing_overlaps(page: Any, renderer: str, 
     ]
     assert overlapping == []
     trainer = next(box for box in boxes if box[0] == "FoundryTrainLoRA")
-    assert trainer[3] < 1920
-    assert trainer[4] < 1080
+    assert max(trainer[3] - 1920, trainer[4] - 1080) < 0
 
 
 def test_three_clicks_from_the_template_browser_to_a_run(page: Any, server: ComfyServer, renderer: str) -> None:
