@@ -23,20 +23,16 @@ from trainer_core.embedded.evaluate import Evaluation
 from trainer_core.job import TrainingJob
 from trainer_core.runs.run_folder import RunFolder
 
-STEPS, EVERY, RATE = 300, 30, 2e-3
+STEPS, EVERY, RATE = 180, 30, 2e-3
 PROMPTS = (
     "a red [trigger] on a black background",
     "a white [trigger] on a purple background",
     "a green [trigger] on a yellow background",
     "a purple [trigger] on a blue background",
-    "a yellow [trigger] on a green background",
-    "a blue [trigger] on a white background",
     "a red circle on a black background",
     "a green star on a purple background",
     "a yellow square on a blue background",
     "a white ring on a green background",
-    "a purple cross on a white background",
-    "a blue triangle on a red background",
 )
 """What a user would look at: half with the trigger, half without."""
 MEASURES = ("held_out", "likeness", "variety", "leak")
@@ -66,19 +62,20 @@ def run_of(seed: int, runs: Path) -> RunFolder:
     return training.run
 
 
-def judged(run: RunFolder, pictures: int, evaluation: list[Evaluation], kept: Path) -> dict[int, dict[str, float]]:
+def judged(run: RunFolder, pictures: int, evaluation: list[Evaluation]) -> dict[int, dict[str, float]]:
     """What the judge says of each checkpoint."""
+    kept = run.path.with_suffix(".json")
     known: dict[str, dict[str, float]] = json.loads(kept.read_text()) if kept.exists() else {}
     for checkpoint in run.checkpoints():
-        place = f"{run.name} {checkpoint.step} {pictures}"
+        place = f"{checkpoint.step} {pictures}"
         if place not in known:
             if not evaluation:
                 evaluation.append(Evaluation(TRIGGER, pictures))
             scores = evaluation[0].of(checkpoint.lora)
             known[place] = {name: getattr(scores, name) for name in JUDGED}
             kept.write_text(json.dumps(known, indent=1))
-            print(place, known[place], flush=True)
-    return {one.step: known[f"{run.name} {one.step} {pictures}"] for one in run.checkpoints()}
+            print(run.name, place, known[place], flush=True)
+    return {one.step: known[f"{one.step} {pictures}"] for one in run.checkpoints()}
 
 
 def ranks(values: list[float]) -> list[float]:
@@ -100,17 +97,17 @@ def worth(scores: dict[str, float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=30, help="behind each of the judge's numbers")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--pictures", type=int, default=24, help="behind each of the judge's numbers")
     parser.add_argument("--out", type=Path, default=Path("choosing_runs"))
     args = parser.parse_args()
     evaluation: list[Evaluation] = []
-    runs = [run_of(seed, args.out) for seed in range(1, args.seeds + 1)]
-    verdicts = [judged(run, args.pictures, evaluation, args.out / "judged.json") for run in runs]
+    runs = [run_of(seed, args.out) for seed in args.seeds]
+    verdicts = [judged(run, args.pictures, evaluation) for run in runs]
     correlations: dict[tuple[str, str], list[float]] = {}
     for run, scores in zip(runs, verdicts, strict=True):
         started = time.process_time()
-        choice = choose_checkpoint(run)
+        choice = choose_checkpoint(run, pictures=len(PROMPTS) // 2, embedding="statistics")
         spent = time.process_time() - started
         rows: list[tuple[Any, dict[str, float]]] = [(one, scores[one.step]) for one in choice.checkpoints]
         print(

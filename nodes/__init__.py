@@ -6,11 +6,12 @@ import logging
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import failures, shutdown
+from . import console, failures, shutdown
 from .base_model import BaseModel
 from .caption_dataset import CaptionDataset
 from .caption_drafts import CaptionDrafts
 from .caption_with_trigger import CaptionWithTrigger
+from .choose_checkpoint import ChooseCheckpoint
 from .configure_lora import ConfigureLoRA
 from .dataset_images import DatasetImages
 from .load_base import LoadBase
@@ -41,6 +42,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadBase,
     LoadRun,
     ResumeRun,
+    ChooseCheckpoint,
     DatasetImages,
     CaptionDataset,
     CaptionDrafts,
@@ -54,6 +56,7 @@ class FoundryExtension(ComfyExtension):
         table.register()
         shutdown.SHUTDOWN.install()
         logging.getLogger().addFilter(failures.OneLine())
+        console.quiet_libraries()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

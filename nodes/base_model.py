@@ -161,8 +161,12 @@ class BaseModel(Node):
         base = validated(ModelConfig, fields)
         if base.source != EMBEDDED and not Path(base.source).exists():  # a repository that would be downloaded
             return io.NodeOutput(base)
-        opened = open_base(base)
-        told = opened.precision_told()  # says now what is wrong with a file
+        try:
+            opened = open_base(base)
+            told = opened.precision_told()  # says now what is wrong with a file
+        except BaseModelError as error:
+            where = "model" if model is not None else "folder_or_repo" if folder_or_repo.strip() else "source"
+            raise BaseModelError(str(error).replace("model.source", where)) from None
         what = f"{opened.spec.title} (family {opened.spec.name}), {str(opened.dtype).removeprefix('torch.')}"
         return io.NodeOutput(base, ui=host.shown_text("\n".join([what, *told])))
 

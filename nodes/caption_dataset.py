@@ -9,11 +9,12 @@ from ..trainer_core.config import DatasetConfig
 from ..trainer_core.errors import ConfigError
 from . import data_sets, host, sockets
 from .dataset_images import ALL, MISSING
+from .node import Node
 
 _NONE = "none is installed"
 
 
-class CaptionDataset(io.ComfyNode):
+class CaptionDataset(Node):
     """Florence-2, Qwen-VL, LLaVA (JoyCaption) or BLIP look at the pictures; what they write is reviewed in the page."""
 
     @classmethod

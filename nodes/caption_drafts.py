@@ -7,9 +7,10 @@ from comfy_api.latest import io
 from ..trainer_core.config import DatasetConfig
 from ..trainer_core.errors import DatasetError
 from . import data_sets, host, sockets
+from .node import Node
 
 
-class CaptionDrafts(io.ComfyNode):
+class CaptionDrafts(Node):
     """Texts become drafts of a DATASET's captions. No caption changes until somebody accepts them."""
 
     @classmethod

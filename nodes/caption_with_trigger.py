@@ -42,9 +42,12 @@ class CaptionWithTrigger(Node):
     @classmethod
     def execute(cls, dataset: DatasetConfig, **settings: Any) -> io.NodeOutput:
         captioned = dataset.but(**values(CAPTION_WITH_TRIGGER, settings)["dataset"])
-        texts = [" ".join(caption.split()) for _, caption in inspect_dataset(captioned).captions]
+        summary = inspect_dataset(captioned)
+        texts = [" ".join(caption.split()) for _, caption in summary.captions]
         # bullets, because pages with Vue nodes run the lines together
         lines = [f"• {text}" for text in texts[:_SHOWN]]
+        if summary.placeholders and not captioned.trigger:
+            lines.insert(0, f"⚠ trigger is empty, so [trigger] is taken out of {summary.placeholders} captions")
         if len(texts) > _SHOWN:
             lines.append(f"… and {len(texts) - _SHOWN} more")
         return io.NodeOutput(captioned, "\n".join(texts), ui=host.shown_text("\n".join(lines)))

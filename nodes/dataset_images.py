@@ -8,11 +8,12 @@ from ..trainer_core.api import first_picture
 from ..trainer_core.config import DatasetConfig
 from ..trainer_core.errors import DatasetError
 from . import data_sets, host, pictures, sockets
+from .node import Node
 
 MISSING, ALL = "those without a caption", "all"
 
 
-class DatasetImages(io.ComfyNode):
+class DatasetImages(Node):
     """Pictures of a DATASET go out one by one, so that a captioner of any pack can look at them."""
 
     @classmethod

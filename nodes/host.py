@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,17 +23,26 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..trainer_core.api import Roots, RunFolder, export_lora, is_below, register_provider
-from ..trainer_core.config import JobConfig, plain_name
+from ..trainer_core.api import VISION, Roots, RunFolder, is_below, register_provider
+from ..trainer_core.config import JobConfig, register_model_files
 from ..trainer_core.errors import ConfigError, RunError
 from .comfy_models import tokenizers
 from .comfy_models.provider import ComfyModels
+from .lora_files import Exported, earlier, export
 
 _LAST = 1e15
 """The number of a prompt that all others come before."""
 SHIPPED_DATASET = Path(__file__).parents[1] / "trainer_core" / "embedded" / "demo_dataset"
 
+
+def _clip_vision(part: str, name: str) -> Path | None:
+    """A file of ComfyUI's that compares pictures, where a checkpoint is chosen; those of bases come over links."""
+    path = folder_paths.get_full_path(VISION, name) if part == VISION else None
+    return Path(path) if path else None
+
+
 register_provider(ComfyModels())
+register_model_files(_clip_vision)
 tokenizers.register(Path(comfy.sd.__file__).parent)
 
 # folders
@@ -171,31 +180,25 @@ def model_file(folder: str, name: str) -> Path:
     return Path(path)
 
 
-def export_to_output(source: Path, name: str) -> tuple[str, Path]:
-    """Copies a LoRA to `output/loras/`; gives its name in ComfyUI's lists, and its path."""
+def export_to_output(source: Path, name: str) -> Exported:
+    """Copies a LoRA to `output/loras/`, unless it is in ComfyUI's lists by that name."""
     return _export(source, Path(folder_paths.get_output_directory()) / "loras", name)
 
 
-def export_to_models(source: Path, name: str) -> tuple[str, Path]:
-    """Copies a LoRA to `models/loras/`; gives its name in ComfyUI's lists, and its path."""
+def export_to_models(source: Path, name: str) -> Exported:
+    """Copies a LoRA to `models/loras/`, unless it is there by that name."""
     return _export(source, Path(folder_paths.get_folder_paths("loras")[0]), name)
 
 
-def _export(source: Path, folder: Path, name: str) -> tuple[str, Path]:
-    # ComfyUI finds a LoRA by name in the first of several folders that has it, and its loader never reads a path twice:
-    # only a name that is new in all of them surely means this file
-    try:
-        base = plain_name(name.strip().removesuffix(".safetensors"))
-    except ValueError as error:
-        raise ConfigError(f"name: {error}") from None
-    roots = [Path(root) for root in folder_paths.get_folder_paths("loras")]
-    fresh, count = base, 1
-    while any((root / f"{fresh}.safetensors").exists() for root in roots):
-        count += 1
-        fresh = f"{base}_{count}"
-    path = export_lora(source, folder, fresh)
-    send_to_pages("saved", {"lora_name": path.name})
-    return path.name, path
+def earlier_loras(job: str, exported: Sequence[Exported]) -> list[str]:
+    """Names in ComfyUI's lists that other trainings of a job's name have left."""
+    return earlier(job, exported, [Path(root) for root in folder_paths.get_folder_paths("loras")])
+
+
+def _export(source: Path, folder: Path, name: str) -> Exported:
+    exported = export(source, folder, name, [Path(root) for root in folder_paths.get_folder_paths("loras")])
+    send_to_pages("saved", {"lora_name": exported.name, "older": list(exported.older)})
+    return exported
 
 
 # the executing node
@@ -286,8 +289,12 @@ def send_to_pages(event: str, data: dict[str, Any]) -> None:
 # ComfyUI's queue
 
 
-def queue_prompt(prompt: dict[str, Any], last: bool = False) -> str:
-    """Puts a prompt of ours on the queue, as a page does; gives its id.
+_OWN_NODE = "9000000"
+"""In prompts of our own: pages show the progress of a prompt on the node of the open workflow that has the same id."""
+
+
+def queue_prompt(class_type: str, inputs: dict[str, Any], last: bool = False) -> str:
+    """Puts a prompt of one node of ours on the queue, as a page does; gives its id.
 
     Args:
         last: behind all others, those too that come later.
@@ -296,6 +303,7 @@ def queue_prompt(prompt: dict[str, Any], last: bool = False) -> str:
         RunError: if ComfyUI refuses it.
     """
     server, prompt_id = PromptServer.instance, str(uuid.uuid4())
+    prompt = {_OWN_NODE: {"class_type": class_type, "inputs": inputs}}
     checked = execution.validate_prompt(prompt_id, prompt, None)
     valid, error, outputs, _ = asyncio.run_coroutine_threadsafe(checked, server.loop).result()
     if not valid:

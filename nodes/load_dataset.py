@@ -118,7 +118,7 @@ class LoadDataset(Node):
         findings = _checked(dataset) if check[0] else ""
         summary = inspect_dataset(dataset)
         thumbnails = [pictures.to_tensor(pictures.shrunk(first_picture(path))) for path in summary.thumbnails]
-        text = "\n".join(part for part in (summary_text(summary), findings) if part)
+        text = "\n".join(part for part in (summary_text(summary, dataset.resolutions), findings) if part)
         return io.NodeOutput(dataset, ui={**ui.PreviewImage(thumbnails).as_dict(), **host.shown_text(text)})
 
 

@@ -126,11 +126,19 @@ class PreviewSamples(Node):
             },
         )
         host.free_vram()
+        host.progress_text("loading the base")
         bar = host.ProgressBar()
         rounds = 1 if lora is None else 2
 
         def drawn(adapter: Path | dict[str, Any] | None, earlier: int) -> list[list[Image.Image]]:
+            told = -1
+
             def progress(done: int, total: int) -> None:
+                nonlocal told
+                if told < done < total:
+                    told = done
+                    by = "with the LoRA" if adapter is not None else "by the base"
+                    host.progress_text(f"drawing {by}: sample {done + 1} of {total}")
                 bar.update(earlier * total + done, rounds * total)
 
             return draw(
@@ -149,7 +157,17 @@ class PreviewSamples(Node):
             pairs = zip(shown, drawn(lora, 1), strict=True)
             shown = [list(map(pictures.side_by_side, plain, adapted)) for plain, adapted in pairs]
         images = pictures.to_batch([frame for frames in shown for frame in frames])
-        return io.NodeOutput(images, ui=ui.PreviewImage(images, cls=cls))
+        labels = [{"prompt": text, "seed": seed + k * walk_seed} for k, text in enumerate(texts)]
+        told = [f"left: the base, right: {_named(of_run, strength)}" if lora else "the base"]
+        told += [f"{k}. {text or '(no prompt)'}" for k, text in enumerate(texts, 1)]
+        preview = ui.PreviewImage(images, cls=cls).as_dict()
+        return io.NodeOutput(images, ui={**preview, "labels": labels, **host.shown_text("\n".join(told))})
+
+
+def _named(lora: FoundLora | None, strength: float) -> str:
+    """What is drawn on the right."""
+    of = f"with {lora.path.parents[2].name} at step {int(lora.path.parent.name[5:])}" if lora else "with the LoRA"
+    return of if strength == 1 else f"{of}, strength {strength:g}"
 
 
 def _linked(control: torch.Tensor, count: int) -> list[tuple[Image.Image, ...]]:

@@ -10,14 +10,17 @@ from ..trainer_core.api import MAY_BE_ACCEPTED, TrainingJob, new_run, resume_run
 from ..trainer_core.config import ModelConfig
 from ..trainer_core.errors import RunHeld
 from . import host, sockets
+from .comfy_models.links import linked_again
+from .following import follow, result
+from .node import Node
 from .shutdown import SHUTDOWN, Ending
-from .train_lora import earlier_view, follow, new_view, results
+from .train_lora import earlier_view, new_view, results
 
 NODE_ID = "FoundryResumeRun"
 AS_IT_WAS, WITH_CHANGES, AS_NEW_RUN = "as it was", "with what has changed", "as a new run"
 
 
-class ResumeRun(io.ComfyNode):
+class ResumeRun(Node):
     """Goes on with a run by its name, with the run's own job."""
 
     @classmethod
@@ -51,14 +54,17 @@ class ResumeRun(io.ComfyNode):
     def execute(cls, run: str, how: str) -> io.NodeOutput:
         if SHUTDOWN.ending:
             host.end_prompt()
+        state = run_state(run_called(run, host.runs_root()))
+        if state.state == "finished" and how != AS_NEW_RUN:  # its graph went on with it meanwhile
+            return io.NodeOutput(ui=host.shown_text(f"the run {run} has made its {state.steps} steps"))
         training = _training(run, how)
         fresh = training.run.name != run
         view = new_view(training, f"with the settings of {run}") if fresh else earlier_view(training)
         host.free_vram()
         try:
             with SHUTDOWN.held_up_by(training):
-                follow(training, view)
-                return io.NodeOutput(ui=results(training.run, view).ui)
+                finished = follow(training, view)
+                return io.NodeOutput(ui=results(training, view).ui if finished else result(training, view))
         except Ending:
             host.end_prompt()
 
@@ -67,8 +73,10 @@ def _training(name: str, how: str) -> TrainingJob:
     """The training that goes on with a run, or begins with its settings."""
     run = run_called(name, host.runs_root())
     job = host.checked_job(run.job())
-    if job.model.device == ModelConfig().device:
-        job = job.but(model=job.model.but(device=host.device()))
+    model = job.model
+    if model.device == ModelConfig().device:
+        model = model.but(device=host.device())
+    job = job.model_copy(update={"model": linked_again(model)})
     if how == AS_NEW_RUN:
         return new_run(host.runs_root(), job)
     if (owner := run_state(run).owner) is not None:

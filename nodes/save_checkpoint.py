@@ -8,6 +8,7 @@ from ..trainer_core.api import find_checkpoint
 from ..trainer_core.config import plain_name
 from ..trainer_core.errors import RunError
 from . import host, sockets
+from .lora_files import lora_stem, note
 from .node import Node
 from .setting import NEEDS
 
@@ -48,8 +49,8 @@ class SaveCheckpoint(Node):
                 io.String.Input(
                     "name",
                     default="",
-                    tooltip="Name of the file. Empty: the run's name. If it is taken, a number is added: no file is "
-                    "overwritten, because loaders keep what they once read.",
+                    tooltip="Name of the file. Empty: the run's name and step. If another LoRA has it, a number is "
+                    "added: no file is overwritten, because loaders keep what they once read.",
                 ),
             ],
             outputs=[
@@ -74,11 +75,10 @@ class SaveCheckpoint(Node):
             checkpoint = find_checkpoint(folder, step if which == "step" else which)
         except RunError as error:
             raise RunError(f"Save Checkpoint: {error}{_NONE_IS_BEST if which == 'best' else ''}") from None
-        default = folder.name if which == "latest" else f"{folder.name[:80]}_{checkpoint.step}_steps"
-        named = name.strip().removesuffix(".safetensors") or default
+        named = name.strip().removesuffix(".safetensors") or lora_stem(folder.name, checkpoint.step)
         files = zip(checkpoint.loras, checkpoint.endings, strict=True)
-        (lora_name, path), *others = [host.export_to_models(file, f"{named}{ending}") for file, ending in files]
-        low_noise = others[0][0] if others else host.no_output()
-        names = ", ".join([lora_name, *(one for one, _ in others)])
-        shown = host.shown_text(f"saved step {checkpoint.step} as {names}")
-        return io.NodeOutput(lora_name, str(path), low_noise, ui=shown)
+        first, *others = exported = [host.export_to_models(file, f"{named}{ending}") for file, ending in files]
+        low_noise = others[0].name if others else host.no_output()
+        lines = [f"saved step {checkpoint.step} as {', '.join(one.name for one in exported)}"]
+        lines += [f"⚠ {told}" for one in exported for told in note(one.older)]
+        return io.NodeOutput(first.name, str(first.path), low_noise, ui=host.shown_text("\n".join(lines)))

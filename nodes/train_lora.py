@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import time
+from collections import Counter
 from fractions import Fraction
 from typing import Any
 
@@ -14,7 +13,6 @@ from ..trainer_core.api import (
     GO_ON,
     IF_CHANGED,
     Beginning,
-    RunFolder,
     Skipped,
     TrainingJob,
     ValidationDone,
@@ -35,8 +33,10 @@ from ..trainer_core.config import (
 )
 from ..trainer_core.errors import ResumeRefused, RunHeld, TrainingError
 from . import host, pictures, sockets
-from .controls import reachable
-from .job import job_config
+from .failures import in_widgets
+from .following import follow, result
+from .job import job_config, notes
+from .lora_files import lora_stem, note
 from .node import Node
 from .setting import NEEDS, ON, Values, advanced, main
 from .settings import TRAIN_LORA
@@ -45,8 +45,8 @@ from .text_fields import read_lines
 from .training_view import TrainingView
 from .widgets import widgets
 
-_LOG = logging.getLogger(__name__)
-_POLL_SECONDS = 0.05
+_left_unfinished: Counter[str] = Counter()
+"""How often runs of a name were paused, or stopped on request, in this session."""
 _MORE_DATASETS = ("dataset_2", "dataset_3", "dataset_4")
 """Named inputs and not a growing list: saved workflows link by position, and a growing list is not in every page."""
 
@@ -135,6 +135,11 @@ class TrainLoRA(Node):
             return str(error)
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **_: Any) -> int:
+        """Changes when a run is paused or stopped on request: ComfyUI takes what the node gave then for its result."""
+        return _left_unfinished.total() if name is None else _left_unfinished[name]
+
+    @classmethod
     def execute(
         cls,
         base: ModelConfig,
@@ -174,10 +179,14 @@ class TrainLoRA(Node):
         else:
             training = new_run(root, job)
             view = new_view(training, begins.why_new)
+        view.notes = notes(job)
         try:
             with SHUTDOWN.held_up_by(training):
-                follow(training, view)
-                return results(training.run, view)
+                if follow(training, view):
+                    return results(training, view)
+            _left_unfinished[name] += 1
+            blocked = (host.no_output() for _ in cls.SCHEMA.outputs)
+            return io.NodeOutput(*blocked, ui=result(training, view))
         except Ending:
             host.end_prompt()
 
@@ -187,7 +196,7 @@ def new_view(training: TrainingJob, why: str) -> TrainingView:
     name = training.run.name
     if name == training.job.name and not why:
         return TrainingView()
-    return TrainingView(origin=f"new run {name}" + (f": {why}" if why else ""))
+    return TrainingView(origin=f"new run {name}" + (f": {in_widgets(why)}" if why else ""))
 
 
 def earlier_view(training: TrainingJob) -> TrainingView:
@@ -210,100 +219,33 @@ def earlier_view(training: TrainingJob) -> TrainingView:
     return view
 
 
-def follow(training: TrainingJob, view: TrainingView) -> None:
-    """Starts a training and shows its progress until it ends.
-
-    Raises:
-        FoundryError: what made the training fail.
-        BaseException: ComfyUI's interruption, after the training has saved and ended: the user cancelled or paused.
-    """
-    bar, ending = host.ProgressBar(), False
-    with reachable(training, *host.executing()):
-        training.start()
-        try:
-            while training.alive:
-                if SHUTDOWN.ending and not ending:
-                    ending = True
-                    _LOG.info("LoRA Foundry: %s saves and stops before ComfyUI ends", training.run.name)
-                host.raise_if_interrupted()
-                _show(training, view, bar)
-                if view.state == "paused":  # by another process; a prompt that waits would be in the way of others
-                    training.pause(leave=True)
-                time.sleep(_POLL_SECONDS)
-            _show(training, view, bar)
-        except BaseException:
-            training.stop()
-            training.join(None)
-            _show(training, view)
-            raise
-    if training.error is not None:
-        raise training.error
-    if training.outcome == "paused" or (training.outcome == "stopped" and SHUTDOWN.ending):
-        host.end_prompt()
-    if training.outcome != "finished":
-        raise TrainingError(f"the run {training.run.name!r} was stopped at step {training.run.status().get('step')}")
-
-
-def _show(training: TrainingJob, view: TrainingView, bar: host.ProgressBar | None = None) -> None:
-    """Draws what is new."""
-    events = training.events()
-    if not events:
-        return
-    known = len(view.samples), view.samples[-1:]
-    for event in events:
-        view.apply(event)
-    new = view.samples and known != (len(view.samples), view.samples[-1:])
-    host.send_to_node(
-        "progress",
-        {
-            "run": training.run.name,
-            "text": view.text(),
-            "shown": _shown(training.run) if new else None,
-        },
-        to_all=True,
-    )
-    if bar is not None:
-        bar.update(view.step, view.steps)
-
-
-def _shown(run: RunFolder) -> dict[str, Any]:
-    """The last previews, as the page asks for them: of videos the animated files.
-
-    They are not sent as ComfyUI's live previews, which are pictures and stay over what a node shows at its end.
-    """
-    clips = run.sample_clips()
-    images = [host.in_output(path) for path in clips or run.sample_paths()]
-    return {"images": images, **({"animated": (True,)} if clips else {})}
-
-
-def results(run: RunFolder, view: TrainingView) -> io.NodeOutput:
+def results(training: TrainingJob, view: TrainingView) -> io.NodeOutput:
     """A finished run as outputs and as what the node shows."""
+    run = training.run
     checkpoint = run.latest()
     if checkpoint is None:
         raise TrainingError(f"the run {run.name!r} holds no intact checkpoint; {run.path / 'log.txt'} says more")
     files = zip(checkpoint.loras, checkpoint.endings, strict=True)
-    named = f"{run.name[:80]}_{checkpoint.step}_steps"
-    (lora_name, lora_path), *others = [host.export_to_output(path, f"{named}{ending}") for path, ending in files]
-    low_noise = [(read_lora_tensors(path), name) for name, path in others] or [(host.no_output(), host.no_output())]
+    named = lora_stem(run.name, checkpoint.step)
+    exported = [host.export_to_output(path, f"{named}{ending}") for path, ending in files]
+    view.notes += note(host.earlier_loras(training.job.name, exported))
+    first, *others = exported
+    low_noise = [(read_lora_tensors(one.path), one.name) for one in others] or [(host.no_output(), host.no_output())]
     samples = run.sample_paths()
     clip = video_frames(samples[-1]) if run.sample_clips() else None
-    shown = clip[0] if clip else [pictures.opened(path) for path in samples]
-    images = pictures.to_batch(shown) if shown else host.no_output()
+    drawn = clip[0] if clip else [pictures.opened(path) for path in samples]
+    images = pictures.to_batch(drawn) if drawn else host.no_output()
     video = host.no_output()
     if clip:
         rate = Fraction(str(clip[1]))
         video = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, frame_rate=rate))
     return io.NodeOutput(
         str(run.path),
-        read_lora_tensors(lora_path),
-        lora_name,
+        read_lora_tensors(first.path),
+        first.name,
         images,
         {"loss": run.losses()},
         video,
         *low_noise[0],
-        ui={
-            **_shown(run),
-            "losses": view.curve(),
-            "text": [view.text(saved_as=", ".join([lora_name, *(name for name, _ in others)]))],
-        },
+        ui=result(training, view, saved_as=", ".join(one.name for one in exported)),
     )

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..trainer_core.api import (
+    SAMPLE,
+    SAVE,
     CheckpointSaved,
     Event,
     MemoryPlanned,
     Phase,
+    RequestDone,
     SampleReady,
     Skipped,
     StateChanged,
@@ -19,6 +22,7 @@ from ..trainer_core.api import (
     duration,
     size,
 )
+from .failures import in_widgets
 
 _CURVE_POINTS = 200
 _NAMED_IMAGES = 3
@@ -38,6 +42,10 @@ class TrainingView:
     skipped: list[Skipped] = field(default_factory=list)
     origin: str = ""
     """Which earlier run this one is, or why it is none of its name."""
+    notes: list[str] = field(default_factory=list)
+    """What the user may not have meant; stays to the end."""
+    answered: dict[str, int] = field(default_factory=dict)
+    """Request (`save`, `sample`) → the step at which it was last done."""
     state: str = ""
     """As in `StateChanged`; empty before the first."""
     step: int = 0
@@ -62,8 +70,9 @@ class TrainingView:
             self._parts |= event.parts
         elif isinstance(event, ValidationDone):
             self.validations.append(event)
+            self._phase = self._training()
         elif isinstance(event, Phase):
-            count = f" {event.done}/{event.total}" if event.total > 1 else ""
+            count = f" {event.done} of {event.total}" if event.total > 1 else ""
             self._phase = f"{event.what}{count}"
         elif isinstance(event, MemoryPlanned):
             self.memory = event.message
@@ -71,6 +80,9 @@ class TrainingView:
             if event.step != self._sample_step:
                 self._sample_step, self.samples = event.step, []
             self.samples.append(event.path)
+            self._phase = self._training()
+        elif isinstance(event, RequestDone):
+            self.answered[event.request] = event.step
         elif isinstance(event, CheckpointSaved):
             self._saved = event.step
         elif isinstance(event, Skipped):
@@ -79,7 +91,11 @@ class TrainingView:
             self.state, self.step, self.steps = event.state, event.step, event.steps
             self._phase = _LEFT.get(event.state, "")
         elif isinstance(event, Warning):
-            self._warnings.append(event.message)
+            self._warnings.append(in_widgets(event.message))
+
+    def _training(self) -> str:
+        """The phase after a measurement or a preview; steps are told with their loss, but for the first."""
+        return "" if self._last else "training"
 
     def text(self, saved_as: str | None = None) -> str:
         """The run in a few lines, as few as fit under the node; `saved_as` is the finished LoRA's name."""
@@ -102,8 +118,14 @@ class TrainingView:
         if saved_as:
             lines.append(f"saved as {saved_as}")
         elif self._saved is not None:
-            lines.append(f"saved at step {self._saved}")
-        return "\n".join(lines + [f"⚠ {message}" for message in self._warnings[-2:]])
+            lines.append(f"saved at step {self._saved}" + self._asked_for(SAVE, self._saved))
+        if SAMPLE in self.answered:
+            step = self.answered[SAMPLE]
+            lines.append(f"samples drawn at step {step}{self._asked_for(SAMPLE, step)}")
+        return "\n".join(lines + [f"⚠ {message}" for message in (*self.notes, *self._warnings[-2:])])
+
+    def _asked_for(self, request: str, step: int) -> str:
+        return " as you asked" if self.answered.get(request) == step else ""
 
     def _validation_text(self) -> str:
         """The latest loss on held-out pictures, and the lowest where that was earlier."""

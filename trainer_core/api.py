@@ -28,6 +28,7 @@ from .checks import check_job
 from .choosing.choose import PICTURES, Choice, known_choice
 from .choosing.embedding import STATISTICS
 from .choosing.verdict import Alarm, Measures
+from .choosing.vision import VISION
 from .config import JobConfig, ModelConfig, SampleConfig
 from .data.cache import CACHE_FOLDER, CacheUsage, TensorCache
 from .data.captions import PLACEHOLDER, encoder_text, prompt_with_trigger
@@ -85,6 +86,7 @@ from .runs.events import (
     Listener,
     MemoryPlanned,
     Phase,
+    RequestDone,
     SampleReady,
     Skipped,
     StateChanged,

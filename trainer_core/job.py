@@ -21,7 +21,7 @@ from .config import JobConfig, dump_job, resolved, validated
 from .errors import FoundryError, ResumeRefused, SaveError, TrainingError, first_line
 from .families.registry import job_with_family
 from .files import write_atomically
-from .runs.events import Event, Listener, MemoryPlanned, Phase, Skipped, StateChanged, Warning, log_line
+from .runs.events import Event, Listener, MemoryPlanned, Phase, RequestDone, Skipped, StateChanged, Warning, log_line
 from .runs.followed import FollowedRun, NoRequests
 from .runs.requests import CONTINUE, PAUSE, SAMPLE, SAVE, STOP, Requests
 from .runs.run_folder import RunFolder
@@ -163,7 +163,7 @@ class TrainingJob:
 
     def _work(self, listener: Listener) -> None:
         def emit(event: Event) -> None:
-            if isinstance(event, (Phase, MemoryPlanned, Warning, StateChanged, Skipped)):
+            if isinstance(event, (Phase, MemoryPlanned, RequestDone, Warning, StateChanged, Skipped)):
                 self.run.log(log_line(event))
             listener(event)
 

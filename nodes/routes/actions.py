@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ...trainer_core.api import (
@@ -21,6 +20,7 @@ from ...trainer_core.api import (
 )
 from ...trainer_core.errors import RunError, SaveError
 from .. import host
+from ..lora_files import lora_stem, note
 from ..resume_run import AS_IT_WAS, AS_NEW_RUN, WITH_CHANGES
 from . import going_on
 from .asked import Asked, Refused, Route
@@ -36,8 +36,6 @@ def _resume(asked: Asked) -> Any:
     run = _at_rest(asked)
     if run_state(run).state == "finished" and accept is not False:
         raise Refused(409, f"{run.name} is finished. To train it further, give its graph more steps and queue that")
-    if any(name == run.name for name, _ in going_on.waiting()):
-        raise Refused(409, f"{run.name} is on ComfyUI's queue already")
     job = host.checked_job(run.job())
     changed = changed_since(run) if accept is not False else []
     refused = [one.name for one in changed if not one.acceptable]
@@ -55,12 +53,16 @@ def _resume(asked: Asked) -> Any:
 
 def _rename(asked: Asked) -> Any:
     name = asked.fields({"name": str})["name"]
-    return {"name": _moved(lambda: rename_run(_at_rest(asked), name)).name}
+    run = _at_rest(asked)
+    going_on.forget(run.name)
+    return {"name": _moved(lambda: rename_run(run, name)).name}
 
 
 def _delete(asked: Asked) -> Any:
     asked.fields({})
-    return {"trashed": _moved(lambda: trash_run(_at_rest(asked))).id}
+    run = _at_rest(asked)
+    going_on.forget(run.name)
+    return {"trashed": _moved(lambda: trash_run(run)).id}
 
 
 def _restore(asked: Asked) -> Any:
@@ -81,8 +83,10 @@ def _moved(move: Callable[[], T], status: int = 409) -> T:
 
 
 def _at_rest(asked: Asked) -> RunFolder:
-    """The run that a request names, if nobody works on it."""
+    """The run that a request names, if nobody works on it, nor is about to."""
     run = run_of(asked)
+    if any(name == run.name for name, _ in going_on.waiting()):
+        raise Refused(409, f"{run.name} is on ComfyUI's queue already; take it out there first")
     if (owner := run_state(run).owner) is not None:
         raise Refused(409, f"{owner} works on {run.name}. Stop it first, or wait for its end")
     return run
@@ -116,13 +120,11 @@ def _use(asked: Asked) -> Any:
         files = [checkpoint_file(run, step, path.name) for path in checkpoint.loras]
     except RunError as error:
         raise Refused(404, str(error)) from None
-    stem = (wish.get("name") or f"{run.name[:80]}_{step}_steps").strip().removesuffix(".safetensors")
-    names = [_exported(file, f"{stem}{ending}") for file, ending in zip(files, checkpoint.endings, strict=True)]
-    return {"lora_name": names[0], "lora_names": names}
-
-
-def _exported(file: Path, name: str) -> str:
-    return host.export_to_models(file, name)[0]
+    stem = (wish.get("name") or lora_stem(run.name, step)).strip().removesuffix(".safetensors")
+    endings = zip(files, checkpoint.endings, strict=True)
+    exported = [host.export_to_models(file, f"{stem}{ending}") for file, ending in endings]
+    names = [one.name for one in exported]
+    return {"lora_name": names[0], "lora_names": names, "notes": [told for one in exported for told in note(one.older)]}
 
 
 ROUTES = [

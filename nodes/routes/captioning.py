@@ -9,7 +9,7 @@ from .datasets import Captioners
 
 def _queue(model: str, data_set: str, items: list[str], question: str) -> str:
     inputs = {"captioner": model, "which": ALL, "question": question, "data_set": data_set, "items": " ".join(items)}
-    return host.queue_prompt({"1": {"class_type": "FoundryCaptionDataset", "inputs": inputs}})
+    return host.queue_prompt("FoundryCaptionDataset", inputs)
 
 
 CAPTIONERS = Captioners(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 
+from ...trainer_core.api import run_called, run_state
 from ...trainer_core.errors import FoundryError
 from .. import host
 from ..resume_run import AS_IT_WAS, NODE_ID
@@ -12,6 +13,8 @@ from ..resume_run import AS_IT_WAS, NODE_ID
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 1.0
 """Seconds after which a prompt that a page sends is on the queue."""
+_ON_THE_WAY = ("running", "paused")
+"""A run that is being paused; it may have finished before, or have been stopped since."""
 _lock = threading.Lock()
 _later: set[str] = set()
 """Names of runs that wait for a prompt to come first."""
@@ -20,7 +23,7 @@ _later: set[str] = set()
 def queue(run: str, how: str, last: bool = False) -> str:
     """Puts a run on ComfyUI's queue; gives the prompt's id."""
     forget(run)
-    return host.queue_prompt({"1": {"class_type": NODE_ID, "inputs": {"run": run, "how": how}}}, last)
+    return host.queue_prompt(NODE_ID, {"run": run, "how": how}, last)
 
 
 def waiting() -> list[tuple[str, str]]:
@@ -63,7 +66,8 @@ def _on_prompt() -> None:
 def _queue_all(runs: list[str]) -> None:
     for run in runs:
         try:
-            queue(run, AS_IT_WAS, last=True)
+            if run_state(run_called(run, host.runs_root())).state in _ON_THE_WAY:
+                queue(run, AS_IT_WAS, last=True)
         except FoundryError as error:
             _LOG.warning("LoRA Foundry: %s does not go on by itself: %s", run, error)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -65,7 +66,20 @@ def _status(error: FoundryError) -> int:
 
 def _json(value: Any, status: int = 200) -> web.Response:
     # lone surrogates, of names that are no text, stay escaped: UTF-8 has none
-    return web.json_response(text=json.dumps(value, allow_nan=False), status=status, headers=_HEADERS)
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_without_nan(value), allow_nan=False)
+    return web.json_response(text=text, status=status, headers=_HEADERS)
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for numbers that JSON cannot tell."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_origin(request: web.Request) -> None:

@@ -7,11 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from ...trainer_core.api import (
+    CONTINUE,
     PAUSE,
     REQUESTS,
+    STOP,
     RunFolder,
     ask_run,
     checkpoint_facts,
+    known_choice,
     log_of,
     read_settings,
     redacted,
@@ -71,6 +74,7 @@ def _run(asked: Asked) -> Any:
         raise Refused(404, f"there is no run {run.name!r} any more")
     text, settings = read_settings(run.path)
     warnings, phase = told_in_log(run)
+    choice = known_choice(run)
     return {
         **summary,
         "job": redacted(text),
@@ -79,7 +83,7 @@ def _run(asked: Asked) -> Any:
         "samples": _listed_samples(run),
         "phase": phase if summary["owner"] is not None else None,
         "messages": warnings,
-        "choice": None,
+        "choice": asdict(choice) if choice else None,
     }
 
 
@@ -114,6 +118,8 @@ def _request(asked: Asked) -> Any:
     if word not in REQUESTS:
         raise Refused(400, f"no such request; there are: {', '.join(REQUESTS)}")
     run = run_of(asked)
+    if word in (STOP, CONTINUE):
+        going_on.forget(run.name)
     if controls.ask_here(run.name, word):
         if wish.get("go_on") and word == PAUSE:
             going_on.later(run.name)

@@ -80,6 +80,8 @@ async def send(request: web.Request, found: File | Picture, headers: Mapping[str
         left = response.content_length = len(sent)
         await response.prepare(request)
         file.seek(sent.start)
+        if request.method == "HEAD":
+            left = 0
         while left > 0 and (block := await asyncio.to_thread(file.read, min(left, _BLOCK))):
             left -= len(block)  # what is written to the file meanwhile was not promised
             await response.write(block)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import controls, data_sets, host
-from . import actions, captioning, files, going_on, runs
+from . import actions, captioning, files, going_on, jobs, runs
 from .asked import Route
 from .datasets import DatasetRoutes
 from .guard import handler
@@ -15,6 +15,7 @@ ROUTES = [
     *runs.ROUTES,
     *files.ROUTES,
     *actions.ROUTES,
+    *jobs.ROUTES,
     *_DATASETS.routes(),
 ]
 

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ class Watcher:
     def _look(self) -> None:
         """Compares with what was told, and tells the difference."""
         here = self._here()
-        now = {name: {**asdict(summary), **here(name)} for name, summary in self._list.look().items()}
+        now = {name: {**vars(summary), **here(name)} for name, summary in self._list.look().items()}
         changed = [run for name, run in now.items() if run != self._told.get(name)]
         gone = [name for name in self._told if name not in now]
         self._told = now

@@ -23,7 +23,7 @@ RAW_IDS = (*_IDS.split(), "a" * 300, "%41" * 2000)
 PARTS = ("runs/{}", "runs/{}/metrics", "runs/{}/log", "runs/{}/samples", "runs/{}/checkpoints")
 PARTS += ("runs/{}/samples/2/00.png", "runs/fine/samples/{}/00.png", "runs/fine/samples/2/{}")
 PARTS += ("runs/{}/checkpoints/2/lora.safetensors", "runs/fine/checkpoints/{}/lora.safetensors")
-PARTS += ("runs/fine/checkpoints/2/{}",)
+PARTS += ("runs/fine/checkpoints/2/{}", "datasets/{}", "datasets/{}/items", "datasets/{}/items/0/picture")
 POSTS = {
     "runs/{}/request": {"request": "save"},
     "runs/{}/resume": {},
@@ -33,6 +33,7 @@ POSTS = {
     "runs/{}/open": {},
     "runs/{}/pin": {"step": 2, "pinned": True},
     "runs/{}/use": {"step": 2},
+    "runs/{}/choose": {},
 }
 """Routes with a body that would be done if the run were there."""
 _BODIES = r"""{
@@ -108,6 +109,21 @@ QUERIES = (
 )
 
 
+_JOBS = r"""{"settings": []}
+{"settings": {"subject": [], "vram": {}}}
+{"settings": {"subject": "style", "vram": "12 GB", "base": 7}}
+{"settings": {"subject": "style", "vram": "12 GB", "base": {"source": "../../etc/passwd"}}}
+{"settings": {"subject": "style", "vram": "12 GB", "base": {"source": "embedded", "folder_or_repo": "/etc"}}}
+{"settings": {"subject": "style", "vram": "12 GB", "base": {"source": "//server/share", "family": "../x"}}}
+{"name": "a.yaml", "text": "&a [*a, *a]"}
+{"name": "a.yaml", "text": "job: extension\nconfig: !!python/object/apply:os.system [id]"}
+{"name": "a.toml", "text": "x", "more": [1]}
+{"name": "a.toml", "text": "x", "more": [{"name": "a\u0000b", "text": ""}]}
+{"name": "a.toml", "text": "[[[", "more": null}
+{"name": "../../etc/passwd", "text": ""}"""
+"""Bodies for presets and imports."""
+
+
 @dataclass(frozen=True)
 class Hostile:
     """One request; `path` as it stands on the wire."""
@@ -120,11 +136,24 @@ class Hostile:
 
 def requests() -> Iterator[Hostile]:
     """All of them."""
+    yield from _bad_ids()
+    yield from _bad_bodies()
+    yield from _bad_headers()
+    for query in QUERIES:
+        yield from (Hostile("GET", f"runs/fine/{part}?{query}") for part in ("metrics", "log") if _of(part, query))
+    for size in ("x", "-1", "1e9", "%00", "9" * 40, quote("٣")):
+        yield Hostile("GET", f"runs/fine/samples/2/00.png?size={size}")
+
+
+def _bad_ids() -> Iterator[Hostile]:
     for raw in RAW_IDS:
         for part in PARTS:
             yield Hostile("GET", part.format(raw))
         for part, body in POSTS.items():
             yield _post(part.format(raw), json.dumps(body).encode())
+
+
+def _bad_bodies() -> Iterator[Hostile]:
     for part in POSTS:
         for body in BODIES:
             yield _post(part.format("fine"), body)
@@ -133,15 +162,17 @@ def requests() -> Iterator[Hostile]:
         yield Hostile("GET", part.format("fine"))
         yield Hostile("PUT", part.format("fine"), b"{}")
         yield _post(part.format("fine"), b"{}", {"Content-Length": "99999999999"})
+    for part in ("preset", "import"):
+        for body in (*BODIES, *(line.encode() for line in _JOBS.splitlines())):
+            yield _post(part, body)
+
+
+def _bad_headers() -> Iterator[Hostile]:
     for headers in ORIGINS:
         for part in ("runs", "trash", *(one.format("fine") for one in PARTS[:7])):
             yield Hostile("GET", part, None, headers)
         for part, body in POSTS.items():
             yield _post(part.format("fine"), json.dumps(body).encode(), headers)
-    for query in QUERIES:
-        yield from (Hostile("GET", f"runs/fine/{part}?{query}") for part in ("metrics", "log") if _of(part, query))
-    for size in ("x", "-1", "1e9", "%00", "9" * 40, quote("٣")):
-        yield Hostile("GET", f"runs/fine/samples/2/00.png?size={size}")
 
 
 def _of(part: str, query: str) -> bool:

@@ -61,9 +61,27 @@ def test_other_settings_are_asked_about(server: ComfyServer, training: Callable[
     assert status(run.with_name("changed_2"))["state"] == "finished"
 
 
-def cancelled(server: ComfyServer, prompt: dict[str, Any]) -> Path:
-    """Queues a prompt, cancels it after a few steps, and checks what it left. Gives the run's folder."""
+def test_cancelled_inside_a_preview(server: ComfyServer, training: Callable[..., dict[str, Any]]) -> None:
+    """A thousand steps of the sampler take far longer than a cancel may."""
+    prompt = training("in a preview", **{**SLOW, "sample_every": 2}, samples={"steps": 1000}, sample_prompts="a\nb")
+    run = cancelled(server, prompt, until="drawing sample (1 of 2)")
+    assert not list(run.glob("samples/*/*.png"))
+    prompt["samples"]["inputs"]["steps"] = 2
+    result = server.run(prompt)
+    assert result.status == "success"
+    assert finished(run)
+    assert len(list(run.glob("samples/step_00000002/*.png"))) == 2  # those that were due are made up for
+
+
+def cancelled(server: ComfyServer, prompt: dict[str, Any], until: str = "") -> Path:
+    """Queues a prompt, cancels it after a few steps, and checks what it left. Gives the run's folder.
+
+    Args:
+        until: a line of its log that is waited for.
+    """
     prompt_id, run = begun(server, prompt)
+    while until not in (run / "log.txt").read_text(encoding="utf-8"):
+        time.sleep(0.05)
     asked = time.monotonic()
     server.post("/interrupt", {"prompt_id": prompt_id})
     result = server.wait(prompt_id)

@@ -150,7 +150,7 @@ def test_a_preset_gives_train_lora_its_settings(
 def test_the_workflow_for_checkpoints_runs_headless(server: ComfyServer, checkpoint: Path) -> None:
     begin = len(server.log())
     prompt = server.workflow("train_a_checkpoint")
-    of_type(prompt, "CheckpointLoaderSimple")["ckpt_name"] = checkpoint.name
+    of_type(prompt, "FoundryQuantizeBase")["source"] = f"checkpoints/{checkpoint.name}"
     of_type(prompt, "FoundryTrainLoRA").update(name="workflow", steps=2, learning_rate=0.05, sample_prompts="")
     of_type(prompt, "EmptyLatentImage").update(width=64, height=64)
     of_type(prompt, "KSampler").update(steps=2)

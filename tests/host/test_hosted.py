@@ -156,6 +156,22 @@ def test_cancelled_it_goes_on_and_nothing_is_left_behind(server: ComfyServer, re
     same(server, before)
 
 
+def test_cancelled_inside_a_preview_it_goes_on(server: ComfyServer) -> None:
+    """ComfyUI's sampler would make a thousand steps: the cancel is seen at one, and what was trained is saved."""
+    prompt = training("in a preview", steps=4, sample_every=2)
+    prompt["samples"]["inputs"]["steps"] = 1000
+    prompt_id, run = begun(server, prompt)
+    while "drawing sample" not in (run / "log.txt").read_text(encoding="utf-8"):
+        time.sleep(0.05)
+    server.post("/interrupt", {"prompt_id": prompt_id})
+    assert server.wait(prompt_id).interrupted
+    assert (status(run)["state"], status(run)["step"]) == ("stopped", 2)
+    assert not list(run.glob("samples/*/*.png"))
+    prompt["samples"]["inputs"]["steps"] = 2
+    assert server.run(prompt).status == "success"
+    assert [path.parent.name for path in sorted(run.glob("samples/*/*.png"))] == ["step_00000002", "step_00000004"]
+
+
 def test_a_failure_leaves_nothing_behind(server: ComfyServer) -> None:
     before = state(server)
     failing = training("fails")

@@ -15,6 +15,7 @@ import pytest
 
 from trainer_core.runs.requests import PAUSE, ask
 
+from .conftest import node
 from .runs import EXACT, SLOW, STEPS, begun, finished, run_of, status, steps, weights
 from .server import ROOT, ComfyServer
 
@@ -28,10 +29,13 @@ def test_paused_run_frees_the_device_and_goes_on_exactly(
     server: ComfyServer, training: Training, undisturbed: Path
 ) -> None:
     prompt = training("paused", **EXACT)
+    prompt["behind"] = node("SaveCheckpoint", run=["train", 0], which="latest", step=0, name="")
     prompt_id, run = begun(server, prompt)
     assert server.post(ROUTE, {"run": "paused", "request": "pause"}) == {"run": "paused", "request": "pause"}
     result = server.wait(prompt_id)
-    assert result.interrupted, result.messages
+    assert result.status == "success", result.messages  # what was asked for was done: no red job
+    assert "paused: queue the workflow again to go on" in result.outputs["train"]["text"][0]
+    assert "behind" not in result.outputs  # nothing to save yet
     now = status(run)
     assert now["state"] == "paused"
     assert 2 <= now["step"] < STEPS
@@ -43,6 +47,7 @@ def test_paused_run_frees_the_device_and_goes_on_exactly(
     result = server.run(prompt)
     assert result.status == "success"
     assert f"goes on with paused from step {now['step']}" in result.outputs["train"]["text"][0]
+    assert "behind" in result.outputs
     assert finished(run)
     assert weights(run) == weights(undisturbed)
     assert [path.name for path in run.parent.glob("paused*")] == ["paused"]
@@ -59,6 +64,8 @@ def test_killed_comfyui_goes_on_exactly(
     assert saved
     assert status(run)["state"] == "running"  # nobody could write down that it is not
     with ComfyServer(comfyui, tmp_path) as second:
+        (told,) = second.get("/lora_foundry/runs")["runs"]
+        assert (told["state"], told["crashed"], told["owner"], told["resumable"]) == ("stopped", True, None, True)
         result = second.run(prompt)
     assert result.status == "success"
     assert "goes on with killed from step" in result.outputs["train"]["text"][0]
@@ -90,8 +97,10 @@ def test_save_and_sample_now_and_pause_from_outside(server: ComfyServer, trainin
     (saved,) = run.glob("checkpoints/step_*")
     assert int(saved.name.removeprefix("step_")) < STEPS
     ask(run, PAUSE)  # as `lora-foundry tell` does: a prompt that waits for its end would keep other graphs from running
-    assert server.wait(prompt_id).interrupted
+    assert server.wait(prompt_id).status == "success"
     assert status(run)["state"] == "paused"
+    assert "save as asked, at step" in log(run)
+    assert "sample as asked, at step" in log(run)
 
 
 def test_run_of_another_process_is_left_to_it_and_the_device_is_waited_for(

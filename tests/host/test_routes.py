@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import sys
 import time
@@ -198,6 +199,7 @@ def test_pin_use_rename_delete_restore(server: ComfyServer, fine: Path) -> None:
     assert _post(server, name, "pin", step=1, pinned=False) == (200, {"pinned": []})
     code, used = _post(server, name, "use", step=1, name="picked")
     assert (code, used["lora_name"]) == (200, "picked.safetensors")
+    assert _post(server, name, "use", step=1, name="picked")[1]["lora_name"] == "picked.safetensors"
     assert "picked.safetensors" in json.dumps(server.get("/object_info/LoraLoader"))
     assert _post(server, name, "rename", name="fine")[0] == 409
     assert _post(server, name, "rename", name="renamed run") == (200, {"name": "renamed run"})
@@ -217,14 +219,14 @@ def test_pages_hear_of_a_run_here_and_of_one_of_another_process(server: ComfySer
         prompt_id, run = begun(server, prompt)
         at_work = page.run("watched", lambda one: one["state"] == "running" and one["step"] > 1)
         assert (at_work["here"], at_work["node"], at_work["prompt_id"]) == (True, "train", prompt_id)
-        assert at_work["owner"] == f"process {page.server_pid(run)} on {os.uname().nodename}"
+        assert at_work["owner"] == f"process {page.server_pid(run)} on {platform.node()}"
         assert at_work["eta_seconds"] > 0
         for path in ("rename", "delete", "resume"):
             assert _post(server, "watched", path, **({"name": "x"} if path == "rename" else {}))[0] == 409
         assert _post(server, "watched", "request", request="sample")[0] == 200
         page.until(lambda: any("samples" in one for one in page.news("watched")))
         assert _post(server, "watched", "request", request="pause")[0] == 200
-        assert server.wait(prompt_id).interrupted
+        assert server.wait(prompt_id).status == "success"
         rest = page.run("watched", lambda one: one["state"] == "paused")
         assert (rest["here"], rest["owner"], rest["resumable"]) == (False, None, True)
         points = [step for one in page.news("watched") for step in one.get("steps", ())]
@@ -232,7 +234,7 @@ def test_pages_hear_of_a_run_here_and_of_one_of_another_process(server: ComfySer
 
         with command_line(server, "resume", str(run)) as process:
             other = page.run("watched", lambda one: one["state"] == "running" and one["step"] > rest["step"] + 1)
-            assert (other["here"], other["owner"]) == (False, f"process {process.pid} on {os.uname().nodename}")
+            assert (other["here"], other["owner"]) == (False, f"process {process.pid} on {platform.node()}")
             assert _post(server, "watched", "request", request="stop")[0] == 200
             page.run("watched", lambda one: one["state"] == "stopped")
         shutil.rmtree(run)
@@ -245,7 +247,7 @@ def test_paused_run_goes_on_by_its_name_exactly(server: ComfyServer, training: T
     prompt_id, run = begun(server, prompt)
     # nothing waits: the prompt that comes next is let by, and then the run goes on by itself
     assert _post(server, "by%20name", "request", request="pause", go_on=True)[0] == 200
-    assert server.wait(prompt_id).interrupted
+    assert server.wait(prompt_id).status == "success"
     paused = status(run)
     assert server.get(ROUTES + "runs/by%20name")["goes_on"]
     assert paused["state"] == "paused"

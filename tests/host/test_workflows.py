@@ -15,7 +15,7 @@ from .conftest import base, node
 from .server import DEMO_IMAGES, ComfyServer, Result, of_type
 
 SHORT = {"steps": 4, "save_every": 2, "sample_every": 4, "batch_size": 2, "learning_rate": 0.01}
-BAD_LOG_LINES = ("lora key not loaded", "NOT LOADED", "ERROR", "Traceback", "shape mismatch")
+BAD_LOG_LINES = ("lora key not loaded", "NOT LOADED", "ERROR", "Traceback", "shape mismatch", "kernels")
 
 
 @pytest.fixture
@@ -53,6 +53,16 @@ def test_train_and_test_runs_headless(server: ComfyServer, clean_log: Callable[[
     assert len(shown["FoundryTrainLoRA"]["images"]) == len(
         of_type(prompt, "FoundryTrainLoRA")["sample_prompts"].splitlines()
     )
+
+
+def test_a_loader_that_stays_with_an_older_lora_is_told_of(
+    server: ComfyServer, training: Callable[..., dict[str, Any]]
+) -> None:
+    assert server.run(training("retrained")).status == "success"
+    result = server.run(training("retrained", learning_rate=0.02))
+    told = "⚠ retrained_4_steps.safetensors is another LoRA: loaders that have it selected stay with it"
+    assert "saved as retrained_2_4_steps.safetensors" in result.outputs["train"]["text"][0]
+    assert told in result.outputs["train"]["text"][0]
 
 
 def test_stock_nodes_load_and_sample_the_lora(server: ComfyServer, clean_log: Callable[[], None]) -> None:
@@ -112,21 +122,25 @@ def test_bypass_loader_draws_the_same(server: ComfyServer, training: Callable[..
     assert np.abs(np.asarray(pictures[0], int) - np.asarray(pictures[1], int)).max() <= 2
 
 
-def test_a_name_that_any_lora_folder_has_is_not_used_again(
-    server: ComfyServer, training: Callable[..., dict[str, Any]]
-) -> None:
-    """ComfyUI takes the first folder that has a name: the same name in a second folder would load the wrong file."""
+def test_a_name_means_one_lora_in_all_folders(server: ComfyServer, training: Callable[..., dict[str, Any]]) -> None:
+    """ComfyUI takes the first folder that has a name, and lists it once: what lies there twice is the same."""
     prompt = training("taken")
     for key, name in (("first", "taken_4_steps"), ("second", "twice"), ("third", "twice")):
         prompt[key] = node("SaveCheckpoint", run=["train", 0], which="latest", step=0, name=name)
     prompt["second"]["inputs"].update(which="step", step=2)
+    prompt["unnamed"] = node("SaveCheckpoint", run=["train", 0], which="latest", step=0, name="")
     result = server.run(prompt)
     assert result.status == "success", result.messages
     models, output = server.base / "models" / "loras", server.base / "output" / "loras"
-    assert (output / "taken_4_steps.safetensors").is_file()
-    assert (models / "taken_4_steps_2.safetensors").is_file()
-    assert not (models / "taken_4_steps.safetensors").exists()
+    finished = (output / "taken_4_steps.safetensors").read_bytes()
+    assert (models / "taken_4_steps.safetensors").read_bytes() == finished
     assert (models / "twice.safetensors").read_bytes() != (models / "twice_2.safetensors").read_bytes()
+    twice = "twice_2.safetensors\n⚠ twice.safetensors is another LoRA"
+    assert twice in result.outputs["second"]["text"][0] + result.outputs["third"]["text"][0]
+    prompt["train"]["inputs"]["if_settings_changed"] = "start a new run"  # none have: the nodes run again, and no more
+    assert server.run(prompt).status == "success"
+    listed = [name for name in server.get("/models/loras") if name.startswith(("taken", "twice"))]
+    assert sorted(listed) == ["taken_4_steps.safetensors", "twice.safetensors", "twice_2.safetensors"]
 
 
 def test_our_previews_are_what_ksampler_draws(server: ComfyServer) -> None:

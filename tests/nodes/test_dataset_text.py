@@ -51,12 +51,22 @@ def test_many_findings_are_cut_short(text_of: Callable[..., str]) -> None:
 def test_summary_tells_what_there_is_and_nothing_else(pack: Pack) -> None:
     text, summary = pack("nodes.dataset_text").summary_text, pack("trainer_core.data.summary").DatasetSummary
     plain = summary(3, {"64x64": 2, "64x96": 1}, [], [], 0, 0, {}, [], [])
-    assert text(plain) == "3 images; 64x64: 2, 64x96: 1"
+    assert text(plain, (64,)) == "3 images; 64x64: 2, 64x96: 1"
     full = summary(3, {"64x64": 3}, [], [], 2, 1, {"10_cat": 10, "2_dog": 2}, [], ["one", "two"])
-    assert text(full).splitlines()[1:] == [
+    assert text(full, (64,)).splitlines()[1:] == [
         "repeats: 10_cat ×10, 2_dog ×2",
         "masks: 2",
         "control images: 1 each",
         "⚠ one",
         "⚠ two",
     ]
+
+
+def test_resolutions_above_the_pictures_are_told(pack: Pack) -> None:
+    text, summary = pack("nodes.dataset_text").summary_text, pack("trainer_core.data.summary").DatasetSummary
+    found = summary(3, {"448x576": 2, "320x320": 1}, [], [], 0, 0, {}, [], [])
+    assert text(found, (512,)).splitlines()[1:] == []
+    expected = (
+        "⚠ resolutions: 768, 1024 is above the pictures' size: none is enlarged, the largest is trained at 448x576"
+    )
+    assert text(found, (512, 768, 1024)).splitlines()[1:] == [expected]

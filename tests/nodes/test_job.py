@@ -69,3 +69,12 @@ def test_what_does_not_fit_together_is_told(pack: Pack, make: Callable[..., Any]
         make({"sample": {"weights": "ema"}})
     with pytest.raises(error, match="warmup_steps"):
         make({"train": {"warmup_steps": 8}})
+
+
+def test_what_may_not_be_meant_is_told(pack: Pack, make: Callable[..., Any]) -> None:
+    notes = pack("nodes.job").notes
+    assert notes(make(prompts=("a [trigger]",), trigger="zorble")) == []
+    (told,) = notes(make(prompts=("a [trigger]",)))
+    assert "no trigger is set in Caption with Trigger" in told
+    (told,) = notes(make(trigger="zorble"))
+    assert told == "sample_prompts is empty: no samples are drawn"

@@ -20,7 +20,7 @@ def test_text_tells_step_loss_speed_time_left_and_memory(pack: Pack, view_module
     events = pack("trainer_core.runs.events")
     view = view_module.TrainingView()
     view.apply(events.Phase("encoding images", 3, 12))
-    assert view.text() == "encoding images 3/12"
+    assert view.text() == "encoding images 3 of 12"
     view.apply(events.StepDone(120, 300, 0.12345, 1e-4, 0.251, 45.2, 3 * 2**30))
     assert view.text() == "step 120 / 300 · loss 0.1235 · lr 1.00e-04\n0.25 s/step · 0:45 left · 3.0 GB"
     view.apply(events.CheckpointSaved(120, Path("x")))
@@ -90,3 +90,41 @@ def test_curve_stays_short_and_keeps_its_mean(pack: Pack, view_module: ModuleTyp
     assert view.curve() == [1.0, 2.0]
     view.losses = [1.0, 3.0] * 5000
     assert view.curve() == [2.0] * 200
+
+
+def test_text_tells_what_is_done_for_minutes(pack: Pack, view_module: ModuleType) -> None:
+    events = pack("trainer_core.runs.events")
+    view = view_module.TrainingView()
+    view.apply(events.Phase("loading the base", 0, 1))
+    view.apply(events.Phase("drawing sample", 2, 4))
+    assert view.text() == "drawing sample 2 of 4"
+    view.apply(events.SampleReady(0, Path("1.png"), "a prompt", 1))
+    assert view.text() == "training"  # the first step takes long, and nothing else is told of it
+    view.apply(events.StepDone(1, 9, 0.5, 1e-4, 1.0, 8.0, 0))
+    assert "training" not in view.text()
+
+
+def test_text_answers_what_the_user_asked_for(pack: Pack, view_module: ModuleType) -> None:
+    events = pack("trainer_core.runs.events")
+    view = view_module.TrainingView()
+    view.apply(events.StateChanged("running", 0, 90))
+    view.apply(events.CheckpointSaved(40, Path("x")))
+    view.apply(events.RequestDone("save", 40))
+    view.apply(events.RequestDone("sample", 41))
+    assert view.text().splitlines() == ["saved at step 40 as you asked", "samples drawn at step 41 as you asked"]
+    assert view.answered == {"save": 40, "sample": 41}
+    view.apply(events.CheckpointSaved(50, Path("x")))
+    assert view.text().splitlines()[0] == "saved at step 50"
+
+
+def test_warnings_name_widgets_and_notes_stay(pack: Pack, view_module: ModuleType) -> None:
+    events = pack("trainer_core.runs.events")
+    view = view_module.TrainingView(notes=["no samples are drawn"])
+    view.apply(events.StateChanged("running", 0, 90))
+    for number in range(3):
+        view.apply(events.Warning(f"{number}: lower train.learning_rate"))
+    assert view.text().splitlines() == [
+        "⚠ no samples are drawn",
+        "⚠ 1: lower learning_rate of Train LoRA",
+        "⚠ 2: lower learning_rate of Train LoRA",
+    ]

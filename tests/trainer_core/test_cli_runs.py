@@ -324,3 +324,17 @@ def logged_steps() -> list[int]:
     """The steps of the whole lines that the run has logged."""
     lines = Path("runs/tiny/metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+
+def test_rename_delete_restore(run_of: Callable[..., RunFolder], capsys: pytest.CaptureFixture[str]) -> None:
+    run_of("one", "stopped", 2)
+    assert main(["rename", "one", "two"]) == 0
+    assert "one is called two now" in capsys.readouterr().out
+    assert main(["delete", "two"]) == 0
+    assert "lora-foundry restore two" in capsys.readouterr().out
+    assert [path.name for path in Path("runs").iterdir()] == [".trash"]
+    assert main(["restore", "two"]) == 0
+    assert "back as" in capsys.readouterr().out
+    assert load_job(Path("runs") / "two" / "job.yaml").name == "two"
+    with RunLock(Path("runs") / "two"):
+        assert "process" in complaint(capsys, "delete", "two")

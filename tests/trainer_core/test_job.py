@@ -70,6 +70,7 @@ def test_events_of_a_run(job_of: Jobs, tmp_path: Path) -> None:
         "loading the VAE",
         "encoding images",
         "loading the base",
+        "drawing sample",
     ]
     for event in events:
         if isinstance(event, StepDone):

@@ -7,6 +7,7 @@ import os
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,11 @@ def browser(server: ComfyServer) -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.fixture
-def page(browser: Any, server: ComfyServer) -> Iterator[Any]:
-    """ComfyUI's page, loaded. An error that a script of the page throws fails the test."""
+@contextmanager
+def opened_page(browser: Any, server: ComfyServer, **size: int) -> Iterator[Any]:
+    """ComfyUI's page, loaded. An error that a script of the page throws fails at the end."""
     errors: list[str] = []
-    tab = browser.new_page(viewport={"width": 1760, "height": 1000})
+    tab = browser.new_page(viewport=size)
     tab.set_default_timeout(_PATIENCE)
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(server.url)
@@ -70,6 +71,13 @@ def page(browser: Any, server: ComfyServer) -> Iterator[Any]:
     yield tab
     tab.close()
     assert not errors
+
+
+@pytest.fixture
+def page(browser: Any, server: ComfyServer) -> Iterator[Any]:
+    """A page for one test."""
+    with opened_page(browser, server, width=1760, height=1000) as tab:
+        yield tab
 
 
 def workflow(name: str) -> dict[str, Any]:

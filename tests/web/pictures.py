@@ -1,7 +1,7 @@
 """Renews the workflows' pictures, as the page shows them after a run: `python -m tests.web.pictures` (minutes).
 
-A name runs that workflow alone. Run it when a workflow, the demo's recipe or a node's widgets have changed. Of the first
-workflow, what Preview Samples draws becomes what the page shows there before a run (`web/pictures`).
+A name runs that workflow alone. Run it when a workflow, the demo's recipe or a node's widgets have changed. Of the
+first workflow, what Preview Samples draws becomes what the page shows there before a run (`web/pictures`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _VIEW = {"width": 2600, "height": 1500}
 """Large enough that all of a workflow is drawn with its texts."""
 _EDGE = 1600
 """Of a picture in pixels, at most."""
-_MARGIN = 24
+_MARGIN = 40
 _GAP = 8
 _EXPECTED = {"train_and_test": ROOT / "web" / "pictures" / "zorbles.jpg"}
 """Where the result of Preview Samples is kept."""
@@ -34,8 +34,8 @@ _NOT_RUN = {"train_a_checkpoint", "train_any_model"}
 """Workflows whose checkpoint is the user's own."""
 _GRAPH_BOX = """() => {
   const scale = window.app.canvas.ds.scale, [x, y] = window.app.canvas.ds.offset;
-  const box = (n) => [n.pos[0], n.pos[1] - 30, n.pos[0] + n.size[0], n.pos[1] + n.size[1]];
-  const boxes = window.app.graph.nodes.map(box);
+  const box = ([x, y, width, height]) => [x, y, x + width, y + height];
+  const boxes = window.app.graph.nodes.map((node) => box(node.boundingRect));
   const of = (k, f) => f(...boxes.map((box) => box[k]));
   const place = (v, o) => (v + o) * scale;
   const rect = window.app.canvas.canvas.getBoundingClientRect();

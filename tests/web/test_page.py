@@ -8,6 +8,7 @@ import pytest
 
 from ..host.server import DEMO_IMAGES, ComfyServer, api_prompt
 from .conftest import SHOWN_TEXT, open_workflow, screenshot, set_widgets, workflow
+from .runs_on_disk import make_run
 
 WORKFLOWS = ("train_and_test", "train_and_sample_with_stock_nodes", "train_a_checkpoint", "train_any_model")
 SHORT = {"steps": 6, "save_every": 3, "sample_every": 3, "batch_size": 2, "name": "in the page"}
@@ -24,6 +25,11 @@ BUTTONS = """() => {
   const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
   const row = node.widgets.find((w) => w.name === "foundry_panel")?.element.querySelector(".lf-panel-row");
   return [...(row?.children ?? [])].filter((b) => b.offsetParent !== null).map((b) => b.textContent);
+}"""
+
+STATE = """() => {
+  const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
+  return node.widgets.find((w) => w.name === "foundry_panel")?.element.querySelector(".lf-chip")?.textContent;
 }"""
 
 
@@ -133,15 +139,25 @@ def test_buttons_pause_save_and_resume(page: Any, server: ComfyServer) -> None:
     page.wait_for_function(f"() => ({BUTTONS})().length === 0")
 
 
-def test_button_of_a_run_that_has_ended_says_so_and_goes(page: Any) -> None:
+def test_button_of_a_run_that_has_ended_says_so_and_goes(page: Any, server: ComfyServer) -> None:
+    make_run(server.base / "output" / "lora_foundry", "gone", state="finished", prompts=())
     open_workflow(page, workflow("train_and_test"))
+    assert page.evaluate(STATE) is None
     page.evaluate("""() => {
       const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
-      const detail = { node: String(node.id), losses: [3, 2], run: "gone", state: "running", previews: false };
-      window.comfyAPI.api.api.dispatchCustomEvent("lora_foundry.progress", detail);
+      const widget = node.widgets.find((w) => w.name === "name");
+      widget.value = "gone";
+      widget.callback("gone");
+    }""")
+    page.wait_for_function(f"() => ({STATE})() === 'finished'")
+    page.evaluate("""async () => {
+      const { revision, runs } = await (await fetch("/lora_foundry/runs")).json();
+      const run = { ...runs.find((one) => one.name === "gone"), state: "running", owner: "a process" };
+      const told = { revision: revision + 1, runs: [run], gone: [] };
+      window.comfyAPI.api.api.dispatchCustomEvent("lora_foundry.runs", told);
     }""")
     page.wait_for_function(f"() => ({BUTTONS})().join() === 'Pause,Save now'")  # there are no prompts to draw
     page.get_by_role("button", name="Save now").click()
     page.wait_for_function(f"() => ({BUTTONS})().length === 0")
-    page.get_by_text("Save now: no run of this name is training in this ComfyUI").wait_for()
+    page.get_by_text("Save now: nobody works on gone").wait_for()
     screenshot(page, "refused")

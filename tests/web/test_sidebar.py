@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from ..host.server import ComfyServer
+from trainer_core.api import new_run
+from trainer_core.config import JobConfig, validated
+
+from ..host.server import ROOT, ComfyServer
 from .conftest import screenshot
 from .runs_on_disk import make_run, metrics
 
@@ -24,6 +27,7 @@ SHOWN = """(name) => {
 }"""
 READY = "() => window.app?.graph && window.app?.extensionManager?.sidebarTab"
 FOCUSED = "(one) => one === document.activeElement"
+LOADER = "() => window.app.graph.nodes.find((n) => n.type === 'LoraLoaderModelOnly').widgets.map((w) => w.value)"
 LOADED = "() => [...document.querySelectorAll('.lf-shot img')].every((one) => one.complete && one.naturalWidth)"
 TICKS = "() => [...document.querySelectorAll('.lf-run .lf-tick')].map((tick) => tick.textContent)"
 POINTS = "() => document.querySelector('.lf-run polyline.lf-train').getAttribute('points').split(' ').length"
@@ -32,7 +36,7 @@ POINTS = "() => document.querySelector('.lf-run polyline.lf-train').getAttribute
 @pytest.fixture(scope="module")
 def runs(server: ComfyServer) -> Iterator[Path]:
     """Runs that nobody trains; the folder is as it was afterwards."""
-    root = server.base / "output" / "lora_foundry"
+    root = runs_of(server)
     before = {path.name for path in root.iterdir()} if root.exists() else set()
     for state in STATES:
         make_run(root, f"side {state}", state=state, prompts=CHOSEN, error=MARKUP if state == "failed" else None)
@@ -112,13 +116,13 @@ def test_all_runs_stay_right_in_every_tab(tab: Any, runs: Path, browser: Any, se
     second.wait_for_function(f"() => ({ROWS})().includes('side paused')")
     run = make_run(runs, "side late", state="stopped", steps=80, saved=())
     for page in (tab, second):
-        page.wait_for_function(f"() => ({SHOWN})('side late')?.[1].includes('step 40 / 80')", timeout=4000)
+        page.wait_for_function(f"() => ({SHOWN})('side late')?.[1].includes('step 40 / 80')")
     run.write_status("failed", 41, 80, "out of memory")
     for page in (tab, second):
-        page.wait_for_function(f"() => ({SHOWN})('side late')[0] === 'failed'", timeout=4000)
+        page.wait_for_function(f"() => ({SHOWN})('side late')[0] === 'failed'")
     shutil.rmtree(run.path)
     for page in (tab, second):
-        page.wait_for_function(f"() => !({ROWS})().includes('side late')", timeout=4000)
+        page.wait_for_function(f"() => !({ROWS})().includes('side late')")
     second.close()
 
     tab.locator(".lf-search").fill("side fai")
@@ -134,7 +138,7 @@ def test_what_was_missed_while_the_socket_was_lost_is_there_when_it_is_back(tab:
     tab.wait_for_timeout(1500)
     assert "side missed" not in tab.evaluate(ROWS)
     tab.context.set_offline(False)
-    tab.wait_for_function(f"() => ({ROWS})().includes('side missed')", timeout=2500)
+    tab.wait_for_function(f"() => ({ROWS})().includes('side missed')")
     assert tab.locator(".lf-note:visible").count() == 0
     shutil.rmtree(run.path)
 
@@ -252,6 +256,69 @@ def test_samples_lie_on_a_timeline_and_two_of_them_under_a_slider(tab: Any) -> N
     tab.keyboard.press("Escape")
     dialog.wait_for(state="detached")
     assert tab.locator(".lf-run").is_visible()
+
+
+@pytest.fixture(scope="module")
+def trained(runs: Path) -> str:
+    """A run whose checkpoints can be drawn with; gives its name."""
+    settings = {
+        "name": "side trained",
+        "model": {"source": "embedded", "device": "cpu"},
+        "adapter": {"rank": 4},
+        "datasets": [
+            {"folder": str(ROOT / "trainer_core/embedded/demo_dataset"), "resolutions": [64], "trigger": "zorble"}
+        ],
+        "train": {"steps": 2, "learning_rate": 1e-2, "gradient_checkpointing": False},
+        "save": {"every": 1},
+        "sample": {"prompts": ["a red [trigger]"], "every": 2, "steps": 1, "before_training": False},
+    }
+    training = new_run(runs, validated(JobConfig, settings))
+    training.run_here(lambda event: None)
+    return training.run.name
+
+
+def test_checkpoints_are_compared_by_comfyui_and_one_is_used(tab: Any, trained: str, server: ComfyServer) -> None:
+    tab.evaluate("""() => {
+      const loader = window.LiteGraph.createNode("LoraLoaderModelOnly");
+      window.app.graph.add(loader);
+      window.app.canvas.selectItems?.([loader]) ?? window.app.canvas.selectNode(loader);
+    }""")
+    tab.locator(f'.lf-run-row[data-run="{trained}"] .lf-open').click()
+    tab.get_by_role("button", name="Compare", exact=True).click()
+    dialog = tab.locator("dialog.lf-wide")
+    assert dialog.get_by_label("Prompts, one a line").input_value() == "a red zorble"
+    dialog.get_by_label("1", exact=True).uncheck()
+    dialog.get_by_label("Strengths").fill("1, 0.5")
+    dialog.get_by_role("button", name="Draw").click()
+    dialog.locator(".lf-compare-grid img").nth(2).wait_for(timeout=120_000)
+    heads = dialog.locator(".lf-compare-grid thead th").all_inner_texts()
+    assert [head.removesuffix("Use").strip() for head in heads] == ["base (step 0)", "step 2", "step 2 × 0.5"]
+    sources = dialog.locator(".lf-compare-grid img").evaluate_all("(all) => all.map((one) => one.src)")
+    assert len({tab.request.get(source).body() for source in sources}) == 3
+    dialog.get_by_text("All drawn").wait_for()
+    screenshot(tab, "compared")
+
+    dialog.get_by_role("button", name="Use").last.click()
+    dialog.get_by_text("Saved as").wait_for()
+    (saved,) = (server.base / "models" / "loras").glob("side trained*.safetensors")
+    assert tab.evaluate(LOADER) == [saved.name, 0.5]
+    checkpoint = runs_of(server) / trained / "checkpoints" / "step_00000002"
+    assert saved.read_bytes() == (checkpoint / "lora.safetensors").read_bytes()
+
+    dialog.get_by_role("button", name="Open as workflow").click()
+    dialog.wait_for(state="detached")
+    tab.wait_for_function("() => window.app.graph.nodes.filter((n) => n.type === 'KSampler').length === 3")
+    queued = tab.evaluate("async () => (await window.app.graphToPrompt()).output")
+    kinds = sorted(node["class_type"] for node in queued.values())
+    assert kinds.count("PreviewImage") == 3
+    assert kinds.count("FoundryLoadRun") == kinds.count("FoundryLoadBase") == 1
+    (loaded,) = (node for node in queued.values() if node["class_type"] == "FoundryLoadRun")
+    assert loaded["inputs"] == {"name": trained, "step": 2}
+    screenshot(tab, "as workflow")
+
+
+def runs_of(server: ComfyServer) -> Path:
+    return server.base / "output" / "lora_foundry"
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ def without_graph(layer: nn.Module) -> bool:
     # hooks may be set at any time: a training adapter's are
     if layer._forward_hooks or layer._forward_pre_hooks:  # noqa: SLF001
         return False
+    if type(layer) is nn.Linear and is_plain(layer):
+        return True
     if getattr(layer, "weight_function", None) or getattr(layer, "weight_lowvram_function", None):
         return False
     return hasattr(layer, "input_gradient") or is_plain(layer) or _is_readable(layer)
@@ -29,6 +31,8 @@ def without_graph(layer: nn.Module) -> bool:
 
 def is_plain(layer: Any) -> bool:
     """Whether it is torch's own, with a weight that products take as it is."""
+    if type(layer) is nn.Linear and "dequantize" not in vars(layer):  # to ask for what is not there takes long
+        return _is_dense(layer.weight)
     return isinstance(layer, nn.Linear) and _is_dense(layer.weight) and not hasattr(layer, "dequantize")
 
 
@@ -48,7 +52,7 @@ def add_input_gradient(layer: Any, gradient: Tensor, total: Tensor | None) -> Te
     Raises:
         AdapterError: if the weight cannot be read.
     """
-    if hasattr(layer, "input_gradient"):
+    if type(layer) is not nn.Linear and hasattr(layer, "input_gradient"):
         added: Tensor = layer.input_gradient(gradient)
         return added if total is None else total.add_(added)
     weight = (layer.weight if is_plain(layer) else dense_weight(layer)).to(gradient.device, gradient.dtype)

@@ -1,8 +1,8 @@
 """LoRA on linear layers as autograd functions: y = W x + b + scale · B A x.
 
-Layers that read the same tensor, such as q, k and v, have one down-projection. For the backward pass it keeps x, once;
-each layer keeps h = A x (T, r), and nothing else. The frozen product comes last, and the LoRA's is added into it. The
-gradients to x of all these layers are summed up in one tensor.
+Layers that read the same tensor, such as q, k and v, are one function with one down-projection. For the backward pass
+it keeps x, once, and h = A x (T, r) of each layer, and nothing else. The frozen product comes last, and the LoRA's is
+added into it. The gradients to x of all these layers are summed up in one tensor.
 """
 
 from __future__ import annotations
@@ -43,18 +43,12 @@ class LoraLayer(Protocol):
 
 def low_rank(layer: LoraLayer, x: Tensor) -> Tensor:
     """The output of a linear layer with its LoRA, for x (…, in)."""
-    if layer.dropout.seed is None and layer.siblings is not None:
-        reading = layer.siblings.reading(layer, x)
-    else:
-        reading = Reading([layer], x)
-    given, h = reading.take(layer, x)
-    product = None
     if not without_graph(layer.base_layer):
         product = with_gradient(layer.base_layer, layer.operation, x, layer.base_layer(x))
-    up = layer.trained["lora_B.weight"]
-    working = layer.working.of(up, h.dtype)
-    y: Tensor = _Up.apply(reading.total, layer, given, working, layer.scale * layer.strength, product, h, up)
-    return y
+        return Reading([layer], x, product).take(layer)
+    if layer.siblings is None or layer.dropout.seed is not None:
+        return Reading([layer], x).take(layer)
+    return layer.siblings.output(layer, x)
 
 
 class Siblings:
@@ -63,43 +57,50 @@ class Siblings:
     def __init__(self, layers: Sequence[LoraLayer]) -> None:
         self.layers = list(layers)
 
-    def reading(self, layer: LoraLayer, x: Tensor) -> Reading:
-        """What a layer shares with those before it that were given the same x, or else with those that follow it."""
+    def output(self, layer: LoraLayer, x: Tensor) -> Tensor:
+        """A layer's output, computed together with those of its siblings when the first of them was given x."""
         readings = layer.working.readings  # of this pass: one that failed leaves its graph in them
         found: Reading | None = readings.pop(self, None)
         if found is None or not found.is_for(layer, x):
             following = self.layers[self.layers.index(layer) :]
-            found = Reading([one for one in following if one.enabled and one.dropout.seed is None], x)
-        if len(found.waiting) > 1:
+            found = Reading([layer, *filter(_is_usual, following[1:])], x)
+        y = found.take(layer)
+        if found.waiting:
             readings[self] = found
-        return found
+        return y
+
+
+def _is_usual(layer: LoraLayer) -> bool:
+    return layer.enabled and layer.dropout.seed is None and without_graph(layer.base_layer)
 
 
 class Reading:
-    """One tensor that layers read: their down-projections of it."""
+    """One tensor that layers read: their outputs for it."""
 
-    def __init__(self, layers: Sequence[LoraLayer], x: Tensor) -> None:
+    def __init__(self, layers: Sequence[LoraLayer], x: Tensor, product: Tensor | None = None) -> None:
+        """Computes them. Only one layer may have a product with a graph of its own."""
         self._x = weakref.ref(x)
         self._state = _state(x)
-        downs = [layer.trained["lora_A.weight"] for layer in layers]
-        self._versions = {layer: down._version for layer, down in zip(layers, downs, strict=True)}  # noqa: SLF001
+        self._settings = [_settings(layer) for layer in layers]
+        self._uses: list[int] = []
+        """Backward passes: what one has been through takes no further layers."""
         dtype = computing_dtype(x)
-        self._cast = None if x.dtype == dtype else x.detach().to(dtype)
-        self.total = _Total(x.requires_grad and torch.is_grad_enabled())
-        weights = [layer.working.of(down, dtype) for layer, down in zip(layers, downs, strict=True)]
-        kept = again(x) if self._cast is None else None
-        found = _Down.apply(self.total, layers[0].dropout, weights, kept, self._cast, x, *downs)
+        cast = None if x.dtype == dtype else x.detach().to(dtype)
+        kept = again(x) if cast is None else None
+        trained = [layer.trained[f"lora_{which}.weight"] for which in "AB" for layer in layers]
+        weights = [layer.working.of(one, dtype) for layer, one in zip((*layers, *layers), trained, strict=True)]
+        found = _LowRank.apply(self._uses, layers, weights, kept, cast, product, x, *trained)
         self.waiting: dict[LoraLayer, Tensor] = dict(zip(layers, found, strict=True))
+        self._layers = layers
 
     def is_for(self, layer: LoraLayer, x: Tensor) -> bool:
-        """Whether a layer can take its down-projection of x from here: nothing has changed since."""
-        if layer not in self.waiting or self._x() is not x or self._state != _state(x) or self.total.is_done:
+        """Whether a layer can take its output for x from here: nothing has changed since."""
+        if layer not in self.waiting or self._x() is not x or self._state != _state(x) or self._uses:
             return False
-        return layer.trained["lora_A.weight"]._version == self._versions[layer]  # noqa: SLF001
+        return _settings(layer) == self._settings[self._layers.index(layer)]
 
-    def take(self, layer: LoraLayer, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x in the precision of computing, and the layer's h (T, r)."""
-        return x.detach() if self._cast is None else self._cast, self.waiting.pop(layer)
+    def take(self, layer: LoraLayer) -> Tensor:
+        return self.waiting.pop(layer)
 
 
 class Watch(Siblings):
@@ -111,7 +112,7 @@ class Watch(Siblings):
         self._seen: list[tuple[weakref.ref[Tensor], Any, list[LoraLayer]]] = []
         self._known: set[LoraLayer] = set()
 
-    def reading(self, layer: LoraLayer, x: Tensor) -> Reading:
+    def output(self, layer: LoraLayer, x: Tensor) -> Tensor:
         if layer not in self._known:
             self._known.add(layer)
             block, now = self._block_of[layer], _state(x)
@@ -121,7 +122,7 @@ class Watch(Siblings):
                 self._seen.append((weakref.ref(x), _state(x), [layer]))
             else:
                 own.append(layer)
-        return Reading([layer], x)
+        return Reading([layer], x).take(layer)
 
     def found(self) -> list[Siblings]:
         """The groups of layers, of one or more."""
@@ -134,74 +135,94 @@ def _state(x: Tensor) -> tuple[Any, ...]:
     return version, torch.is_grad_enabled(), x.requires_grad, computing_dtype(x)
 
 
-class _Total:
-    """The gradient to a tensor, summed up by the layers that read it, in one backward pass."""
-
-    def __init__(self, is_needed: bool) -> None:
-        self.is_needed, self.is_done = is_needed, False
-        self._pass = -1
-        self._sum: Tensor | None = None
-
-    def add(self, layer: nn.Module, gradient: Tensor) -> None:
-        self._sum = add_input_gradient(layer, gradient, self.take())
-
-    def take(self) -> Tensor | None:
-        """What was added in this pass. A pass that stops at B adds and never takes."""
-        current = torch._C._current_graph_task_id()  # noqa: SLF001
-        found, self._sum = self._sum if self._pass == current else None, None
-        self._pass = current
-        return found
+def _settings(layer: LoraLayer) -> tuple[Any, ...]:
+    """What a layer's output depends on, but for its input."""
+    versions = (one._version for one in layer.trained.values())  # noqa: SLF001
+    return layer.scale * layer.strength, layer.skips_product, *versions
 
 
-class _Down(torch.autograd.Function):
-    """h = x Aᵀ (T, r) for the A of each layer."""
+class _LowRank(torch.autograd.Function):
+    """y = W x + b + scale · x Aᵀ Bᵀ (…, out) of each layer, where the product W x + b may be given with a graph.
+
+    `weights` are the A of all layers and then the B, in the precision of computing.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        total: _Total,
-        dropout: Any,
+        uses: list[int],
+        layers: Sequence[LoraLayer],
         weights: list[Tensor],
         how: Again | None,
         cast: Tensor | None,
+        product: Tensor | None,
         x: Tensor,
         *_: Tensor,
     ) -> tuple[Tensor, ...]:
         given = x if cast is None else cast
-        ctx.again = how
-        ctx.total, ctx.seed, ctx.rate, ctx.like = total, dropout.seed, dropout.rate, (x.shape, x.dtype)
+        ctx.uses, ctx.layers, ctx.again, ctx.like = uses, layers, how, (x.shape, x.dtype)
+        ctx.seed, ctx.rate = layers[0].dropout.seed, layers[0].dropout.rate
+        ctx.scales = [layer.scale * layer.strength for layer in layers]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*weights, *([given] if how is None else how.inputs))
+        downs, ups = weights[: len(layers)], weights[len(layers) :]
         rows = given.reshape(-1, given.shape[-1])
         if ctx.seed is not None:
             rows = dropped(rows, ctx.seed, ctx.rate)
-        h = rows @ _stacked(weights).T
-        return h.split([len(weight) for weight in weights], dim=1) if len(weights) > 1 else (h,)
+        h = rows @ _stacked(downs).T
+        ctx.save_for_backward(h, *weights, *([given] if how is None else how.inputs))
+        parts = zip(layers, _split(h, downs, 1), ups, ctx.scales, strict=True)
+        return tuple(_output(layer, given, part, up, scale, product) for layer, part, up, scale in parts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        h, *saved = ctx.saved_tensors
         count = len(gradients)
-        saved = ctx.saved_tensors
-        weights, kept = saved[:count], saved[count:]
-        shape, dtype = ctx.like
-        ctx.total.is_done = True
-        x_gradient = ctx.total.take()
+        downs, ups, kept = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        hs = _split(h, downs, 1)
+        ctx.uses.append(1)
+        x_gradient: Tensor | None = None
+        product_gradient = gradients[0] if ctx.needs_input_grad[5] else None
         reached = [k for k, gradient in enumerate(gradients) if gradient is not None]
-        found: list[Tensor | None] = [None] * len(weights)
+        h_gradients: dict[int, Tensor] = {}
+        found: list[Tensor | None] = [None] * (2 * count)
+        for k in reversed(reached):
+            up, scale = ups[k], ctx.scales[k]
+            rows = gradients[k].reshape(-1, len(up)).to(h.dtype)  # type: ignore[union-attr]
+            if ctx.needs_input_grad[6] and product_gradient is None:
+                x_gradient = add_input_gradient(ctx.layers[k].base_layer, rows, x_gradient)
+            h_gradients[k], up_gradient = rows @ up, rows.T @ hs[k]
+            if scale != 1:
+                h_gradients[k].mul_(scale)
+                up_gradient.mul_(scale)
+            found[count + k] = _for_master(up_gradient)
+        shape, dtype = ctx.like
         if reached:
-            h_gradient = _stacked([gradients[k].T for k in reached]).T  # type: ignore[union-attr]
-            if ctx.needs_input_grad[5]:
-                x_gradient = _with_branch(x_gradient, h_gradient, _stacked([weights[k] for k in reached]), ctx)
+            h_gradient = _stacked([h_gradients[k].T for k in reached]).T
+            if ctx.needs_input_grad[6]:
+                x_gradient = _with_branch(x_gradient, h_gradient, _stacked([downs[k] for k in reached]), ctx)
             rows = (kept[0] if ctx.again is None else ctx.again(kept)).reshape(-1, shape[-1])
             if ctx.seed is not None:
                 rows = dropped(rows, ctx.seed, ctx.rate)
-            parts = (h_gradient.T @ rows).split([len(weights[k]) for k in reached])
+            parts = _split(h_gradient.T @ rows, [downs[k] for k in reached])
             for k, part in zip(reached, parts, strict=True):
                 found[k] = _for_master(part)
         if x_gradient is not None:
             x_gradient = x_gradient.view(shape).to(dtype)
-        return *(None,) * 5, x_gradient, *found
+        return *(None,) * 5, product_gradient, x_gradient, *found
+
+
+def _output(layer: LoraLayer, x: Tensor, h: Tensor, up: Tensor, scale: float, product: Tensor | None) -> Tensor:
+    """W x + b + scale · h Bᵀ; the product comes last."""
+    if layer.skips_product and product is None:
+        return h.new_empty(*x.shape[:-1], len(up))
+    y = layer.base_layer(x) if product is None else product
+    # models change outputs in place, which a function's must not be views for
+    rows = y.reshape(-1, len(up))
+    if product is None and y.dtype == h.dtype and is_own(layer.base_layer, x, y):
+        rows.addmm_(h, up.T, alpha=scale)
+        return y.detach()
+    return (rows + (h @ up.T).mul_(scale).to(y.dtype)).view(y.shape).detach()
 
 
 def _with_branch(total: Tensor | None, h_gradient: Tensor, down: Tensor, ctx: Any) -> Tensor:
@@ -214,50 +235,13 @@ def _with_branch(total: Tensor | None, h_gradient: Tensor, down: Tensor, ctx: An
     return added if total is None else total.add_(added)
 
 
-class _Up(torch.autograd.Function):
-    """y = W x + b + scale · h Bᵀ (…, out), where the product W x + b may be given with a graph of its own."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        total: _Total,
-        layer: LoraLayer,
-        given: Tensor,
-        up: Tensor,
-        scale: float,
-        product: Tensor | None,
-        h: Tensor,
-        _: Tensor,
-    ) -> Tensor:
-        ctx.total, ctx.layer, ctx.scale, ctx.has_product = total, layer, scale, product is None
-        ctx.save_for_backward(h, up)
-        if layer.skips_product and product is None:
-            return h.new_empty(*given.shape[:-1], len(up))
-        y = layer.base_layer(given) if product is None else product
-        # models change outputs in place, which a function's must not be views for
-        rows = y.reshape(-1, len(up))
-        if product is None and y.dtype == h.dtype and is_own(layer.base_layer, given, y):
-            rows.addmm_(h, up.T, alpha=scale)
-            return y.detach()
-        return (rows + (h @ up.T).mul_(scale).to(y.dtype)).view(y.shape).detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        h, up = ctx.saved_tensors
-        rows = gradient.reshape(-1, len(up)).to(h.dtype)
-        if ctx.has_product and ctx.total.is_needed:
-            ctx.total.add(ctx.layer.base_layer, rows)
-        h_gradient, up_gradient = rows @ up, rows.T @ h
-        if ctx.scale != 1:
-            h_gradient.mul_(ctx.scale)
-            up_gradient.mul_(ctx.scale)
-        product_gradient = None if ctx.has_product else gradient
-        return *(None,) * 5, product_gradient, h_gradient, _for_master(up_gradient)
-
-
 def _for_master(gradient: Tensor) -> Tensor:
     return gradient.float() if gradient.dtype.itemsize < 4 else gradient
+
+
+def _split(tensor: Tensor, like: Sequence[Tensor], dim: int = 0) -> Sequence[Tensor]:
+    """The parts that belong to tensors, by their lengths."""
+    return tensor.split([len(one) for one in like], dim) if len(like) > 1 else (tensor,)
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

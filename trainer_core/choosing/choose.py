@@ -116,6 +116,7 @@ def choose_checkpoint(
         work = Measuring(run, job, record, checkpoints, progress)
         work.measure(lacking_loss, lacking_pictures, pictures, prompts, vision)
         drawn = work.drawn
+        checkpoints = {digest: one for digest, one in checkpoints.items() if one.path.is_dir()}  # a run may be at work
     if record != before:
         write_record(run, record, checkpoints)
     return _choice(run, record, checkpoints, drawn, time.monotonic() - started)

@@ -78,7 +78,12 @@ class Measuring:
             with closing(open_base(self._job.model)) as base:
                 base.packed_cache = cache
                 device = base.device
-                training = self._ask(base, count, prompts) if compared else []
+                data, problem = read_data(self._job, base.spec)
+                if problem and losses:
+                    self._record.held_out.notes = [f"Held-out loss is not measured: {problem}."]
+                    self._record.held_out.values |= {one: {} for one in losses}
+                    losses = ()
+                training = self._ask(base, data, problem, count, prompts) if compared else []
                 gallery = Gallery(self._run, self._job, sampling_of(self._job, base))
                 lacking = {one: self._lacking(gallery, one) for one in (BASE, *self._checkpoints) if compared}
                 if losses or any(lacking.values()):
@@ -86,12 +91,14 @@ class Measuring:
             release_memory(device)
             if self._pictures:
                 self._compare(gallery, training, vision, device, compared)
+                release_memory(device)
             gallery.forget([one.step for one in self._checkpoints.values()])
 
-    def _ask(self, base: Base, count: int, prompts: Sequence[str]) -> list[Image.Image]:
+    def _ask(
+        self, base: Base, data: Data, problem: str | None, count: int, prompts: Sequence[str]
+    ) -> list[Image.Image]:
         """Decides what is drawn; gives the training pictures that it is compared with."""
         job, part = self._job, self._record.pictures
-        data, problem = read_data(job, base.spec)
         part.notes = []
         try:
             self._pictures = pictures_of(job, base.spec, data, count, prompts)
@@ -100,6 +107,8 @@ class Measuring:
         if not self._pictures:
             why = problem or "neither the job's previews nor its captions say what to draw; --prompt does"
             part.notes.append(f"Leak, likeness and variety are not measured: {why}.")
+            part.values = {one: {} for one in (BASE, *self._checkpoints)}
+            self._record.embedding, self._record.count = None, 0
         elif not job.preview_trigger:
             part.notes.append("Leak is not measured: without a trigger, the LoRA is meant to act on every prompt.")
         training = self._training(data)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..data.progress import Progress
     from ..families.base import Base
     from ..families.conditioning import Conditioning, TextEmbedding
+    from ..families.spec import FamilySpec
     from ..runs.checkpoints import Checkpoint
     from ..runs.events import Event
     from .prompts import Picture
@@ -61,6 +62,7 @@ class Session:
         Raises:
             FoundryError: if base or data cannot be used.
         """
+        job = job.model_copy(update={"memory": job.memory.but(compile=False)})  # it would take longer than it saves
         self._job, self._base, self._settings, self._progress = job, base, settings, progress
         self._data: PreparedData | None = None
         if held_out:
@@ -127,7 +129,7 @@ class Session:
                         self._told(what, number, len(pictures)),
                     )
                     frames = frames_of(base.decode_latents(latents)[0])
-                    yield picture, frames[-1 if base.spec.first_frame else 0]
+                    yield picture, frames[-1 if _goes_on(self._job, base.spec) else 0]
         finally:
             base.free_vae()
 
@@ -160,8 +162,13 @@ def sampling_of(job: JobConfig, base: Base) -> SamplerSettings:
         ConfigError: if the job's sizes do not fit the base.
     """
     spec = base.spec
-    frames = None if spec.frame_rate is None else 1 + 2 * spec.main.time_factor * spec.first_frame
+    frames = None if spec.frame_rate is None else 1 + 2 * spec.main.time_factor * _goes_on(job, spec)
     return SamplerSettings.of(job.sample.but(frames=frames), base)
+
+
+def _goes_on(job: JobConfig, spec: FamilySpec) -> bool:
+    """Whether videos are drawn from a first frame, which then says nothing of the LoRA."""
+    return spec.first_frame or (spec.takes_first_frame and bool(job.sample.controls))
 
 
 def _unheard(_: Event) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-PART = "clip_vision"
-"""What a host's files of this kind are asked for by."""
+VISION = "clip_vision"
+"""What files of this kind are asked for by, in `register_model_files`."""
 _FILES = (
     "sigclip_vision_patch14_384.safetensors",
     "clip_vision_h.safetensors",
@@ -58,7 +58,7 @@ _BATCH = 16
 def find_vision() -> Path | None:
     """A vision model that is on this machine: among a host's files, or in Hugging Face's cache."""
     for name in _FILES:
-        if found := model_file(PART, name):
+        if found := model_file(VISION, name):
             return found
     for repository in _REPOSITORIES:
         if (found := _cached(repository)) is not None:

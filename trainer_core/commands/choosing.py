@@ -20,17 +20,16 @@ def choose(args: argparse.Namespace) -> int:
         if choice is None:
             raise ConfigError(f"{run.path}: nothing was measured yet; leave out --known")
     else:
-        given = base_options(args)
-        changed = bool(given.pop("files")) or bool(given)
+        base = base_options(args)
         quiet_libraries()
         shown = Progress(sys.stderr)
         choice = api.choose_checkpoint(
             run,
-            model=api.find_lora(args.run, args.runs, base=base_options(args)).model if changed else None,
+            model=api.find_lora(args.run, args.runs, base=base).model if any(base.values()) else None,
             draw=args.draw,
-            pictures=args.pictures,
             prompts=args.prompt or (),
             embedding=args.embedding,
+            pictures=args.pictures or api.PICTURES,
             progress=lambda what, done, total: shown(api.Phase(what, done, total)),
         )
         shown.clear()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..config import DatasetConfig
 from ..errors import DatasetError
 from .buckets import DEFAULT_DIVISOR
-from .captions import encoder_text
+from .captions import PLACEHOLDER, encoder_text
 from .clips.header import ClipHeader
 from .clips.timing import Timing, timing_of
 from .folder import data_files, kohya_folder
@@ -48,6 +48,8 @@ class DatasetSummary:
     """How many of them are clips."""
     seconds: float = 0.0
     """How long the clips are together."""
+    placeholders: int = 0
+    """Captions that hold `[trigger]`."""
 
 
 def summarize(dataset: DatasetConfig, spec: FamilySpec | None = None) -> DatasetSummary:
@@ -84,6 +86,7 @@ def summarize(dataset: DatasetConfig, spec: FamilySpec | None = None) -> Dataset
         warnings=list(_warnings(found, dataset)),
         clips=len(clips),
         seconds=sum(_seconds(clip, timing) for clip in clips),
+        placeholders=sum(PLACEHOLDER in caption for item in items for caption in item.captions),
     )
 
 

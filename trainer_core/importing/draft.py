@@ -43,7 +43,6 @@ class Draft:
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
         """By path, `datasets.0.folder`."""
-        self.datasets = 0
         self._origins: dict[str, str] = {}
         self._notes: dict[tuple[str, str, str], Note] = {}
 
@@ -104,7 +103,8 @@ class Draft:
             if flat.get(key) is None:
                 outcome = _ruled(table[key], value, view, where(key))
                 if outcome.fields:
-                    told = f"is not in the file, where {shown(value)} is meant"
+                    meant = ", ".join(f"{name.lstrip('.')} {shown(one)}" for name, one in outcome.fields.items())
+                    told = f"is not in the file; its default means {meant}"
                     self.take(where(key), Outcome("assumed", told, outcome.fields), dataset)
 
     def finish(self, count: Callable[[Any], float | None], name: str) -> None:
@@ -116,11 +116,22 @@ class Draft:
         """
         if self.fields.setdefault("name", name) == name and "name" not in self._origins:
             self.tell("name", "missing", f"no file tells it: {name}, after the file", ("name",))
-        if not any(path.startswith("datasets.") and path.endswith(".folder") for path in self.fields):
-            self.fields["datasets.0.folder"] = _PLACEHOLDER
-            self.tell(
-                "datasets", "missing", "no file names a data set: set datasets[0].folder", ("datasets[0].folder",)
-            )
+        self._name_folders()
+        self._count_epochs(count)
+        steps = self.fields.get("train.steps", TrainConfig.model_fields["steps"].default)
+        for path, share in [(path, value) for path, value in self.fields.items() if isinstance(value, Share)]:
+            self.fields[path] = int(share * steps) if isinstance(steps, int) else 0
+
+    def _name_folders(self) -> None:
+        """Puts a placeholder where a data set has no folder."""
+        numbers = {path.split(".")[1] for path in self.fields if path.startswith("datasets.")} or {"0"}
+        for folder in (f"datasets.{number}.folder" for number in sorted(numbers)):
+            if folder not in self.fields:
+                self.fields[folder] = _PLACEHOLDER
+                self.tell("datasets", "missing", f"no file names its folder: set {_our(folder)}", (_our(folder),))
+
+    def _count_epochs(self, count: Callable[[Any], float | None]) -> None:
+        """Makes steps of epochs, as far as it is known of how many pictures they are."""
         epochs = {path: value for path, value in self.fields.items() if isinstance(value, Epochs)}
         drawn = count(_nested(self.fields).get("datasets")) if epochs else None
         per_step = self.fields.get("train.batch_size", 1), self.fields.get("train.gradient_accumulation", 1)
@@ -133,33 +144,35 @@ class Draft:
                 del self.fields[path]
                 say = f"{value:g} epochs, of how many pictures is not known: {path} stays at its default"
                 self._retell(key, "missing", say)
-        steps = self.fields.get("train.steps", TrainConfig.model_fields["steps"].default)
-        for path, share in [(path, value) for path, value in self.fields.items() if isinstance(value, Share)]:
-            self.fields[path] = int(share * steps) if isinstance(steps, int) else 0
 
-    def job(self) -> JobConfig:
+    def job(self, file: str) -> JobConfig:
         """The job.
 
+        Args:
+            file: what a message names where it is about no one setting.
+
         Raises:
-            ConfigError: for values that are refused here, each with the place that it comes from.
+            ConfigError: for a value that is refused here, with the place that it comes from.
         """
         data = _nested(self.fields)
         try:
             return validated(JobConfig, data)
         except ConfigError as error:
-            raise ConfigError("\n".join(self._placed(line) for line in str(error).splitlines())) from None
+            first, *others = (self._placed(line, file) for line in str(error).splitlines())
+            more = f"; and {len(others)} more like this" if others else ""
+            raise ConfigError(f"{first}{more}") from None
 
     def _retell(self, key: str, kind: Kind, text: str, *paths: str) -> None:
         """Puts a note in the place of those of a setting."""
         self._notes = {place: note for place, note in self._notes.items() if note.key != key}
         self.tell(key, kind, text, tuple(map(_our, paths)))
 
-    def _placed(self, line: str) -> str:
+    def _placed(self, line: str, file: str) -> str:
         """A line about one of our settings, with the foreign key before it."""
         name = re.sub(r"\[(\d+)\]", r".\1", line.split(":")[0])
         while name and name not in self._origins:
             name = name.rpartition(".")[0]
-        return f"{self._origins[name]}: cannot be taken over: {line}" if name else line
+        return f"{self._origins[name]}: cannot be taken over: {line}" if name else f"{file}: {line}"
 
 
 def under(place: str) -> Callable[[str], str]:

@@ -56,6 +56,7 @@ class FilesOnDisk(Files):
             return None
 
     def drawn(self, datasets: Any) -> float | None:
+        from ..data.folder import expanded
         from ..data.index import index
 
         total = 0.0
@@ -63,7 +64,7 @@ class FilesOnDisk(Files):
             for one in datasets or ():
                 dataset = validated(DatasetConfig, one)
                 if dataset.role == "train":
-                    found = index(dataset.but(folder=str(self.folder / dataset.folder)))
+                    found = index(dataset.but(folder=str(self.folder / expanded(dataset.folder)), mask_folder=None))
                     keys = [*found.images, *found.found.clips]
                     total += dataset.weight * sum(found.repeats(key) for key in keys)
         except FoundryError:

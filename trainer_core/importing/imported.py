@@ -88,6 +88,7 @@ def _read(path: Path) -> str:
 def _import(texts: Mapping[str, str], files: Files) -> Imported:
     main: list[tuple[_Format, Text]] = []
     data: list[tuple[_Format, Text]] = []
+    other: dict[str, Mapping[str, Any]] = {}
     for name, text in texts.items():
         if PurePath(name).suffix.lower() == ".txt":
             continue  # prompts, which belong to a configuration that names them
@@ -97,14 +98,15 @@ def _import(texts: Mapping[str, str], files: Files) -> Imported:
         elif found := next((one for one in _FORMATS if one.is_data(values)), None):
             data.append((found, (shown, values)))
         else:
-            raise ConfigError(f"{shown}: {_unknown(values)}")
+            other[name] = values
     if len(main) > 1:
         raise ConfigError(f"{main[1][1][0]}: is a job of its own, as {main[0][1][0]} is: import one after the other")
     if not main and not data:
-        raise ConfigError("there is no configuration among these files: give a TOML or YAML file")
+        told = next((f"{plain(name)}: {_unknown(values)}" for name, values in other.items()), None)
+        raise ConfigError(told or "there is no configuration among these files: give a TOML or YAML file")
     kind = (main or data)[0][0]
-    if other := next((text for one, text in data if one is not kind), None):
-        raise ConfigError(f"{other[0]}: is not of {kind.tool}, as {(main or data)[0][1][0]} is")
+    if foreign := next((text for one, text in data if one is not kind), None):
+        raise ConfigError(f"{foreign[0]}: is not of {kind.tool}, as {(main or data)[0][1][0]} is")
     draft = Draft()
     kind.read(main[0][1] if main else None, [text for _, text in data], files, draft)
     if not main:
@@ -112,9 +114,11 @@ def _import(texts: Mapping[str, str], files: Files) -> Imported:
     first = (main or data)[0][1][0]
     draft.finish(files.drawn, run_name(PurePath(first).stem or "imported"))
     for name in texts:
-        if PurePath(name).suffix.lower() == ".txt" and name not in files.used:
+        if name not in files.used and name in other:
+            raise ConfigError(f"{plain(name)}: {_unknown(other[name])}")
+        if name not in files.used and PurePath(name).suffix.lower() == ".txt":
             draft.tell(plain(name), "dropped", "no other file names it")
-    return Imported(kind.tool, draft.job(), draft.notes)
+    return Imported(kind.tool, draft.job(first), draft.notes)
 
 
 def _unknown(values: Mapping[str, Any]) -> str:

@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .rules import Outcome, Rule, View, shown, word
+from .rules import Outcome, Rule, View, number, shown, whole, word
 
+MOST_RANK = 1024
+"""That a job takes."""
 OURS = {
     "flux": "flux1",
     "flux1": "flux1",
@@ -43,7 +45,7 @@ def family(value: Any, _: View) -> Outcome:
     """The rule of a base's kind."""
     kind = word(value).lower().partition(":")[0]
     if ours := OURS.get(kind):
-        return Outcome("converted", f"{shown(value)} is family {ours} here", {"model.family": ours})
+        return Outcome("taken", f"{shown(value)} is family {ours} here", {"model.family": ours})
     return Outcome("converted", f"{shown(value)} {_THROUGH_COMFYUI}", {"model.family": "auto"})
 
 
@@ -64,6 +66,14 @@ def quantization(name: str) -> Rule:
     return rule
 
 
+def rank(value: Any, _: View) -> Outcome:
+    """The rule of a rank; very large ones mean that nothing is decomposed, as with a LoKr."""
+    made = number(value)
+    if made > MOST_RANK:
+        return Outcome("converted", f"{shown(value)} is {MOST_RANK} here, the largest", {"adapter.rank": MOST_RANK})
+    return Outcome("taken", fields={"adapter.rank": whole(value)})
+
+
 def in_hub(source: str) -> bool:
     """Whether a source looks like a repository of Hugging Face."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not source.startswith(".")
@@ -76,6 +86,8 @@ def path(name: str) -> Rule:
         made = word(value)
         if not made:
             return Outcome("unused", "is empty")
+        if name == "model.source" and in_hub(made):
+            return Outcome("taken", "a folder of this name, or a repository of Hugging Face", {name: made})
         if re.match(r"/|\\|~|[A-Za-z]:", made):
             return Outcome("taken", fields={name: made})
         return Outcome("converted", f"{shown(made)} is looked for in the folder of the job.yaml", {name: made})

@@ -12,7 +12,7 @@ from ..config import plain_name
 from ..secrets import redacted
 
 Kind = Literal["taken", "converted", "assumed", "dropped", "unknown", "missing", "unused"]
-"""taken: as it is. converted: says the same in another way. assumed: stands not in the file, where the tool takes
+"""taken: as it is, or in other words. converted: comes near. assumed: stands not in the file, where the tool takes
 another default. dropped: has no counterpart. unknown: to the table. missing: is needed, and told nowhere. unused: is
 off, or as it always is here."""
 
@@ -80,14 +80,17 @@ def to(name: str, convert: Callable[[Any], Any] | None = None, say: str = "") ->
 
     def rule(value: Any, _: View) -> Outcome:
         made = convert(value) if convert else value
-        if not say and made == value:
-            return Outcome("taken", fields={name: made})
-        return Outcome("converted", say or f"{shown(value)} is {shown(made)} here", {name: made})
+        return Outcome("converted", say, {name: made}) if say else _renamed(name, value, made)
 
     return rule
 
 
-def one_of(name: str, ours: Mapping[str, Any], say: str = "") -> Rule:
+def _renamed(name: str, value: Any, made: Any) -> Outcome:
+    """The same in other words, if not in the same."""
+    return Outcome("taken", "" if made == value else f"{shown(value)} is {shown(made)} here", {name: made})
+
+
+def one_of(name: str, ours: Mapping[str, Any]) -> Rule:
     """It is one of our settings, by the tool's word for it; other words are dropped."""
 
     def rule(value: Any, _: View) -> Outcome:
@@ -96,19 +99,17 @@ def one_of(name: str, ours: Mapping[str, Any], say: str = "") -> Rule:
             return Outcome(
                 "dropped", f"{shown(value)} has no counterpart here; {name.lstrip('.')} stays at its default"
             )
-        if made == value and not say:
-            return Outcome("taken", fields={name: made})
-        return Outcome("converted", say or f"{shown(value)} is {shown(made)} here", {name: made})
+        return _renamed(name, value, made)
 
     return rule
 
 
 def drop(reason: str, *neutral: Any) -> Rule:
-    """It has no counterpart. A value that switches it off, or one of the neutral ones, loses nothing."""
+    """It has no counterpart. Values that switch it off and neutral ones, of which 1 is also true, lose nothing."""
 
     def rule(value: Any, _: View) -> Outcome:
-        off = not value or any(value == one and not isinstance(value, bool) for one in neutral)
-        return Outcome("unused", "is off, or as it always is here") if off else Outcome("dropped", reason)
+        same = not value or value in neutral
+        return Outcome("unused", "is off, or as it always is here") if same else Outcome("dropped", reason)
 
     return rule
 
@@ -212,7 +213,9 @@ def edge(value: Any) -> int:
     if not 1 <= len(sides) <= 2:
         raise ValueError(f"must be a resolution, such as 512 or [512, 768], and is {shown(value)}")
     numbers = [number(side) for side in sides]
-    return round(math.sqrt(numbers[0] * numbers[-1])) if numbers[0] * numbers[-1] > 0 else 0
+    if not all(1 <= one < 2**31 for one in numbers):
+        raise ValueError(f"must be a resolution in pixels, and is {shown(value)}")
+    return round(math.sqrt(numbers[0] * numbers[-1]))
 
 
 def run_name(value: Any) -> str:
@@ -229,12 +232,13 @@ def run_name(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A foreign value in a message: short, without secrets, on one line."""
+    """A foreign value in a message."""
     text = f"`{value}`" if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
-    return plain(redacted(text))
+    return plain(text)
 
 
 def plain(text: str) -> str:
-    """A text on one line, of letters that can be seen, and short."""
+    """A text on one line, of letters that can be seen, without secrets, and short."""
+    text = redacted(text)
     cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)

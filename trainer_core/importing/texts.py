@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from datetime import date, time
@@ -91,4 +92,6 @@ def _checked(value: Any, left: list[int], depth: int) -> Any:
         return [_checked(item, left, depth + 1) for item in value]
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ValueError("holds a number of more than 64 bits")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("holds a number that is infinite or none at all (inf, nan)")
     return value.isoformat() if isinstance(value, date | time) else value

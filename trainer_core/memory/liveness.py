@@ -4,6 +4,7 @@ and handed on, so that neither autograd nor the block itself ever reads their va
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum
@@ -36,8 +37,8 @@ class Liveness:
 
     def __init__(self, layers: Iterable[nn.Module]) -> None:
         self._unread = list(layers)
-        self._nodes: dict[Any, nn.Module] = {}
-        """Layers by the node of the graph that made their output."""
+        self._nodes: defaultdict[Any, list[nn.Module]] = defaultdict(list)
+        """Layers by the node of the graph that made their output: one, or several that share it."""
         self._in: dict[int, tuple[set[nn.Module], Tensor]] = {}
         """Which layers' outputs are in a piece of memory, and what keeps it from being used for something else."""
         self._made: set[int] = set()
@@ -58,7 +59,7 @@ class Liveness:
         """The layers whose outputs are not needed for the gradients of `results`, nor for anything else."""
         for node in graph(results):
             if isinstance(node, torch.autograd.function.BackwardCFunction):  # it keeps what it likes, unseen
-                self._read(self._nodes[one] for one in _below(_following(node)) if one in self._nodes)
+                self._read(layer for one in _below(_following(node)) for layer in self._nodes.get(one, ()))
         return self._unread
 
     def _read(self, layers: Iterable[nn.Module]) -> None:
@@ -79,7 +80,7 @@ class Liveness:
 
     def _computed(self, layer: nn.Module, _: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.grad_fn is not None:
-            self._nodes[output.grad_fn] = layer
+            self._nodes[output.grad_fn].append(layer)
             self._mark(output, {layer})
         else:
             self._read([layer])

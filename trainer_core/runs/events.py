@@ -87,6 +87,14 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True)
+class RequestDone(Event):
+    """What a user asked of the running job (`save` or `sample`) was done after `step` updates."""
+
+    request: str
+    step: int
+
+
+@dataclass(frozen=True)
 class MemoryPlanned(Event):
     """How the run is to fit into memory, or how well it did, in one line."""
 
@@ -111,6 +119,8 @@ def log_line(event: Event) -> str:
         return f"{event.what} ({event.done} of {event.total})"
     if isinstance(event, Skipped):
         return f"step {event.step}: a batch is passed over, its {event.what} is not finite ({', '.join(event.images)})"
+    if isinstance(event, RequestDone):
+        return f"{event.request} as asked, at step {event.step}"
     if isinstance(event, MemoryPlanned):
         return event.message
     return f"warning: {event.message}" if isinstance(event, Warning) else repr(event)

@@ -128,14 +128,17 @@ class RunList:
         if marks[0] is None and not RunFolder.is_one(path):
             return False
         if problem := linked(path):
-            known.marks = marks
-            made = known.created
-            known.summary = RunSummary(known.run.name, "stopped", error=problem, updated=made, created=made)
+            known.marks, known.summary = marks, _unread(known, problem)
             return True
         if not known.marks or marks[1] != known.marks[1]:
             known.job = _job_facts(path)
         known.marks = marks
-        known.summary = _summary(known, place, key)
+        try:
+            known.summary = _summary(known, place, key)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one run, the others are told
+            known.summary = _unread(known, f"its folder cannot be read ({type(error).__name__}: {error})")
         return True
 
     def _look_at_queues(self) -> None:
@@ -175,6 +178,12 @@ def _summary(known: _Known, place: int | None, key: str | None) -> RunSummary:
         trigger=job.get("trigger"),
         previews=bool(job.get("previews")),
     )
+
+
+def _unread(known: _Known, problem: str) -> RunSummary:
+    """A run of which nothing is told but why."""
+    error = redacted(problem)[:_LONGEST]
+    return RunSummary(known.run.name, "stopped", error=error, updated=known.created, created=known.created)
 
 
 def finite(value: float) -> float | None:

@@ -12,7 +12,7 @@ from ..data.cache import CacheMiss
 from ..errors import DatasetError, FoundryError, Interrupted, SaveError, TrainingError, first_line
 from ..families.device import forget_peak, is_out_of_memory, peak_memory, release_memory, training_memory
 from ..memory.settings import label
-from ..runs.events import CheckpointSaved, Listener, StepDone, ValidationDone, Warning
+from ..runs.events import CheckpointSaved, Listener, Phase, RequestDone, StepDone, ValidationDone, Warning
 from ..runs.requests import SAMPLE, SAVE, Requests
 from .advice import advice
 from .batch_source import BatchSource, Prefetched
@@ -116,15 +116,24 @@ class Trainer:
                     self._compare_memory()
                 if self._is_due(job.validation.every):
                     self.validate()
-                if self.requests.take(SAVE) | self._is_due(job.save.every):
+                if (asked := self.requests.take(SAVE)) | self._is_due(job.save.every):
                     self.save()
-                if self.requests.take(SAMPLE) | self._is_due(job.sample.every):
+                    self._answer(SAVE, asked)
+                if (asked := self.requests.take(SAMPLE)) | self._is_due(job.sample.every):
                     self.draw_samples()
+                    self._answer(SAMPLE, asked and not self.previews.lacks(self.step))
             updates.settle(batches)
         finally:
             ahead.close()
         if self.step and self.step != self.saved and self.ranks.leads:
             self.save()
+
+    def _answer(self, request: str, done: bool) -> None:
+        """Tells that what was asked for is done, or why it is not."""
+        if done and request == SAMPLE and not self.job.sample.prompts:
+            self.emit(Warning("previews were asked for, and sample.prompts is empty"))
+        elif done:
+            self.emit(RequestDone(request, self.step))
 
     @property
     def step(self) -> int:
@@ -215,6 +224,7 @@ class Trainer:
 
     def validate(self) -> None:
         """Measures the loss on held-out pictures, with the weights that the LoRA file would hold."""
+        self.emit(Phase("measuring the validation loss", 0, 1))
         with self._optional("validation"), self.experts.evaluating(self.job.save.weights):
             settings = self.job.validation.draws, self.job.train.batch_size
             loss = self._from_cache(lambda: validation_loss(self.experts, self.data, *settings, self.requests.check))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..data.captions import prompt_with_trigger
 from ..data.images import png_bytes
 from ..files import write_atomically
-from ..runs.events import SampleReady
+from ..runs.events import Phase, SampleReady
 from ..sampling.animation import RATE, frames_of, webp_bytes
 from ..sampling.controls import (
     check_controls_of,
@@ -87,6 +87,7 @@ class Previews:
             base.load_vae()
             with experts.evaluating(config.weights):
                 for index, prompt in enumerate(preview_texts(self._job)):
+                    self._emit(Phase("drawing sample", index + 1, len(config.prompts)))
                     seed = config.seed + index * config.walk_seed
                     shown, without = (
                         replace(self._given[index], prompt=text, text=embedding)

@@ -5,7 +5,7 @@ import { api } from "../../../scripts/api.js";
 import { loadStyles } from "./dom.js";
 import { register as registerNodes } from "./nodes/index.js";
 import { noticeEnds } from "./runs/notices.js";
-import { showResult, startPanels } from "./runs/panel.js";
+import { addPanel, showResult, startPanels } from "./runs/panel.js";
 import { start } from "./runs/store.js";
 import { t, textsRead } from "./text.js";
 
@@ -33,7 +33,7 @@ app.registerExtension({
       showResult(this, output);
     };
   },
-  nodeCreated: (node) => void (node.comfyClass === "FoundryTrainLoRA" && queueMicrotask(() => panels?.refresh())),
+  nodeCreated: (node) => addPanel(node),
   afterConfigureGraph: () => panels?.refresh(),
 });
 

@@ -225,6 +225,10 @@ def test_both_loras_of_two_experts_are_drawn_with(clips: Path, tmp_path: Path) -
     with pytest.raises(errors.ConfigError, match="name the run"):
         first_frame(lora=alone)
 
+    choice = api.choose_checkpoint(run.run, pictures=1, prompts=["a [trigger]", "a"], embedding="statistics")
+    assert (choice.drawn, [one.step for one in choice.checkpoints]) == (4, [4])
+    assert choice.checkpoints[0].leak > choice.base.leak == 0
+
 
 def test_two_experts_with_streamed_blocks_are_the_same(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -168,7 +168,20 @@ def test_a_run_without_trigger_and_hold_out_says_what_is_not_measured(pictures: 
     training.run.write_job(moved)
     gone = choose_checkpoint(training.run, embedding="statistics")
     assert (gone.best, gone.pictures) == (None, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr("trainer_core.choosing.measuring.open_base")
+        assert choose_checkpoint(training.run, embedding="statistics").notes == gone.notes
     assert any("gone" in note for note in gone.notes)
+
+
+def test_pictures_that_are_gone_are_told(run: RunFolder, tmp_path: Path) -> None:
+    without(run, "metrics.jsonl")
+    job = run.job()
+    run.write_job(job.model_copy(update={"datasets": (job.datasets[0].but(folder=str(tmp_path / "gone")),)}))
+    choice = choose_checkpoint(run, pictures=1, embedding="statistics")
+    assert [one.held_out for one in choice.checkpoints] == [None, None]
+    assert all(one.leak and one.likeness is None for one in choice.checkpoints), "the previews are there"
+    assert [note.partition(" is not")[0] for note in choice.notes] == ["Held-out loss", "Likeness"]
 
 
 def test_nothing_of_the_run_is_changed(run: RunFolder) -> None:

@@ -45,6 +45,11 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[
         lambda x: F.layer_norm(x, (8,), eps=1e-6) * (1 + SCALE) + SHIFT,
         [(2, 5, 8)],
     ),
+    "modulated, one sample": (
+        lambda x: modulated(x, SCALE[:1], SHIFT[:1], 1e-6),
+        lambda x: F.layer_norm(x, (8,), eps=1e-6) * (1 + SCALE[:1]) + SHIFT[:1],
+        [(1, 5, 8)],
+    ),
     "gated": (lambda x, y: gated(x, SCALE, y), lambda x, y: x + SCALE * y, [(2, 5, 8), (2, 5, 8)]),
     "gelu": (gelu, lambda u: F.gelu(u, approximate="tanh"), [(2, 5, 8)]),
     "gelu behind": (
@@ -147,6 +152,22 @@ def test_the_whole_model_is_diffusers(dtype: torch.dtype) -> None:
         assert (mine.double() - theirs.double()).norm() <= (1e-5 if dtype == torch.float32 else 2e-2) * theirs.norm()
     sizes = [sum(one.untyped_storage().nbytes() for one in memory.values()) for memory in kept]
     assert sizes[1] < (1.0 if dtype == torch.float32 else 0.8) * sizes[0]
+
+
+def test_the_last_block_computes_nothing_for_the_text_but_keys_and_values() -> None:
+    from trainer_core.families.flux1.blocks import install
+
+    model: Any = small_flux(torch.float32)
+    install(model)
+    tokens: dict[str, int] = {}
+    for path, layer in model.single_transformer_blocks.named_modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda _, args, y, path=path: tokens.update({path: y.shape[1]}))
+    of_flux(model, torch.float32, {})
+    whole = {path: count for path, count in tokens.items() if not path.endswith("norm.linear")}
+    last = f"{len(model.single_transformer_blocks) - 1}."
+    fewer = {f"{last}{name}" for name in ("attn.to_q", "proj_mlp", "proj_out")}
+    assert whole == {path: 16 if path in fewer else 20 for path in whole}
 
 
 def test_an_input_that_can_be_computed_again_is_forgotten_when_it_changes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer_core.api import choose_checkpoint
 from trainer_core.config import JobConfig
 from trainer_core.errors import ConfigError
 from trainer_core.families import registry
@@ -160,3 +162,22 @@ def test_every_stream_counts_with_its_weight(job: JobConfig, trainer_of: Callabl
 
 def _like(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return t.view(-1, *[1] * (x.dim() - 1))
+
+
+def test_its_checkpoints_are_measured_as_the_run_measured_them(job: JobConfig, controls: Path, tmp_path: Path) -> None:
+    """Both experts' LoRAs with averaged weights, control images, and texts that depend on them."""
+    shown = job.sample.but(controls=[[str(controls / "red.png")]], before_training=True)
+    training = run_of(job.but(sample=shown), tmp_path)
+    assert training.run_here(lambda _: None) == "finished"
+    run = training.run
+    logged = choose_checkpoint(run, pictures=1, embedding="statistics")
+    assert logged.drawn == 0
+    shutil.rmtree(run.path / "samples")
+    for name in ("metrics.jsonl", "choice.json"):
+        (run.path / name).unlink()
+    found = choose_checkpoint(run, pictures=1, embedding="statistics")
+    assert (found.drawn, [one.step for one in found.checkpoints]) == (8, [2, 4, 6])
+    for one, other in zip((found.base, *found.checkpoints), (logged.base, *logged.checkpoints), strict=True):
+        assert one.held_out == pytest.approx(other.held_out, rel=1e-5)
+        assert (one.leak, one.likeness) == pytest.approx((other.leak, other.likeness), rel=0.01)
+    assert len({one.held_out for one in found.checkpoints}) == 3

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer_core.api import choose_checkpoint
 from trainer_core.config import JobConfig, ModelConfig, SampleConfig
 from trainer_core.errors import ConfigError, ResumeRefused
 from trainer_core.families import registry
@@ -174,3 +175,12 @@ def test_an_animation_is_shown_at_its_rate(tmp_path: Path) -> None:
 
 def _like(t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return t.view(-1, *[1] * (x.dim() - 1))
+
+
+def test_its_checkpoints_are_compared_by_what_comes_after_the_first_frame(job: JobConfig, tmp_path: Path) -> None:
+    training = run_of(job, tmp_path)
+    assert training.run_here(lambda _: None) == "finished"
+    choice = choose_checkpoint(training.run, pictures=1, embedding="statistics")
+    assert choice.drawn == 6, "the previews are videos, of which another frame is looked at"
+    assert all(one.leak for one in choice.checkpoints)
+    assert len({one.held_out for one in (choice.base, *choice.checkpoints)}) == 3

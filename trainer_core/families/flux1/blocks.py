@@ -29,6 +29,9 @@ def install(model: nn.Module) -> None:
             module.__class__ = own
         if type(getattr(module, "processor", None)) is flux.FluxAttnProcessor:
             cast(Any, module).set_processor(Attention())
+    blocks = cast(Any, model).single_transformer_blocks
+    if len(blocks) and type(blocks[-1]) is Single:
+        blocks[-1].is_last = True
 
 
 class Attention(flux.FluxAttnProcessor):
@@ -41,10 +44,13 @@ class Attention(flux.FluxAttnProcessor):
         encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
+        first_query: int = 0,
     ) -> Any:
+        """As diffusers'; without `encoder_hidden_states`, queries before `first_query` are left out."""
         if image_rotary_emb is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        streams = [[layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v)]]
+        asking = hidden_states[:, first_query:] if first_query else hidden_states
+        streams = [[attn.to_q(asking), *(layer(hidden_states) for layer in (attn.to_k, attn.to_v))]]
         norms = [(attn.norm_q, attn.norm_k)]
         if encoder_hidden_states is not None:
             layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
@@ -56,8 +62,8 @@ class Attention(flux.FluxAttnProcessor):
         cos, sin = image_rotary_emb
         turns = torch.complex(cos[:, ::2], sin[:, ::2])
         query, key = (
-            norm_rotated(parts, [norm.weight for norm in own], own[0].eps, turns)
-            for parts, own in zip((queries, keys), zip(*norms, strict=True), strict=True)
+            norm_rotated(parts, [norm.weight for norm in own], own[0].eps, turns[first:])
+            for parts, own, first in zip((queries, keys), zip(*norms, strict=True), (first_query, 0), strict=True)
         )
         value = values[0] if len(values) == 1 else torch.cat(values, dim=1)
         found = dispatch_attention_fn(
@@ -105,6 +111,9 @@ def _after_attention(x: Tensor, attended: Tensor, modulation: list[Tensor], norm
 
 
 class Single(flux.FluxSingleTransformerBlock):
+    is_last = False
+    """Whether nobody reads the text that it gives: then it is what it was given, and only keys and values see it."""
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -116,12 +125,33 @@ class Single(flux.FluxSingleTransformerBlock):
         if joint_attention_kwargs or hidden_states.dtype == torch.float16:
             return super().forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs)
         length = encoder_hidden_states.shape[1]
-        x = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        x = _joined(encoder_hidden_states, hidden_states)
         normed, gate = self.norm(x, emb=temb)
+        gate = gate.unsqueeze(1)
+        if self.is_last and image_rotary_emb is not None and isinstance(self.attn.processor, Attention):
+            inner = self.proj_mlp(normed[:, length:])
+            attended = self.attn(normed, image_rotary_emb=image_rotary_emb, first_query=length)
+            return encoder_hidden_states, gated(hidden_states, gate, self.proj_out(gelu(inner, attended)))
         inner = self.proj_mlp(normed)
         attended = self.attn(normed, image_rotary_emb=image_rotary_emb)
-        x = gated(x, gate.unsqueeze(1), self.proj_out(gelu(inner, attended)))
-        return x[:, :length], x[:, length:]
+        return _halves(gated(x, gate, self.proj_out(gelu(inner, attended))), length)
+
+
+def _halves(x: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Text and picture, as views that `_joined` knows."""
+    text, image = x[:, :length], x[:, length:]
+    if not torch.compiler.is_compiling():
+        image.foundry_whole = (x, text)  # type: ignore[attr-defined]
+    return text, image
+
+
+def _joined(text: Tensor, image: Tensor) -> Tensor:
+    """Text and picture one behind the other; nothing is copied if the block before made them so."""
+    whole = None if torch.compiler.is_compiling() else getattr(image, "foundry_whole", None)
+    if whole is not None and whole[1] is text:
+        x: Tensor = whole[0]
+        return x
+    return torch.cat([text, image], dim=1)
 
 
 class NormZero(AdaLayerNormZero):

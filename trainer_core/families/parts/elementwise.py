@@ -67,9 +67,16 @@ class _Norm:
 
 
 def _norm(x: Tensor, factor: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    if _is_one(x, factor):
+        return torch.native_layer_norm(x, x.shape[-1:], factor.flatten(), shift.flatten(), eps)
     y, mean, deviation = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
     dtype = torch.promote_types(x.dtype, factor.dtype)
     return y.to(dtype).mul_(factor).add_(shift), mean, deviation
+
+
+def _is_one(x: Tensor, factor: Tensor) -> bool:
+    """Whether all tokens have the same factor (one sample): it is then what a norm's own weight is."""
+    return factor.numel() == x.shape[-1] and factor.dtype == x.dtype
 
 
 class _Modulated(torch.autograd.Function):
@@ -83,10 +90,10 @@ class _Modulated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         x, factor, mean, deviation = ctx.saved_tensors
-        inner = (gradient * factor).to(x.dtype)
-        shape = x.shape[-1:]
+        weight = factor.flatten() if _is_one(x, factor) else None
+        inner = gradient if weight is not None else gradient * factor
         found = torch.ops.aten.native_layer_norm_backward(
-            inner, x, shape, mean, deviation, None, None, [True, False, False]
+            inner.to(x.dtype), x, x.shape[-1:], mean, deviation, weight, None, [True, False, False]
         )
         return found[0], None, None, None
 

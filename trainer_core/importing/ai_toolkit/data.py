@@ -25,9 +25,14 @@ from ..rules import (
     word,
 )
 
-DEFAULTS = {"resolution": 512, "num_frames": 1, "mask_min_value": 0.0}
+DEFAULTS = {"resolution": 512, "mask_min_value": 0.0}
 """What a data set has where a setting is missing, as far as that is not our default."""
-_ROLE = {True: "regularization", False: "train"}
+
+
+def _role(value: Any, view: View) -> Outcome:
+    if view["prior_reg"] is True and not switch(value):
+        return Outcome("unused", "prior_reg is on")
+    return Outcome("taken", fields={".role": "regularization" if switch(value) else "train"})
 
 
 def _trigger(value: Any, view: View) -> Outcome:
@@ -52,6 +57,17 @@ def _spread(value: Any, view: View) -> Outcome:
         say = "frames are not spread over a whole clip: they keep their speed, and clip_part says where they begin"
         return Outcome("dropped", say)
     return Outcome("converted", "one of several random parts of each clip", {".clip_part": "random"})
+
+
+def _lengths(value: Any, _: View) -> Outcome:
+    frames = whole(value)
+    return Outcome("taken", fields={".frames": [frames]}) if frames > 1 else Outcome("unused", "there are no clips")
+
+
+def _mask_minimum(value: Any, view: View) -> Outcome:
+    if not view["mask_path"] and not view["alpha_mask"]:
+        return Outcome("unused", "there are no masks")
+    return Outcome("taken", fields={".mask_minimum": number(value)})
 
 
 def _fps(value: Any, view: View) -> Outcome:
@@ -86,7 +102,7 @@ TABLE: Table = {
     "shuffle_tokens": to(".shuffle_tags", switch),
     "keep_tokens": to(".keep_tags", whole),
     "token_dropout_rate": drop("captions are dropped whole: caption_dropout"),
-    "is_reg": to(".role", lambda value: _ROLE[switch(value)]),
+    "is_reg": _role,
     "prior_reg": _prior,
     "network_weight": to(".adapter_strength", number),
     "loss_multiplier": to(".loss_weight", number),
@@ -103,14 +119,14 @@ TABLE: Table = {
     "mask_path": models.path(".mask_folder"),
     "alpha_mask": to(".alpha_mask", switch),
     "invert_mask": to(".invert_mask", switch),
-    "mask_min_value": to(".mask_minimum", number),
+    "mask_min_value": _mask_minimum,
     "control_path": _controls,
     **each(_numbered_controls, "control_path_1 control_path_2 control_path_3"),
     "control_transparent_color": drop("what is transparent has the colour of `background`"),
     "full_size_control_images": drop("the model says at which size it is given control images", 1),
     **each(drop("control images come from folders of their own"), "control_from_same_folder controls"),
     "num_controls_from_same_folder": drop("control images come from folders of their own", 1),
-    "num_frames": to(".frames", lambda value: [whole(value)]),
+    "num_frames": _lengths,
     "shrink_video_to_frames": _spread,
     "fps": _fps,
     "auto_frame_count": drop("clips are trained on in the lengths of `frames`"),

@@ -33,6 +33,8 @@ DEFAULTS = {
     "train.lr": 1e-6,
     "train.timestep_type": "sigmoid",
     "train.optimizer": "adamw",
+    "model.qtype": "qfloat8",
+    "model.qtype_te": "qfloat8",
     "train.optimizer_params": {},
     "save.dtype": "float16",
     "save.save_every": 1000,
@@ -59,13 +61,24 @@ def _steps(value: Any, view: View) -> Outcome:
 
 
 def _limit(name: str) -> Rule:
+    """The rule of a limit of noise levels, which are counted from pure noise downwards there."""
+
     def rule(value: Any, _: View) -> Outcome:
-        share = number(value) / 1000
         if value in (0, 999, 1000):
             return Outcome("unused", "limits nothing")
-        return Outcome("converted", f"{shown(value)} of 1000 is {share:g} here", {name: share})
+        level = round(1 - number(value) / 1000, 6)
+        return Outcome(
+            "converted", f"{shown(value)} of 1000, counted from pure noise, is {level:g} here", {name: level}
+        )
 
     return rule
+
+
+def _schedule(value: Any, view: View) -> Outcome:
+    if value == "linear":
+        say = "rises there, from a third of the rate to all of it; constant here"
+        return Outcome("converted", say, {"train.lr_scheduler": "constant"})
+    return optimizers.schedule("train.lr_scheduler_params")(value, view)
 
 
 def _ema(value: Any, _: View) -> Outcome:
@@ -140,7 +153,7 @@ TABLE: Table = {
     "train.train_unet": drop("the denoiser is always trained", 1),
     "train.optimizer": optimizers.named,
     "train.optimizer_params": optimizers.options("train.optimizer", epsilon=1e-6),
-    "train.lr_scheduler": optimizers.schedule("train.lr_scheduler_params"),
+    "train.lr_scheduler": _schedule,
     "train.lr_scheduler_params": optimizers.schedule_options("train.lr_scheduler"),
     "train.max_grad_norm": to("train.max_grad_norm", number),
     "train.noise_scheduler": drop("the base brings its own", "flowmatch", "ddpm"),
@@ -150,8 +163,8 @@ TABLE: Table = {
     "train.content_or_style": one_of(
         "train.timestep_bias", {"balanced": "balanced", "content": "high_noise", "style": "low_noise"}
     ),
-    "train.min_denoising_steps": _limit("train.timestep_min"),
-    "train.max_denoising_steps": _limit("train.timestep_max"),
+    "train.min_denoising_steps": _limit("train.timestep_max"),
+    "train.max_denoising_steps": _limit("train.timestep_min"),
     "train.switch_boundary_every": to("train.stage_switch_every", whole),
     "train.loss_type": _loss,
     "train.min_snr_gamma": to("train.min_snr_gamma", number),

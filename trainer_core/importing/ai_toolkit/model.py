@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .. import models
-from ..models import DTYPES, OURS, UNETS
+from ..models import DTYPES, MOST_RANK, OURS, UNETS
 from ..rules import (
     Outcome,
     Rule,
@@ -24,10 +25,10 @@ from ..rules import (
     word,
 )
 
+_EVERYWHERE = {"adapter.targets": "all"}
+"""It adapts every linear layer of the blocks."""
 _FLAGS = {"model.is_flux": "flux", "model.is_xl": "sdxl", "model.is_v2": "sd2", "model.is_v3": "sd3"}
 _FLAGS |= {f"model.is_{kind}": kind for kind in ("lumina2", "pixart", "pixart_sigma", "auraflow", "ssd", "vega")}
-_FULL_RANK = 1024
-"""Our largest: no smaller factor of a LoKr is decomposed."""
 
 
 def family_of(view: View) -> str | None:
@@ -62,7 +63,8 @@ def _quantized(switch_key: str, part: str, name: str) -> Rule:
     """Quantization by its type, if it is on; what follows a `|` is a recovery adapter."""
 
     def rule(value: Any, view: View) -> Outcome:
-        if not view.read(switch_key, switch, False):
+        # what text encoders do follows the denoiser where it is not said
+        if not view.read(switch_key, switch, view.read("model.quantize", switch, False)):
             return Outcome("unused", f"{switch_key} is off")
         kind, _, adapter = word(value).partition("|")
         outcome = models.quantization(name)(kind, view)
@@ -80,10 +82,9 @@ def _rank(value: Any, view: View) -> Outcome:
         return Outcome("unused", "network.rank counts")
     if view["network.type"] == "lokr" and view.read("network.lokr_full_rank", switch, True):
         say = "network.lokr_full_rank is on, so nothing is decomposed: the largest rank here"
-        return Outcome("converted", say, {"adapter.rank": _FULL_RANK})
-    if rank > _FULL_RANK:
-        return Outcome("converted", f"{rank} is {_FULL_RANK} here, the largest", {"adapter.rank": _FULL_RANK})
-    return Outcome("taken", fields={"adapter.rank": rank})
+        return Outcome("converted", say, {"adapter.rank": MOST_RANK, **_EVERYWHERE})
+    made = models.rank(value, view)
+    return replace(made, fields={**made.fields, **_EVERYWHERE})
 
 
 def _alpha(value: Any, view: View) -> Outcome:
@@ -95,11 +96,18 @@ def _alpha(value: Any, view: View) -> Outcome:
     return Outcome("taken", fields={"adapter.alpha": alpha})
 
 
+def _training_adapter(value: Any, view: View) -> Outcome:
+    if family_of(view):
+        return Outcome("dropped", "training adapters are there for models that ComfyUI loads (model.family: comfyui)")
+    say = "must be a file here; it is on while training, off while drawing, and no part of the LoRA"
+    return Outcome("converted", say, {"model.files.training_adapter": word(value)})
+
+
 def _of_convolutions(name: str) -> Rule:
     def rule(value: Any, view: View) -> Outcome:
         if family_of(view) not in UNETS:
             return Outcome("unused", "this model has no convolutions to adapt")
-        return Outcome("taken", fields={name: min(number(value), _FULL_RANK)})
+        return Outcome("taken", fields={name: min(number(value), MOST_RANK)})
 
     return rule
 
@@ -170,7 +178,7 @@ TABLE: Table = {
         drop("parts of other folders are files here: model.files"), "model.te_name_or_path model.extras_name_or_path"
     ),
     **each(drop("parts of other folders are files here: model.files"), "model.unet_path model.model_paths"),
-    "model.assistant_lora_path": models.path("model.files.training_adapter"),
+    "model.assistant_lora_path": _training_adapter,
     **each(drop("only the LoRA that is trained is there"), "model.lora_path model.inference_lora_path"),
     "model.unconditional_lora_path": drop("only the LoRA that is trained is there"),
     **each(drop(_PLANNED), "model.low_vram model.layer_offloading model.auto_memory model.split_model_over_gpus"),

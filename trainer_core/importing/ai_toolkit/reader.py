@@ -38,9 +38,11 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
         raise ConfigError(f"{file}: config: {error}") from None
     draft.read({"name": name} if name else {}, {"name": to("name", run_name)}, {}, under(f"{file}: config"))
     for key in values:
-        if key == "meta":
+        if key == "job":
+            draft.tell(f"{file}: job", "taken", "one that trains")
+        elif key == "meta":
             draft.tell(f"{file}: meta", "dropped", "the LoRA file's metadata is written by the run itself")
-        elif key not in ("config", "job"):
+        elif key != "config":
             draft.tell(f"{file}: {plain(key)}", "unknown", "is not known here, and was left out")
     for key in config:
         if key not in ("name", "process"):
@@ -56,7 +58,8 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
 def _training(processes: list[Mapping[str, Any]], file: str) -> int:
     """The place of the first process that trains a LoRA."""
     for number, process in enumerate(processes):
-        if process.get("type") in job.TRAINERS:
+        kind = process.get("type")
+        if isinstance(kind, str) and kind in job.TRAINERS:
             return number
     kinds = [process.get("type") for process in processes]
     what = next((_REFUSED[kind] for kind in kinds if isinstance(kind, str) and kind in _REFUSED), None)
@@ -72,6 +75,7 @@ def _read_process(process: Mapping[str, Any], place: str, draft: Draft) -> None:
         train = section(process.get("train") or {})
     except ValueError as error:
         raise ConfigError(f"{place}: datasets, sample, train: {error}") from None
+    draft.tell(f"{place}.type", "taken", "one that trains a LoRA")
     defaults = job.DEFAULTS
     if not process.get("network"):
         draft.tell(f"{place}.network", "missing", "is not there: the whole model is trained, and a LoRA by this job")

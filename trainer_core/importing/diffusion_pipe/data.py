@@ -7,9 +7,6 @@ from typing import Any
 from .. import models
 from ..rules import Outcome, Table, View, drop, each, edge, listed, number, one_of, shown, switch, to, whole, word
 
-DEFAULTS = {"frame_buckets": [1]}
-"""What it takes where a setting is missing, as far as that is not our default."""
-
 
 def _masks(value: Any, view: View) -> Outcome:
     outcome = models.path(".mask_folder")(value, view)
@@ -27,8 +24,9 @@ def _sizes(value: Any, _: View) -> Outcome:
     sizes = [listed(one) for one in listed(value)]
     if not sizes or any(len(size) != 3 for size in sizes):
         raise ValueError(f"must be a list of width, height and frames, and is {shown(value)}")
-    frames = sorted({whole(size[2]) for size in sizes})
-    fields = {".resolutions": sorted({edge(size[:2]) for size in sizes}), ".frames": frames}
+    fields: dict[str, Any] = {".resolutions": sorted({edge(size[:2]) for size in sizes})}
+    if clips := sorted({length for size in sizes if (length := whole(size[2])) > 1}):
+        fields[".frames"] = clips
     return Outcome("converted", "buckets of the same areas, in all aspects that the pictures have", fields)
 
 
@@ -36,11 +34,9 @@ def _frames(value: Any, view: View) -> Outcome:
     if view["size_buckets"]:
         return Outcome("unused", "size_buckets counts")
     lengths = [whole(one) for one in listed(value)]
-    clips = [length for length in lengths if length > 1] or [1]
-    fields = {".frames": clips}
-    if clips == lengths:
-        return Outcome("taken", fields=fields)
-    return Outcome("converted", "pictures need no length of their own", fields)
+    clips = [length for length in lengths if length > 1]
+    # a length of 1 is that of pictures, which need none
+    return Outcome("taken", fields={".frames": clips}) if clips else Outcome("unused", "there are no clips")
 
 
 def _shuffles(value: Any, _: View) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .. import models
@@ -28,7 +29,6 @@ _EDITING = {"flux1": "flux1_kontext"}
 """Family → the one of the same kind that edits, which only its files' names tell."""
 _SOURCES = ("model.diffusion_model", "model.transformer_path", "model.single_file_path", "model.checkpoint_path")
 _FOLDERS = ("model.diffusers_path", "model.ckpt_path")
-_MOST_RANK = 1024
 
 
 def family_of(view: View) -> str | None:
@@ -43,20 +43,22 @@ def _family(value: Any, view: View) -> Outcome:
     if found is None:
         return models.family(value, view)
     fields: dict[str, Any] = {"model.family": found}
-    rates = [view[f"model.text_encoder_{k}_lr"] for k in (1, 2)]
-    rates = [view["optimizer.lr"] if rate is None else rate for rate in rates]
+    usual = view.read("optimizer.lr", number, 0.0)
+    rates = [view.read(f"model.text_encoder_{k}_lr", number, usual) for k in (1, 2)]
     if found in UNETS and (on := [rate for rate in rates if rate]):
         # the text encoders are always trained there
         fields |= {"adapter.text_encoders": True, "train.text_encoder_lr": on[0]}
         other = "" if len({*rates}) == 1 else "; there is one rate for all text encoders, the first"
         say = f"{shown(value)} is family {found} here, with its text encoders{other}"
         return Outcome("converted", say, fields)
-    return Outcome("converted", f"{shown(value)} is family {found} here", fields)
+    return Outcome("taken", f"{shown(value)} is family {found} here", fields)
 
 
 def _file(value: Any, view: View) -> Outcome:
     """The denoiser's file, or the checkpoint: the first that is named."""
-    first = next(view[key] for key in _SOURCES if view[key])
+    first = next((view[key] for key in _SOURCES if view[key]), None)
+    if first is None:
+        return Outcome("unused", "is empty")
     if value != first:
         return Outcome("dropped", f"model.source is {shown(first)}")
     if view["model.diffusers_path"] and family_of(view):
@@ -111,13 +113,9 @@ def _dtype(value: Any, view: View) -> Outcome:
 
 
 def _rank(value: Any, view: View) -> Outcome:
-    rank = int(number(value))
-    fields: dict[str, Any] = {"adapter.rank": min(rank, _MOST_RANK)}
-    if family_of(view) not in UNETS:
-        fields["adapter.targets"] = "all"
-    if rank > _MOST_RANK:
-        return Outcome("converted", f"{rank} is {_MOST_RANK} here, the largest", fields)
-    return Outcome("taken", fields=fields)
+    made = models.rank(value, view)
+    targets = {} if family_of(view) in UNETS else {"adapter.targets": "all"}
+    return replace(made, fields={**made.fields, **targets})
 
 
 _RATES = "there is one learning rate beside that of text encoders"

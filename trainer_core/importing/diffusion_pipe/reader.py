@@ -12,6 +12,9 @@ from ..rules import Outcome, run_name, section, sections, shown
 from ..texts import parse
 from . import data, job
 
+_FIRST = "first_frame_conditioning_p"
+"""A setting of the model that is one of data sets here."""
+
 
 def is_job(values: Mapping[str, Any]) -> bool:
     """Whether these are the settings of a main file."""
@@ -36,26 +39,31 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
     if main is None:
         number = 0
         for text in others:
-            number = _read_sets(text, {}, "", draft, number)
+            number = _read_sets(text, {}, {}, draft, number)
         return
     file, values = main
-    rest = {key: value for key, value in values.items() if key not in ("dataset", "video_clip_mode", "uncond_fraction")}
-    model = {key: value for key, value in section(values["model"]).items() if key != "first_frame_conditioning_p"}
+    elsewhere = ("dataset", "output_dir", "video_clip_mode", "uncond_fraction")
+    rest = {key: value for key, value in values.items() if key not in elsewhere}
+    model = {key: value for key, value in section(values["model"]).items() if key != _FIRST}
     shared = {key: values[key] for key in ("video_clip_mode", "uncond_fraction") if key in values}
-    if "first_frame_conditioning_p" in values["model"]:
-        shared["first_frame_conditioning_p"] = values["model"]["first_frame_conditioning_p"]
+    places = {key: f"{file}: {key}" for key in shared} | {_FIRST: f"{file}: model.{_FIRST}"}
+    if _FIRST in values["model"]:
+        shared[_FIRST] = values["model"][_FIRST]
     number = 0
     for text, role in _data_sets(values, file, others, files, draft):
-        number = _read_sets(text, shared if role == "train" else {}, file, draft, number, role)
+        inherits = shared if role == "train" else {}
+        number = _read_sets(text, inherits, places | {"role": f"{file}: eval_datasets"}, draft, number, role)
+    if not number:
+        draft.read(shared, data.TABLE, {}, inherited(places, under(file)), 0)
     if "adapter" not in values:
         say = "is not there: diffusion-pipe trains the whole model, and this job a LoRA"
         draft.tell(f"{file}: adapter", "missing", say)
     draft.read({**rest, "model": model}, job.TABLE, job.DEFAULTS, lambda key: f"{file}: {key}")
     folder = values.get("output_dir")
-    if isinstance(folder, str) and (last := folder.replace("\\", "/").rstrip("/").rpartition("/")[2]):
-        draft.take(
-            f"{file}: output_dir", Outcome("converted", "its last folder is the name here", {"name": run_name(last)})
-        )
+    last = folder.replace("\\", "/").rstrip("/").rpartition("/")[2] if isinstance(folder, str) else ""
+    if last:
+        say = "its last folder is the name; runs lie in one folder (--runs, or ComfyUI's output folder)"
+        draft.take(f"{file}: output_dir", Outcome("converted", say, {"name": run_name(last)}))
 
 
 def _data_sets(
@@ -92,8 +100,20 @@ def _checked(text: tuple[str, str]) -> Mapping[str, Any]:
     return values
 
 
-def _read_sets(text: Text, shared: Mapping[str, Any], main: str, draft: Draft, first: int, role: str = "train") -> int:
-    """Reads a file of data sets; gives the number of the next data set."""
+def _read_sets(
+    text: Text,
+    shared: Mapping[str, Any],
+    main: Mapping[str, str],
+    draft: Draft,
+    first: int,
+    role: str = "train",
+) -> int:
+    """Reads a file of data sets; gives the number of the next data set.
+
+    Args:
+        shared: what the main file says of them.
+        main: where it says so.
+    """
     file, values = text
     try:
         directories = sections(values["directory"])
@@ -102,8 +122,8 @@ def _read_sets(text: Text, shared: Mapping[str, Any], main: str, draft: Draft, f
     general = {key: value for key, value in values.items() if key != "directory"}
     for number, directory in enumerate(directories):
         here = under(f"{file}: directory[{number}]")
-        known = {key: f"{main}: {key}" for key in shared} | {key: f"{file}: {key}" for key in general}
-        known = {key: place for key, place in known.items() if key not in directory} | {"role": f"{main}: {role}"}
+        known = {**main, **{key: f"{file}: {key}" for key in general}}
+        known = {key: place for key, place in known.items() if key not in directory}
         own = {**shared, **general, **directory} | ({"role": role} if role != "train" else {})
-        draft.read(own, data.TABLE, data.DEFAULTS, inherited(known, here), first + number)
+        draft.read(own, data.TABLE, {}, inherited(known, here), first + number)
     return first + len(directories)

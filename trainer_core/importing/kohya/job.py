@@ -120,7 +120,7 @@ def _loss(value: Any, view: View) -> Outcome:
     if kind is None:
         return Outcome("dropped", f"{shown(value)} is not there; train.loss_type stays mse")
     if kind not in ("huber", "smooth_l1"):
-        return Outcome("converted", f"{shown(value)} is {kind} here", {"train.loss_type": kind})
+        return Outcome("taken", f"{shown(value)} is {kind} here", {"train.loss_type": kind})
     bend = view.read("huber_c", number, 0.1)
     if view["huber_schedule"] == "constant":
         bend *= view.read("huber_scale", number, 1.0)

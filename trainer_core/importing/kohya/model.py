@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import models
 from ..models import DTYPES
-from ..rules import Outcome, Table, View, drop, each, listed, number, one_of, switch, to, whole, word
+from ..rules import Outcome, Table, View, drop, each, listed, number, one_of, switch, to, word
 from . import network
 
 _OF_TRANSFORMERS = ("clip_l", "clip_g", "t5xxl", "ae", "gemma2", "qwen3")
@@ -72,7 +72,7 @@ TABLE: Table = {
     **each(drop(_FROM_BASE), "v2 v_parameterization zero_terminal_snr model_type"),
     "network_module": network.module,
     "network_args": network.network_arguments,
-    "network_dim": to("adapter.rank", whole),
+    "network_dim": models.rank,
     "network_alpha": to("adapter.alpha", number),
     "network_dropout": to("adapter.dropout", number),
     "network_weights": models.path("adapter.warm_start"),

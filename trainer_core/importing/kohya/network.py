@@ -35,9 +35,9 @@ def module(value: Any, _: View) -> Outcome:
         return Outcome("taken", fields={"adapter.type": "lora"})
     if last in WHOLE_LAYERS:
         fields = {"adapter.type": "lora", "adapter.targets": "all"}
-        return Outcome("converted", "every linear layer of the blocks", fields)
+        return Outcome("taken", "every linear layer of the blocks", fields)
     if last in _ALGORITHMS:
-        return Outcome("converted", f"{shown(name)} is {last} here", {"adapter.type": _ALGORITHMS[last]})
+        return Outcome("taken", f"{shown(name)} is {last} here", {"adapter.type": _ALGORITHMS[last]})
     return Outcome("converted", f"{shown(name)} is not there: a LoRA in its place", {"adapter.type": "lora"})
 
 

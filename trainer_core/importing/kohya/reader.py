@@ -130,6 +130,8 @@ def _read_folders(shared: dict[str, Any], origins: Mapping[str, str], file: str,
     rest = {key: value for key, value in shared.items() if key not in ("train_data_dir", "reg_data_dir", "num_repeats")}
     in_file = f"{file}: {{}}".format
     keys = [key for key in ("train_data_dir", "reg_data_dir") if shared.get(key)]
+    if not keys:
+        draft.read(rest, data.TABLE, {}, inherited(origins, in_file), 0)
     for n, key in enumerate(keys):
         values = {"image_dir": shared[key], "kohya_folders": True, "is_reg": key == "reg_data_dir", **rest}
         here = dict.fromkeys(("image_dir", "kohya_folders", "is_reg"), origins[key])

@@ -7,6 +7,8 @@ import { t } from "../text.js";
 
 const MEDIA = /\.(png|jpe?g|jfif|webp|bmp|avif|gif|mp4|m4v|mov|webm|mkv)$/i;
 const CAPTION = /\.(txt|caption)$/i;
+/** Whether a file of this name can be part of a data set. */
+export const isUsed = (name) => MEDIA.test(name) || CAPTION.test(name);
 const LONGEST = 50_000; // characters of a caption
 const AT_ONCE = 3;
 const PAGE = 2000;

@@ -167,7 +167,8 @@ class FolderView {
 
   /** Uploads files: a folder becomes a data set of its name, single files go into the one that is shown. */
   async take(files) {
-    const { commonFolder, upload, uploaded } = this.parts.upload;
+    const { commonFolder, isUsed, upload, uploaded } = this.parts.upload;
+    if (!files.some(({ file }) => isUsed(file.name))) return this.tell(t("nodes.noPictures"), true);
     try {
       const around = commonFolder(files);
       const name = around ?? t("data.new_default");

@@ -34,10 +34,12 @@ export function register(app) {
       startFollowing(node);
     },
     afterConfigureGraph() {
-      // ComfyUI fits whole templates into view, too small to read; ours say how they open
-      const { ds, foundry_opens: opens } = app.rootGraph?.extra ?? {};
-      if (!opens || !ds || !app.extensionManager.setting.get("Comfy.EnableWorkflowViewRestore")) return;
-      Object.assign(app.canvas.ds, { scale: ds.scale, offset: [...ds.offset] });
+      // ComfyUI fits whole templates into view, too small to read; ours say once how they open
+      const { extra } = app.rootGraph ?? {};
+      if (!extra?.foundry_opens || !extra.ds) return;
+      delete extra.foundry_opens;
+      if (!app.extensionManager.setting.get("Comfy.EnableWorkflowViewRestore")) return;
+      Object.assign(app.canvas.ds, { scale: extra.ds.scale, offset: [...extra.ds.offset] });
     },
   });
 }

@@ -23,7 +23,9 @@ export function keepRoom(nodeType) {
     return widgets.filter((widget) => !widget.advanced || this.showAdvanced);
   };
   nodeType.prototype.toggleAdvanced = function () {
+    fitting.add(this); // the page's own way only grows
     toggleAdvanced?.apply(this, arguments);
+    fitting.delete(this);
     fit(this);
   };
 }

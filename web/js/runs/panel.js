@@ -6,7 +6,7 @@ import { makeChart } from "../chart.js";
 import { toast } from "../dialog.js";
 import { el } from "../dom.js";
 import { fit } from "../nodes/room.js";
-import { showText } from "../nodes/texts.js";
+import { nodeOf, showText } from "../nodes/texts.js";
 import { t } from "../text.js";
 import { askChanged, labelOf } from "./actions.js";
 import { chip, facts, stateOf } from "./look.js";
@@ -36,6 +36,18 @@ export function startPanels(open) {
   return { refresh: () => refresh(null, open) };
 }
 
+/** Gives a new node a panel once there is a run of its name, whatever that is changed to. */
+export function addPanel(node) {
+  const widget = node.comfyClass === TYPE && node.widgets?.find((one) => one.name === "name");
+  if (!widget) return;
+  const { callback } = widget;
+  widget.callback = function (...given) {
+    callback?.apply(this, given);
+    refreshNode(node);
+  };
+  queueMicrotask(() => refreshNode(node)); // its values come after this
+}
+
 /** What a node that trains gave: its text stays until its run changes. */
 export function showResult(node, output) {
   if (node.type !== TYPE || !output?.text?.length) return;
@@ -45,7 +57,7 @@ export function showResult(node, output) {
 
 /** What becomes of a run whose settings have changed: the node is queued once more with the choice, its widget stays. */
 async function decide(node, told) {
-  const widget = node?.widgets.find((one) => one.name === "if_settings_changed");
+  const widget = node?.type === TYPE && node.widgets.find((one) => one.name === "if_settings_changed");
   if (!widget) return;
   const goOn = await askChanged(t("runs.changed_title", { name: node.widgets.find((one) => one.name === "name")?.value ?? node.title }), told);
   if (goOn === null) return;
@@ -69,14 +81,9 @@ function idOf(node) {
   return String(node.id);
 }
 
-function nodeOf(executionId) {
-  for (const [node, id] of trainNodes()) if (id === String(executionId)) return node;
-  return null;
-}
-
 /** Whether a run trains on a node of the open workflow, and not on one with the same id of another. */
 function isHere(run, node, id) {
-  return Boolean(run && node && run.node === id && run.workflow && run.workflow === (app.rootGraph ?? app.graph)?.id);
+  return Boolean(run && node?.type === TYPE && run.node === id && run.workflow && run.workflow === (app.rootGraph ?? app.graph)?.id);
 }
 
 function runFor(node, id) {
