@@ -65,8 +65,7 @@ class LoadRun(Node):
         run = host.run_folder(str(host.runs_root() / plain_name(name)))
         checkpoint = find_checkpoint(run, step or "latest")
         lora = find_lora(str(run.path), host.runs_root(), checkpoint.step)
-        if lora.job is not None:
-            host.checked_job(lora.job)
+        host.roots().check_model(lora.model)  # its data may lie anywhere: nothing of it is read
         base = linked_again(lora.model)
         drawing, distilled = drawing_settings(base, lora.sample)
         first, *others = (read_lora_tensors(path) for path in checkpoint.loras)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from .config import LINKS, DatasetConfig, JobConfig
+from .config import LINKS, DatasetConfig, JobConfig, ModelConfig
 from .data.folder import data_files
 from .errors import ConfigError
 from .families.sources.source import is_repository_id
@@ -111,10 +111,19 @@ class Roots:
                 self.checked(file, here, "sample.controls")
         if job.adapter.warm_start:
             self.model_file(job.adapter.warm_start, here, "adapter.warm_start")
-        self.source(job.model.source, [here], "model.source")
-        if job.model.tokenizers:
-            self.checked(job.model.tokenizers, here, "model.tokenizers")
-        for part, file in job.model.files.items():
+        self.check_model(job.model)
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Checks the paths of a base.
+
+        Raises:
+            ConfigError: naming the field, if one lies in no root.
+        """
+        here = Path.cwd()
+        self.source(model.source, [here], "model.source")
+        if model.tokenizers:
+            self.checked(model.tokenizers, here, "model.tokenizers")
+        for part, file in model.files.items():
             self.model_file(file, here, f"model.files.{part}")
 
     def check_links(self, dataset: DatasetConfig) -> None:

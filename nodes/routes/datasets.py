@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from .sending import File, Picture
 
 _MOST_ITEMS = 2000
 """Of one answer."""
+_MOST_LISTINGS = 32
 _LONGEST_EDGE = 1536
 _LONGEST_QUESTION = 4000
 _MOST_TEXTS = 200
@@ -44,6 +47,9 @@ class DatasetRoutes:
     ) -> None:
         """`allowed` says whether a linked file's target may be shown; `tell` sends news of a data set to all pages."""
         self._captioners = captioners
+        self._listings: dict[int, tuple[str, list[str]]] = {}
+        """Orders that pages are being loaded in: while one is, captions are written, and other pictures lack one."""
+        self._numbers = itertools.count(int(time.time()))
         self._library, self._thumbnail, self._allowed, self._tell = library, thumbnail, allowed, tell
 
     def routes(self) -> list[Route]:
@@ -89,10 +95,17 @@ class DatasetRoutes:
         return {"id": opened.id, "name": opened.name, "folder": folder, **opened.summary(), **checks}
 
     def _items(self, opened: OpenSet, asked: Asked) -> dict[str, Any]:
-        after = asked.number("after", 0)
-        items = opened.ordered(missing_first=asked.query.get("order") == "missing")
-        count = asked.number("count", 200, _MOST_ITEMS)
-        return {"total": len(items), "items": [opened.row(item) for item in items[after : after + count]]}
+        after, count = asked.number("after", 0), asked.number("count", 200, _MOST_ITEMS)
+        listing = asked.number("listing", 0)
+        kept = self._listings.get(listing)
+        if kept is None or kept[0] != opened.id:
+            listing = next(self._numbers)
+            kept = opened.id, opened.ordered(missing_first=asked.query.get("order") == "missing")
+            self._listings[listing] = kept
+            while len(self._listings) > _MOST_LISTINGS:
+                self._listings.pop(next(iter(self._listings)), None)
+        rows = [opened.row(item) if item in opened.keys else _gone(item) for item in kept[1][after : after + count]]
+        return {"listing": listing, "total": len(kept[1]), "items": rows}
 
     def _picture(self, opened: OpenSet, asked: Asked) -> Picture:
         path = self._file(opened, asked, asked.query.get("what", "picture"))
@@ -174,6 +187,13 @@ class DatasetRoutes:
         if not items:
             raise Refused(400, "items: name at least one picture")
         return {"queued": True, "prompt_id": self._captioners.queue(model.name, opened.id, items, question)}
+
+
+def _gone(item: str) -> dict[str, Any]:
+    """What stands in the place of a picture that was removed while its page was loaded."""
+    row = dict.fromkeys(("fallback", "clip"), None) | dict.fromkeys(("controls", "width", "height"), 0)
+    texts = {"file": "", "caption": "", "version": "0", "problem": "it is not there any more"}
+    return {"item": item, **texts, **row, "own": True, "editable": False, "mask": False}
 
 
 def _item(opened: OpenSet, asked: Asked) -> str:

@@ -165,6 +165,24 @@ def test_what_a_page_asks_of_a_set(server: ComfyServer, pics: Path) -> None:
     assert server.post(f"{place}/texts", texts)["texts"] == ["a cat zorble", "a zorble"]
 
 
+def test_pages_of_a_listing_stay_in_order_while_captions_are_written(server: ComfyServer, pics: Path) -> None:
+    (pics / "b.txt").unlink(missing_ok=True)
+    place = f"{ROUTES}datasets/{data_set(server)}"
+    first = server.get(f"{place}/items?order=missing&count=1")
+    rest = f"{place}/items?order=missing&after=1&listing={first['listing']}"
+    before = [one["file"] for one in server.get(rest)["items"]]
+    (one,) = first["items"]
+    edit = {"item": one["item"], "before": "", "caption": "written meanwhile"}
+    assert server.post(f"{place}/captions", {"edits": [edit]}) == {"written": 1}
+    (pics / "walk.mp4").unlink()
+    after = server.get(rest)["items"]
+    assert [row["file"] for row in after] == [name if name != "walk.mp4" else "" for name in before]
+    assert [row["problem"] for row in after if not row["file"]] == ["it is not there any more"]
+    again = server.get(f"{place}/items?order=missing")
+    assert again["listing"] != first["listing"]
+    assert one["file"] not in [row["file"] for row in again["items"][:1]]
+
+
 def test_new_sets_are_filled_by_comfyuis_own_upload(server: ComfyServer) -> None:
     made = server.post(ROUTES + "datasets", {"name": "by upload"})
     buffer = io.BytesIO()

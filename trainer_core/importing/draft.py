@@ -43,7 +43,6 @@ class Draft:
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
         """By path, `datasets.0.folder`."""
-        self.datasets = 0
         self._origins: dict[str, str] = {}
         self._notes: dict[tuple[str, str, str], Note] = {}
 

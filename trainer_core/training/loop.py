@@ -129,8 +129,10 @@ class Trainer:
             self.save()
 
     def _answer(self, request: str, done: bool) -> None:
-        """Tells that what was asked for is done."""
-        if done and (request != SAMPLE or self.job.sample.prompts):
+        """Tells that what was asked for is done, or why it is not."""
+        if done and request == SAMPLE and not self.job.sample.prompts:
+            self.emit(Warning("previews were asked for, and sample.prompts is empty"))
+        elif done:
             self.emit(RequestDone(request, self.step))
 
     @property

@@ -20,7 +20,7 @@ from trainer_core.errors import RunError, RunHeld
 from trainer_core.families.flux1.model import Flux
 from trainer_core.job import TrainingJob
 from trainer_core.runs import requests as control
-from trainer_core.runs.events import CheckpointSaved, Event, SampleReady, StateChanged, StepDone
+from trainer_core.runs.events import CheckpointSaved, Event, RequestDone, SampleReady, StateChanged, StepDone
 from trainer_core.runs.requests import Requests, ask
 from trainer_core.runs.run_folder import RunFolder
 
@@ -138,6 +138,8 @@ def test_save_and_sample_now(way: str, job_of: Jobs, tmp_path: Path) -> None:
     assert training.run_here(listen) == "finished"
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] in ([2, 6], [3, 6])
     assert [event.step for event in events if isinstance(event, SampleReady)] in ([2, 6], [3, 6])
+    answers = [(event.request, event.step) for event in events if isinstance(event, RequestDone)]
+    assert answers in ([("save", 2), ("sample", 2)], [("save", 3), ("sample", 3)])
     undisturbed = new(job, tmp_path)
     undisturbed.run_here(lambda _: None)
     finals = [run.latest() for run in (training.run, undisturbed.run)]

@@ -129,6 +129,10 @@ def _huber(value: Any, _: View) -> Outcome:
     return Outcome("converted", "is smooth_l1 with the same bend here", fields)
 
 
+def _corner(value: Any, _: View) -> Outcome:
+    return Outcome("taken", fields={"train.loss_type": "huber", "train.huber_delta": number(value)})
+
+
 def _timesteps(value: Any, view: View) -> Outcome:
     if family_of(view) in UNETS:
         return Outcome("unused", "acts on flow matching alone")
@@ -158,6 +162,7 @@ TABLE: Table = {
     "lr_scheduler": _schedule,
     "force_constant_lr": _forced,
     "pseudo_huber_c": _huber,
+    "huber_delta": _corner,
     "save_every_n_steps": to("save.every", whole),
     "save_every_n_epochs": epochs("save.every", "save_every_n_steps"),
     "save_every_n_examples": _examples("save.every"),

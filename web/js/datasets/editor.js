@@ -49,10 +49,19 @@ class Editor {
     try {
       await this.rows.open();
       this.grid.move(0);
-      await Promise.all([this.drafts.load(), this.summarize()]);
+      await this.fill();
     } catch (error) {
       this.tell(error.message, true);
     }
+  }
+
+  /** All that can wait until there is something to look at. */
+  async fill() {
+    await this.grid.settled();
+    this.summary.textContent = t("data.loading", { count: this.rows.total });
+    await this.drafts.load();
+    await this.rows.loadRest();
+    if (!this.rows.closed) await this.summarize();
   }
 
   async summarize() {
@@ -184,9 +193,13 @@ class Editor {
     const result = await upload(this.set, files, (done, of) => this.tell(t("data.uploading", { done, of })));
     this.tell(uploaded(result), result.failed.length > 0);
     this.grid.selection.clear();
-    await this.rows.again().catch((error) => this.tell(error.message, true));
-    this.grid.move(0);
-    await this.summarize().catch((error) => this.tell(error.message, true));
+    try {
+      await this.rows.again();
+      this.grid.move(0);
+      await this.fill();
+    } catch (error) {
+      this.tell(error.message, true);
+    }
   }
 
   size() {

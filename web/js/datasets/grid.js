@@ -8,6 +8,7 @@ const TEXT = 62; // pixels below a picture
 const GAP = 8;
 const SPARE = 2; // rows above and below the view
 const REST = 90; // milliseconds without scrolling after which pictures are asked for
+const LONG = 2000; // milliseconds that pictures in view are waited for
 const MOVES = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
 
 export class Grid extends EventTarget {
@@ -118,7 +119,10 @@ export class Grid extends EventTarget {
       if (!this.cells.has(place)) this.cells.set(place, this.take(place));
     }
     clearTimeout(this.resting);
-    this.resting = setTimeout(() => this.rested(first, last), this.scrolling ? REST : 0);
+    const drawn = (this.drawn = {});
+    // a slow machine draws less often than the wait is long: only a frame without a scroll is rest
+    const rest = () => drawn === this.drawn && !this.drawing && this.rested(first, last);
+    this.resting = setTimeout(this.scrolling ? () => requestAnimationFrame(rest) : rest, this.scrolling ? REST : 0);
   }
 
   /** Pictures are asked for where the scrolling has come to rest. */
@@ -130,6 +134,20 @@ export class Grid extends EventTarget {
     for (const cell of this.cells.values()) {
       if (cell.wanted && cell.image.getAttribute("src") !== cell.wanted) cell.image.src = cell.wanted;
     }
+  }
+
+  /** Resolves when the pictures in view are there, or take long. */
+  settled() {
+    const end = performance.now() + LONG;
+    return new Promise((resolve) => {
+      const look = () => {
+        const waiting = [...this.cells.values()].some(({ wanted, image }) => wanted && !image.complete);
+        const begun = [...this.cells.values()].some(({ image }) => image.getAttribute("src"));
+        if ((begun && !waiting) || !this.count || performance.now() > end) resolve();
+        else setTimeout(look, 30);
+      };
+      look();
+    });
   }
 
   /** An element for a place, a used one if there is one. */

@@ -13,6 +13,7 @@ export class Rows extends EventTarget {
     this.rows = []; // by position; holes are not loaded yet
     this.total = 0;
     this.loaded = 0;
+    this.listing = 0; // by which the server knows the order that is being loaded
     this.positions = new Map(); // by item
     this.undone = [];
     this.done = [];
@@ -21,22 +22,23 @@ export class Rows extends EventTarget {
     this.closed = false;
   }
 
-  /** Loads the first page; the others follow by themselves. */
+  /** Loads the first page. */
   async open() {
     await this.load(0, FIRST);
-    this.loadRest();
   }
 
   /** Forgets what was listed and looks again: files were added or removed. */
-  async again() {
+  async again(listing = 0) {
     this.rows = [];
     this.positions.clear();
     this.loaded = 0;
+    this.listing = listing;
     await this.open();
   }
 
+  /** Loads the other pages, one after the other. */
   async loadRest() {
-    for (let first = this.next(0); first < this.total && !this.closed; first = this.next(first)) {
+    for (let first = this.next(0); first < this.total && !this.closed; first = this.next(0)) {
       try {
         await this.load(first, PAGE);
       } catch (error) {
@@ -61,10 +63,12 @@ export class Rows extends EventTarget {
 
   async load(after, count) {
     if (this.pages.has(after)) return this.pages.get(after);
-    const page = get(["datasets", this.id, "items"], { after, count, order: "missing" });
+    const page = get(["datasets", this.id, "items"], { after, count, order: "missing", listing: this.listing });
     this.pages.set(after, page);
     try {
-      const { total, items } = await page;
+      const { listing, total, items } = await page;
+      if (this.listing && listing !== this.listing) return this.again(listing); // a server that was started anew
+      this.listing = listing;
       this.total = total;
       items.forEach((row, k) => this.put(after + k, row));
       this.changed(null);

@@ -14,7 +14,9 @@ export function makeCheckpoints(name, { refresh }) {
   function show(run) {
     told = run;
     const focused = element.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-    const rows = [...run.checkpoints].reverse().map(row);
+    // what was measured knows better than the lowest validation loss
+    const best = run.choice?.best ?? run.checkpoints.find((one) => one.best)?.step;
+    const rows = [...run.checkpoints].reverse().map((one) => row(one, one.step === best));
     element.replaceChildren(
       el("div", { class: "lf-section-head" }, el("h4", {}, t("run.checkpoints")), run.checkpoints.length ? buttons() : null),
       run.checkpoints.length
@@ -36,8 +38,7 @@ export function makeCheckpoints(name, { refresh }) {
     );
   }
 
-  function row(checkpoint) {
-    const { step, bytes, loss, validation_loss: validation, pinned, best, files } = checkpoint;
+  function row({ step, bytes, loss, validation_loss: validation, pinned, files }, best) {
     const pin = el("button", { class: `lf-icon pi pi-bookmark${pinned ? "-fill" : ""}`, type: "button", title: t(pinned ? "run.unpin" : "run.pin"), ariaLabel: `${t(pinned ? "run.unpin" : "run.pin")}: ${step}`, ariaPressed: String(pinned), dataset: { key: `pin${step}` } });
     pin.addEventListener("click", () => tried(pin, async () => (await post(["runs", name, "pin"], { step, pinned: !pinned }), refresh())));
     const downloads = files.map((file) =>
@@ -70,10 +71,20 @@ async function tried(button, work) {
   button.disabled = false;
 }
 
-/** Why a checkpoint is the best, as it was measured. */
-function why(choice) {
-  const reasons = choice.reasons ?? [];
-  return el("div", { class: "lf-why" }, el("b", {}, t("run.why", { step: choice.best })), el("ul", {}, reasons.map((reason) => el("li", {}, typeof reason === "string" ? reason : JSON.stringify(reason)))));
+const MEASURES = ["train_loss", "held_out", "leak", "likeness", "variety"];
+
+/** Why a checkpoint is the best, as it was measured, and what was measured of each. */
+function why({ best, reasons, alarm, notes, base, checkpoints, embedding }) {
+  const item = (name) => (text) => el("li", { class: `lf-text ${name}` }, text);
+  const told = [...reasons.map(item("")), ...(alarm?.reasons ?? []).map(item("lf-error-text")), ...notes.map(item("lf-quiet"))];
+  const row = (one) =>
+    el("tr", { class: one.step === best ? "lf-best" : "" }, el("th", { scope: "row" }, one.step || t("run.base")), MEASURES.map((name) => el("td", {}, number(one[name]))));
+  return el("div", { class: "lf-why" },
+    el("h4", {}, t(best === null ? "run.no_best" : "run.why", { step: best })),
+    el("ul", {}, told),
+    el("details", {}, el("summary", {}, t("run.measures")),
+      el("table", { class: "lf-table" }, el("thead", {}, el("tr", {}, ["step", ...MEASURES].map((name) => el("th", { scope: "col", title: t(`run.${name}_told`) }, t(`run.${name}`))))), el("tbody", {}, [base, ...checkpoints].map(row))),
+      embedding ? el("p", { class: "lf-quiet" }, t("run.embedding", { name: embedding })) : null));
 }
 
 /** Saves a checkpoint to models/loras and sets it, and the strength if given, in the loaders that are selected in the graph. */
