@@ -10,7 +10,7 @@ const SMALLEST_DRAG = 5;
 const MOST_SMOOTHING = 0.98;
 
 /** The colour of the n-th run of a chart. */
-export function colourOf(n) {
+function colourOf(n) {
   return COLOURS[n % COLOURS.length];
 }
 
@@ -80,7 +80,7 @@ function controlsOf(state, draw) {
 // what is seen
 
 /** Smoothed by an exponential mean whose weights sum up to 1 from the first value on. */
-export function smoothed(values, amount) {
+function smoothed(values, amount) {
   let [sum, weight] = [0, 0];
   return values.map((value) => {
     sum = amount * sum + (1 - amount) * value;
@@ -132,7 +132,7 @@ function scaleOf(state) {
 }
 
 /** About `count` round numbers between two. */
-export function ticks(low, high, count) {
+function ticks(low, high, count) {
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
   const width = [1, 2, 5, 10].map((one) => one * power).find((one) => one >= rough * 0.7);
