@@ -1,9 +1,8 @@
 """Whether the checkpoint that is chosen is the better one by the judge: `python benchmarks/choosing.py`.
 
-The embedded base is over-trained (the demo's recipe without preservation, at twice the rate),
-with checkpoints on the way. Each is judged on pictures, and measured as `lora-foundry choose` does, which knows nothing
-of the judge. Runs and verdicts are kept in `--out`, and what is there is not done again. On one core a seed takes
-about two minutes.
+The embedded base is over-trained (the demo's recipe without preservation, at twice the rate), with checkpoints on the
+way. Each is judged on pictures, and measured as `lora-foundry choose` does, which knows nothing of the judge. Runs and
+verdicts are kept in `--out`, and what is there is not done again. On one core a seed takes some three minutes.
 """
 
 from __future__ import annotations
