@@ -138,7 +138,7 @@ MOMENTS: dict[str, tuple[Callable[[pytest.MonkeyPatch, Break], None], str, int]]
     ),
     "a preview": (before_call(previews, "write_atomically", lambda *_: True), "00.png", 2),
     "metrics": (before_call(RunFolder, "append_metrics", lambda _, values: values["step"] == 3), "metrics.jsonl", 2),
-    "the log": (before_call(RunFolder, "log", lambda run, _: run.latest() is not None), "log.txt", 4),
+    "the log": (before_call(RunFolder, "log", lambda run, _: run.latest() is not None), "log.txt", 2),
     "the state": (
         before_call(RunFolder, "write_status", lambda run, state, step, *_: state == "running" and step == 4),
         "run.json",
