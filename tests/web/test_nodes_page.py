@@ -337,7 +337,7 @@ def test_dropped_folder_becomes_a_data_set_and_a_refusal_is_told(
     add_node(page, "FoundryLoadDataset")
     page.locator(".foundry-folder input[webkitdirectory]").set_input_files(tmp_path / name)
     page.wait_for_function(
-        "() => document.querySelector('.foundry-folder .lf-status').innerText.includes('Files that came: 3; captions: 1')"
+        "() => document.querySelector('.foundry-folder .lf-status').innerText.includes('came: 3; captions: 1')"
     )
     assert page.evaluate(VALUE, ["FoundryLoadDataset", "folder"]) == name
     assert (server.base / "input" / name / "0.txt").read_text(encoding="utf-8") == "a navy square"
