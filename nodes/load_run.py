@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..trainer_core.api import drawing_settings, find_checkpoint, find_lora, read_lora_tensors
+from ..trainer_core.api import RunFolder, drawing_settings, find_checkpoint, find_lora, read_lora_tensors
 from ..trainer_core.config import plain_name
 from . import host, sockets
 from .comfy_models.links import linked_again
-from .node import Node
+from .node import Node, checked_name
 from .save_checkpoint import LARGEST_STEP
 
 
@@ -49,20 +49,17 @@ class LoadRun(Node):
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
         """Refuses a bad name before anything runs."""
-        try:
-            return name is None or bool(plain_name(name))
-        except ValueError as error:
-            return str(error)
+        return name is None or checked_name(name)
 
     @classmethod
     def fingerprint_inputs(cls, name: str, step: int) -> str:
         """Changes when the latest checkpoint does."""
-        checkpoint = find_checkpoint(host.run_folder(str(host.runs_root() / plain_name(name))), step or "latest")
+        checkpoint = find_checkpoint(_opened(name), step or "latest")
         return f"{checkpoint.lora} {checkpoint.lora.stat().st_mtime_ns}"
 
     @classmethod
     def execute(cls, name: str, step: int) -> io.NodeOutput:
-        run = host.run_folder(str(host.runs_root() / plain_name(name)))
+        run = _opened(name)
         checkpoint = find_checkpoint(run, step or "latest")
         lora = find_lora(str(run.path), host.runs_root(), checkpoint.step)
         host.roots().check_model(lora.model)  # its data may lie anywhere: nothing of it is read
@@ -80,3 +77,7 @@ class LoadRun(Node):
             drawing.guidance,
             others[0] if others else host.no_output(),
         )
+
+
+def _opened(name: str) -> RunFolder:
+    return host.run_folder(str(host.runs_root() / plain_name(name)))

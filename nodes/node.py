@@ -8,6 +8,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainer_core.config import plain_name
 from ..trainer_core.errors import FoundryError
 from .failures import Failure, in_widgets
 
@@ -25,6 +26,14 @@ class Node(io.ComfyNode):
         own = cls.__dict__.get("execute")
         if isinstance(own, classmethod) and not hasattr(own.__func__, "__wrapped__"):
             cls.execute = classmethod(_plain(own.__func__))
+
+
+def checked_name(name: str) -> bool | str:
+    """True if a name can be a file's, otherwise what is wrong with it, as `validate_inputs` answers."""
+    try:
+        return bool(plain_name(name))
+    except ValueError as error:
+        return str(error)
 
 
 def _plain(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..trainer_core.api import find_checkpoint
-from ..trainer_core.config import plain_name
 from ..trainer_core.errors import RunError
 from . import host, sockets
 from .lora_files import lora_stem, note
-from .node import Node
+from .node import Node, checked_name
 from .setting import NEEDS
 
 LARGEST_STEP = 10_000_000
@@ -63,10 +62,7 @@ class SaveCheckpoint(Node):
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
         """Refuses a bad name before anything runs."""
-        try:
-            return not name or bool(plain_name(name.removesuffix(".safetensors")))
-        except ValueError as error:
-            return str(error)
+        return not name or checked_name(name.removesuffix(".safetensors"))
 
     @classmethod
     def execute(cls, run: str, which: str, step: int, name: str) -> io.NodeOutput:

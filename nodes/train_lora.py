@@ -29,7 +29,6 @@ from ..trainer_core.config import (
     ModelConfig,
     SampleConfig,
     description,
-    plain_name,
 )
 from ..trainer_core.errors import ResumeRefused, RunHeld, TrainingError
 from . import host, pictures, sockets
@@ -37,7 +36,7 @@ from .failures import in_widgets
 from .following import follow, result
 from .job import job_config, notes
 from .lora_files import lora_stem, note
-from .node import Node
+from .node import Node, checked_name
 from .setting import NEEDS, ON, Values, advanced, main
 from .settings import TRAIN_LORA
 from .shutdown import SHUTDOWN, Ending
@@ -129,10 +128,7 @@ class TrainLoRA(Node):
     @classmethod
     def validate_inputs(cls, name: str | None) -> bool | str:
         """Refuses a bad name before anything runs."""
-        try:
-            return name is None or bool(plain_name(name))
-        except ValueError as error:
-            return str(error)
+        return name is None or checked_name(name)
 
     @classmethod
     def fingerprint_inputs(cls, name: str | None = None, **_: Any) -> int:

@@ -17,7 +17,7 @@ let reading = null; // the request under way
 let waiting = []; // messages that came meanwhile
 
 /** States in which a run is at work or waits for it. */
-export const AT_WORK = ["queued", "running"];
+const AT_WORK = ["queued", "running"];
 
 /** Whether a run is at work or waits for its turn, in whichever process. */
 export function atWork(run) {

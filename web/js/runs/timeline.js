@@ -31,7 +31,7 @@ function itemAt(samples, step, index) {
   return samples.find((one) => one.step === step)?.items.find((item) => item.index === index) ?? null;
 }
 
-export function stepName(step) {
+function stepName(step) {
   return step === 0 ? t("timeline.base") : t("timeline.step", { step });
 }
 
