@@ -16,6 +16,7 @@ from .diffusion_pipe import reader as diffusion_pipe
 from .draft import Draft, Note
 from .files import Files, FilesOnDisk, Text
 from .kohya import reader as kohya
+from .musubi import reader as musubi
 from .rules import plain, run_name
 from .texts import parse
 
@@ -25,7 +26,7 @@ class Imported:
     """A job out of another trainer's files."""
 
     tool: str
-    """`AI Toolkit`, `sd-scripts` or `diffusion-pipe`."""
+    """`AI Toolkit`, `sd-scripts`, `musubi-tuner` or `diffusion-pipe`."""
     job: JobConfig
     notes: tuple[Note, ...]
     """What became of each setting of these files."""
@@ -52,6 +53,7 @@ class _Format:
 _FORMATS = (
     _Format("AI Toolkit", ai_toolkit.is_job, lambda _: False, ai_toolkit.read),
     _Format("diffusion-pipe", diffusion_pipe.is_job, diffusion_pipe.is_data, diffusion_pipe.read),
+    _Format("musubi-tuner", musubi.is_job, musubi.is_data, musubi.read),
     _Format("sd-scripts", kohya.is_job, kohya.is_data, kohya.read),
 )
 """In the order in which they are asked: what has most of its own is first."""
@@ -125,4 +127,7 @@ def _unknown(values: Mapping[str, Any]) -> str:
     """Why settings are of no format."""
     if "datasets" in values and ("name" in values or "adapter" in values):
         return "is a job of LoRA Foundry already: `lora-foundry train` takes it as it is"
-    return "is no configuration of AI Toolkit (config.process), sd-scripts (its arguments) or diffusion-pipe ([model])"
+    return (
+        "is no configuration of AI Toolkit (config.process), sd-scripts or musubi-tuner (their arguments), or "
+        "diffusion-pipe ([model])"
+    )
