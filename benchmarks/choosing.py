@@ -98,7 +98,7 @@ def worth(scores: dict[str, float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--pictures", type=int, default=120, help="behind each of the judge's numbers")
+    parser.add_argument("--pictures", type=int, default=80, help="behind each of the judge's numbers")
     parser.add_argument("--out", type=Path, default=Path("choosing_runs"))
     args = parser.parse_args()
     evaluation: list[Evaluation] = []

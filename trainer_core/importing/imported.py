@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..reading import read_regular
 from .ai_toolkit import reader as ai_toolkit
 from .diffusion_pipe import reader as diffusion_pipe
-from .draft import Draft, Note
+from .draft import Captions, Draft, Note
 from .files import Files, FilesOnDisk, Text
 from .kohya import reader as kohya
 from .musubi import reader as musubi
@@ -30,6 +30,8 @@ class Imported:
     job: JobConfig
     notes: tuple[Note, ...]
     """What became of each setting of these files."""
+    captions: tuple[Captions, ...] = ()
+    """Captions that stood in one file for a whole data set."""
 
     @property
     def text(self) -> str:
@@ -57,6 +59,7 @@ _FORMATS = (
     _Format("sd-scripts", kohya.is_job, kohya.is_data, kohya.read),
 )
 """In the order in which they are asked: what has most of its own is first."""
+_NO_SETTINGS = {".txt", ".jsonl"}
 
 
 def import_config(source: Path | Mapping[str, str], beside: Sequence[Path] = ()) -> Imported:
@@ -92,8 +95,8 @@ def _import(texts: Mapping[str, str], files: Files) -> Imported:
     data: list[tuple[_Format, Text]] = []
     other: dict[str, Mapping[str, Any]] = {}
     for name, text in texts.items():
-        if PurePath(name).suffix.lower() == ".txt":
-            continue  # prompts, which belong to a configuration that names them
+        if PurePath(name).suffix.lower() in _NO_SETTINGS:
+            continue  # prompts and captions, which belong to a configuration that names them
         values, shown = parse(name, text), plain(name)
         if found := next((one for one in _FORMATS if one.is_job(values)), None):
             main.append((found, (shown, values)))
@@ -118,9 +121,9 @@ def _import(texts: Mapping[str, str], files: Files) -> Imported:
     for name in texts:
         if name not in files.used and name in other:
             raise ConfigError(f"{plain(name)}: {_unknown(other[name])}")
-        if name not in files.used and PurePath(name).suffix.lower() == ".txt":
+        if name not in files.used and PurePath(name).suffix.lower() in _NO_SETTINGS:
             draft.tell(plain(name), "dropped", "no other file names it")
-    return Imported(kind.tool, draft.job(first), draft.notes)
+    return Imported(kind.tool, draft.job(first), draft.notes, tuple(draft.captions))
 
 
 def _unknown(values: Mapping[str, Any]) -> str:

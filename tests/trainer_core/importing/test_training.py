@@ -1,6 +1,6 @@
 """Each of the configurations is read, and its job trains two steps on the demo's data.
 
-On the embedded base, or on a small SD 1.5 where it adapts convolutions or text encoders, which the embedded base has not.
+On the embedded base, or on a small SD 1.5 where it adapts convolutions or text encoders, which that base has not.
 """
 
 from __future__ import annotations

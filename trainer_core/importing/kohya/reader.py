@@ -7,6 +7,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..arguments import reading
+from ..captions import take_captions
 from ..draft import Draft, inherited, under
 from ..files import Files, Text
 from ..rules import Epochs, Outcome, sections
@@ -48,9 +49,9 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
     origins = {data.RENAMED.get(key, key): where(key) for key in arguments}
     number = 0
     for name, values in sets:
-        number = _read_sets(name, values, shared, origins, draft, number)
+        number = _read_sets(name, values, shared, origins, files, draft, number)
     if not sets and main:
-        _read_folders(shared, origins, file, draft)
+        _read_folders(shared, origins, file, files, draft)
     if main:
         rest = {key: value for key, value in arguments.items() if key not in data.ARGUMENTS}
         reading.read_prompts(rest.pop("sample_prompts", None), where("sample_prompts"), files, draft)
@@ -64,6 +65,7 @@ def _read_sets(
     values: Mapping[str, Any],
     shared: Mapping[str, Any],
     origins: Mapping[str, str],
+    files: Files,
     draft: Draft,
     first: int,
 ) -> int:
@@ -82,15 +84,27 @@ def _read_sets(
             from_where |= {key: f"{file}: datasets[{n}].{key}" for key in own}
             from_where = {key: at for key, at in from_where.items() if key not in subset}
             here = under(f"{file}: datasets[{n}].subsets[{k}]")
+            if captions := merged.pop("metadata_file", None):
+                take_captions(here("metadata_file"), captions, merged.get("image_dir"), files, draft, place)
             draft.read(merged, data.TABLE, data.DEFAULTS, inherited(from_where, here), place)
             place += 1
     return place
 
 
-def _read_folders(shared: dict[str, Any], origins: Mapping[str, str], file: str, draft: Draft) -> None:
-    """Reads `train_data_dir` and `reg_data_dir`, whose sub-folders say how often they are repeated."""
-    rest = {key: value for key, value in shared.items() if key not in ("train_data_dir", "reg_data_dir", "num_repeats")}
+def _read_folders(shared: dict[str, Any], origins: Mapping[str, str], file: str, files: Files, draft: Draft) -> None:
+    """Reads `train_data_dir` and `reg_data_dir`, whose sub-folders say how often they are repeated.
+
+    With `in_json` there is one plain folder, whose captions are in that file.
+    """
     in_file = f"{file}: {{}}".format
+    if captions := shared.get("in_json"):
+        plain = {"train_data_dir": "image_dir"}
+        values = {plain.get(key, key): value for key, value in shared.items() if key != "in_json"}
+        known = {plain.get(key, key): at for key, at in origins.items()}
+        take_captions(origins["in_json"], captions, values.get("image_dir"), files, draft, 0)
+        draft.read(values, data.TABLE, {}, inherited(known, in_file), 0)
+        return
+    rest = {key: value for key, value in shared.items() if key not in ("train_data_dir", "reg_data_dir", "num_repeats")}
     keys = [key for key in ("train_data_dir", "reg_data_dir") if shared.get(key)]
     if not keys:
         draft.read(rest, data.TABLE, {}, inherited(origins, in_file), 0)

@@ -57,17 +57,13 @@ def _extraction(value: Any, view: View) -> Outcome:
     return one_of(".clip_part", {"head": "start", "uniform": "start"})(kind, view)
 
 
-_JSON_LINES = (
-    "its captions are not read: put a metadata.jsonl beside the pictures, each line with `file_name` and `text` in the "
-    "place of image_path and caption"
-)
 _CONTROL_SIZE = "the model says at which size it is given control images"
 _RESIZED = "no_resize_control flux_kontext_no_resize_control qwen_image_edit_no_resize_control control_resolution"
 _FRAMEPACK = "FramePack's own windows and indices have no counterpart"
 
 TABLE: Table = {
     **each(models.path(".folder"), " ".join(FOLDERS)),
-    **each(drop(_JSON_LINES), " ".join(LISTS)),
+    **each(with_("folder"), " ".join(LISTS)),
     "num_repeats": shared.DATA["num_repeats"],
     "resolution": to(".resolutions", lambda value: [edge(value)]),
     "batch_size": to("train.batch_size", whole),

@@ -22,9 +22,10 @@ def _network(value: Any, _: View) -> Outcome:
     last = word(value).rpartition(".")[2]
     if last in ("loha", "lokr"):
         return Outcome("taken", fields={"adapter.type": last})
-    kind = "taken" if last == "lora" or last.startswith("lora_") else "converted"
-    say = "attention and feed-forward" if kind == "taken" else f"{shown(value)} is not there: a LoRA in its place"
-    return Outcome(kind, say, {"adapter.type": "lora", "adapter.targets": "attention_mlp"})
+    fields = {"adapter.type": "lora", "adapter.targets": "attention_mlp"}
+    if last == "lora" or last.startswith("lora_"):
+        return Outcome("taken", "attention and feed-forward", fields)
+    return Outcome("converted", f"{shown(value)} is not there: a LoRA in its place", fields)
 
 
 def _source(value: Any, view: View) -> Outcome:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..arguments import reading
 from ..arguments.table import DEFAULTS
+from ..captions import take_captions
 from ..draft import Draft, inherited, under
 from ..files import Files, Text
 from . import data, job
@@ -48,6 +49,10 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
             known = {key: f"{name}: general.{key}" for key in general if key not in one}
             merged = {**general, **one}
             here = inherited(known, under(f"{name}: datasets[{place}]"))
+            for key in data.LISTS:
+                if captions := merged.get(key):
+                    folder = next((merged[name] for name in data.FOLDERS if merged.get(name)), None)
+                    take_captions(here(key), captions, folder, files, draft, number)
             draft.read(merged, data.TABLE, data.defaults(merged), here, number)
             number += 1
     if main:
