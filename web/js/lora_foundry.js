@@ -4,6 +4,7 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { loadStyles } from "./dom.js";
 import { register as registerNodes } from "./nodes/index.js";
+import { takeConfigurations } from "./runs/drops.js";
 import { noticeEnds } from "./runs/notices.js";
 import { addPanel, showResult, startPanels } from "./runs/panel.js";
 import { start } from "./runs/store.js";
@@ -23,6 +24,7 @@ app.registerExtension({
     addTab();
     panels = startPanels(openRun);
     noticeEnds();
+    takeConfigurations();
     start();
   },
   beforeRegisterNodeDef(nodeType, nodeData) {
