@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 
 from trainer_core.runs.run_folder import RunFolder
-from trainer_core.runs.run_lock import RunLock
 
 from ..host.server import ComfyServer
 from .conftest import _OPTIONS, _READY, open_workflow, screenshot, set_widgets, workflow
-from .runs_on_disk import FILES, make_run, metrics
+from .runs_on_disk import go_on, make_run, run_at_work
 from .test_panel import PANEL, SLOW, shows
 from .test_sidebar import open_tab, ours, runs_of
 
@@ -61,26 +60,12 @@ KSAMPLER = """() => {
   return [node.widgets.map((w) => w.name), node.imgs?.length ?? 0, node.progress ?? null, [...node.size]];
 }"""
 
+PICTURES = """([selector, count]) => {
+  const all = [...document.querySelectorAll(selector)];
+  return all.length === count && all.every((one) => one.complete && one.naturalWidth);
+}"""
 CHOICE = """() => window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA")
   .widgets.find((w) => w.name === "if_settings_changed").value"""
-
-
-def at_work(root: Path, name: str, **more: Any) -> tuple[RunFolder, RunLock]:
-    """A run of 40 steps that this process works on: it has made 20 of them."""
-    run = make_run(root, name, state="running", lines=40, sampled=(0, 20), saved=(20,), **more)
-    text = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[:20]
-    (run.path / "metrics.jsonl").write_text("\n".join(text) + "\n", encoding="utf-8")
-    lock = RunLock(run.path)
-    lock.acquire()
-    return run, lock
-
-
-def go_on(run: RunFolder, first: int, last: int) -> None:
-    """More steps, and samples and a checkpoint of the last."""
-    for step in range(first, last + 1):
-        run.append_metrics(metrics(step))
-    shutil.copytree(run.sample_folder(20), run.sample_folder(last))
-    run.save_checkpoint(last, FILES)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +131,7 @@ def lose_socket(page: Any) -> None:
 
 
 def test_all_views_are_right_when_the_socket_is_back(page: Any, root: Path) -> None:
-    run, lock = at_work(root, "live lost")
+    run, lock = run_at_work(root, "live lost")
     set_widgets(page, "FoundryTrainLoRA", {"name": "live lost"})
     page.locator('.lf-run-row[data-run="live lost"]').wait_for()
     saw(page, "live lost", "v.row.includes('left')")
@@ -183,20 +168,21 @@ def test_all_views_are_right_when_the_socket_is_back(page: Any, root: Path) -> N
     page.keyboard.press("Escape")
 
 
-def test_an_answer_of_before_the_socket_was_lost_and_one_that_fails_leave_nothing_old(page: Any, root: Path) -> None:
-    run, lock = at_work(root, "live slow")
+def test_an_answer_that_fails_leaves_nothing_old(page: Any, root: Path) -> None:
+    run, lock = run_at_work(root, "live slow")
     set_widgets(page, "FoundryTrainLoRA", {"name": "live slow"})
     saw(page, "live slow", "v.row?.includes('left')")
     lose_socket(page)
     run.write_status("paused", 25, 40)
     lock.release()
-    page.route("**/lora_foundry/runs", lambda route: route.fulfill(status=500, json={"error": "not yet"}), times=1)
+    page.route("**/lora_foundry/runs", lambda route: route.fulfill(status=500, json={"error": "not yet"}))
     page.context.set_offline(False)
-    page.locator(".lf-note", has_text="not yet").wait_for()
+    page.locator(".lf-note", has_text="not yet").get_by_role("button", name="Try again").wait_for()
     screenshot(page, "live error")
     assert "left" not in page.evaluate(VIEW, "live slow")["row"] + page.evaluate(PANEL)["text"]
-    page.locator(".lf-note").get_by_role("button", name="Try again").click()
-    saw(page, "live slow", "v.row.includes('paused') && v.row.includes('step 25')")
+    page.unroute("**/lora_foundry/runs")
+    run.write_status("paused", 26, 40)  # whatever is told next has all of them read again
+    saw(page, "live slow", "v.row.includes('paused') && v.row.includes('step 26')")
     shows(page, "p.state === 'paused' && p.buttons.join() === 'Resume'")
 
 
@@ -206,7 +192,7 @@ def test_a_run_tells_its_end_and_on_the_desktop_only_who_asked_for_it(page: Any,
     switch.click()
     page.wait_for_function("() => document.querySelector('.lf-list-head button').ariaPressed === 'true'")
     page.evaluate(HIDDEN, True)
-    run, lock = at_work(root, "live failing")
+    run, lock = run_at_work(root, "live failing")
     saw(page, "live failing", "v.row?.includes('running')")
     run.write_status("failed", 20, 40, "out of <b>memory</b>")
     lock.release()
@@ -224,7 +210,7 @@ def test_a_run_tells_its_end_and_on_the_desktop_only_who_asked_for_it(page: Any,
 def test_a_browser_that_is_closed_and_opened_again_says_what_is_so_now(
     browser: Any, server: ComfyServer, root: Path, tmp_path: Path
 ) -> None:
-    run, lock = at_work(root, "live reopened")
+    run, lock = run_at_work(root, "live reopened")
     open_one = lambda: browser.browser_type.launch_persistent_context(  # noqa: E731
         tmp_path, executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=list(_OPTIONS)
     )
@@ -272,6 +258,31 @@ def test_a_configuration_that_is_dropped_on_the_graph_fills_the_nodes(page: Any)
     wanted = {"FoundryTrainLoRA": {"steps": 123, "learning_rate": 5e-5, "batch_size": 3}}
     wanted |= {"FoundryConfigureLoRA": {"rank": 6}, "FoundryLoadDataset": {"folder": "demo"}}
     assert {one: {name: found[f"{one}.{name}"] for name in values} for one, values in wanted.items()} == wanted
+
+
+def test_timeline_comparison_and_data_sets_are_there_with_nodes_2_0(page: Any, root: Path) -> None:
+    make_run(root, "live seen", prompts=("a red zorble", "a blue zorble"))
+    page.locator('.lf-run-row[data-run="live seen"] .lf-open').click()
+    page.get_by_role("button", name="Timeline").click()
+    dialog = page.locator("dialog[open]")
+    page.wait_for_function(PICTURES, arg=[".lf-shot img", 6])
+    screenshot(page, "live timeline")
+    page.keyboard.press("Escape")
+
+    page.get_by_role("button", name="Compare", exact=True).click()
+    assert dialog.get_by_label("Prompts, one a line").input_value() == "a red zorble\na blue zorble"
+    screenshot(page, "live compare")
+    dialog.get_by_role("button", name="Open as workflow").click()
+    dialog.wait_for(state="detached")
+    page.wait_for_function("() => document.querySelectorAll('[data-node-id]').length > 20")  # as elements
+    count = "() => window.app.graph.nodes.filter((node) => node.type === 'KSampler').length"
+    assert page.evaluate(count) == 6  # base and two steps of two prompts
+    screenshot(page, "live as workflow")
+
+    page.locator(".lf-view[data-view=data]").click()
+    page.locator(".lf-sidebar").get_by_role("button", name="demo").click()
+    page.wait_for_function(PICTURES, arg=["dialog .lf-cell img", 16])
+    screenshot(page, "live data sets")
 
 
 def lone(kind: str) -> dict[str, Any]:
@@ -337,7 +348,7 @@ def test_resume_and_node_ask_what_to_do_and_no_other_node_is_touched(
     page.wait_for_timeout(500)
     assert not dialog.count()  # it is another workflow's node that asks
     queue()
-    assert "0.0002 → 0.003" in dialog.inner_text()
+    assert "train.learning_rate\twas 0.0002, is 0.003" in dialog.inner_text()
     screenshot(page, "live node asks")
     dialog.get_by_role("button", name="Start a new run").click()
     until(page, lambda: RunFolder(root / f"{name}_3").losses())

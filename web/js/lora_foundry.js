@@ -6,7 +6,7 @@ import { loadStyles } from "./dom.js";
 import { register as registerNodes } from "./nodes/index.js";
 import { takeConfigurations } from "./runs/drops.js";
 import { noticeEnds } from "./runs/notices.js";
-import { addPanel, showResult, startPanels } from "./runs/panel.js";
+import { addPanel, guardResults, showResult, startPanels } from "./runs/panel.js";
 import { start } from "./runs/store.js";
 import { t, textsRead } from "./text.js";
 
@@ -14,6 +14,7 @@ const TAB = "lora-foundry";
 let panels = null;
 
 registerNodes(app);
+guardResults();
 app.registerExtension({
   name: "LoRAFoundry",
   async setup() {

@@ -64,7 +64,12 @@ function grow(name, { steps = [], series = {}, reload }) {
     [one.curves.train, pairs(steps, series.loss)],
     [one.curves.validation, pairs(series.validation_loss?.steps, series.validation_loss?.values)],
   ];
-  if (came.some(([curve, more]) => more.steps[0] <= curve.steps.at(-1) || curve.steps.length > 2 * POINTS)) return read(name);
-  for (const [curve, more] of came) (curve.steps.push(...more.steps), curve.values.push(...more.values));
+  if (came.some(([curve]) => curve.steps.length > 2 * POINTS)) return read(name);
+  for (const [curve, more] of came) {
+    const first = more.steps.findIndex((step) => !(step <= curve.steps.at(-1))); // those before were in what was read
+    if (first < 0) continue;
+    curve.steps.push(...more.steps.slice(first));
+    curve.values.push(...more.values.slice(first));
+  }
   one.listeners.forEach((listener) => listener(one.curves));
 }

@@ -33,7 +33,6 @@ export function startPanels(open) {
     // previews as if they were results already: only these can be animated
     api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id, output });
   });
-  api.addEventListener("executed", keepFromOthers, true); // before the page's own listeners
   api.addEventListener("lora_foundry.changed", ({ detail }) => isOpen(detail.workflow) && decide(nodeOf(detail.node), detail));
   return { refresh: () => refresh(null, open) };
 }
@@ -88,12 +87,17 @@ function isHere(run, node, id) {
   return Boolean(run && node?.type === TYPE && run.node === id && isOpen(run.workflow));
 }
 
-/** The page gives a result to whichever node of the open workflow has the id; that of another's training is for none. */
-function keepFromOthers({ detail }) {
-  const [run, id] = [detail.output?.run?.[0], detail.display_node || detail.node];
-  if (!run) return;
-  const node = nodeOf(id);
-  if (node?.type !== TYPE || !(isOpen(detail.output.workflow?.[0]) || runFor(node, id)?.name === run)) detail.display_node = NO_NODE;
+/**
+ * Has results of trainings land on their own nodes: the page gives them to whichever node of the open workflow has the id.
+ * To be called before the page listens itself.
+ */
+export function guardResults() {
+  api.addEventListener("executed", ({ detail }) => {
+    const [run, id] = [detail.output?.run?.[0], detail.display_node || detail.node];
+    if (!run) return;
+    const node = nodeOf(id);
+    if (node?.type !== TYPE || !(isOpen(detail.output.workflow?.[0]) || runFor(node, id)?.name === run)) detail.display_node = NO_NODE;
+  });
 }
 
 function isOpen(workflow) {
