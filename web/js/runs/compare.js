@@ -107,8 +107,14 @@ function makeCompare(run) {
   /** What came while the socket was lost, or from the cache. */
   async function readHistory() {
     const { id } = drawing ?? {};
-    const history = id && (await api.fetchApi(`/history/${id}`).then((answer) => answer.json()).catch(() => ({})));
-    if (!history?.[id] || drawing?.id !== id) return;
+    if (!id) return;
+    const ask = (path) => api.fetchApi(path).then((answer) => answer.json()).catch(() => null);
+    const [queue, history] = [await ask("/queue"), await ask(`/history/${id}`)];
+    if (!history || drawing?.id !== id) return;
+    if (!history[id]) {
+      const known = !queue || [...queue.queue_running, ...queue.queue_pending].some((item) => item[1] === id);
+      return known ? undefined : ended(t("compare.stopped")); // the server that drew was ended
+    }
     for (const [node, output] of Object.entries(history[id].outputs)) if (drawing.cells.has(node)) place(node, output.images?.[0]);
     const error = history[id].status?.messages?.find(([kind]) => kind === "execution_error");
     ended(error ? error[1].exception_message : history[id].status?.status_str === "success" ? t("compare.done") : t("compare.stopped"));
