@@ -99,4 +99,4 @@ def _shown(training: TrainingJob) -> dict[str, Any]:
 
 def result(training: TrainingJob, view: TrainingView, saved_as: str | None = None) -> dict[str, Any]:
     """What the node shows when it is done; `saved_as` is the finished LoRA's name."""
-    return {**_shown(training), "losses": view.curve(), "text": [view.text(saved_as)]}
+    return {**_shown(training), "text": [view.text(saved_as)]}

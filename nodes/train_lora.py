@@ -206,9 +206,7 @@ def earlier_view(training: TrainingJob) -> TrainingView:
     for line in run.metrics() if checkpoint else ():
         if line["step"] > step:
             continue  # came after the last checkpoint, and is made again
-        if "loss" in line:
-            view.losses.append(line["loss"])
-        elif "validation_loss" in line:
+        if "validation_loss" in line:
             view.apply(ValidationDone(line["step"], line["validation_loss"]))
         elif "skipped" in line:
             view.apply(Skipped(line["step"], line["not_finite"], tuple(line["skipped"])))

@@ -49,10 +49,10 @@ def test_train_and_test_runs_headless(server: ComfyServer, clean_log: Callable[[
     assert sizes == [(64 + 4 + 64, 64)] * len(prompts)
     assert shown["FoundryLoadDataset"]["text"][0].startswith(f"{DEMO_IMAGES} images")
     assert "zorble" in shown["FoundryCaptionWithTrigger"]["text"][0]
-    assert len(shown["FoundryTrainLoRA"]["losses"]) == 4
-    assert len(shown["FoundryTrainLoRA"]["images"]) == len(
-        of_type(prompt, "FoundryTrainLoRA")["sample_prompts"].splitlines()
-    )
+    drawn = of_type(prompt, "FoundryTrainLoRA")["sample_prompts"].splitlines()
+    assert len(shown["FoundryTrainLoRA"]["images"]) == len(drawn)
+    labels = [{"prompt": text, "step": 4, "drawn_by": "LoRA"} for text in drawn]
+    assert shown["FoundryTrainLoRA"]["labels"] == labels
 
 
 def test_a_loader_that_stays_with_an_older_lora_is_told_of(
