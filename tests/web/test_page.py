@@ -167,8 +167,6 @@ def test_a_refusal_is_said_once_on_the_widget_at_fault(page: Any) -> None:
     screenshot(page, "refused_inputs")
     found = {kind: errors for kind, errors in told if errors}
     assert found == {"FoundryLoadDataset": ["folder"], "FoundryQuantizeBase": ["family"], "FoundryTrainLoRA": ["name"]}
-    set_widgets(page, "FoundryLoadDataset", {"folder": "demo"})
-    page.evaluate("() => window.app.queuePrompt(0)")
 
 
 def test_buttons_pause_save_and_resume(page: Any, server: ComfyServer) -> None:
