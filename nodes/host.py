@@ -234,7 +234,7 @@ def inputs_behind(class_type: str, output: int) -> list[dict[str, Any]]:
     """The inputs of nodes of a type in the prompt at work that an output of the executing node is linked to."""
     node_id, prompt_id = executing()
     running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
-    nodes = next((prompt for _, one, prompt, *_ in running if one == prompt_id), {})
+    nodes: dict[str, Any] = next((prompt for _, one, prompt, *_ in running if one == prompt_id), {})
     found = [node["inputs"] for node in nodes.values() if node["class_type"] == class_type]
     return [inputs for inputs in found if [node_id, output] in inputs.values()]
 

@@ -9,6 +9,7 @@ import { comparison } from "./graph.js";
 
 const MOST_CELLS = 200;
 const MOST_SEEDS = 4;
+const RETRY = 300; // milliseconds
 const [SAMPLER, SCHEDULER, SCHEDULER_OF_DDPM] = ["euler", "simple", "normal"];
 const DDPM = ["sd15", "sdxl"];
 
@@ -110,11 +111,15 @@ function makeCompare(run) {
     busy(true);
   }
 
-  /** What came while the socket was lost, or from the cache. */
-  async function readHistory() {
+  /** What came while the socket was lost, or from the cache. `over`: the prompt is done, which the server tells before it notes it. */
+  async function readHistory(over = false) {
     const { id } = drawing ?? {};
     const history = id && (await api.fetchApi(`/history/${id}`).then((answer) => answer.json()).catch(() => ({})));
-    if (!history?.[id] || drawing?.id !== id) return;
+    if (drawing?.id !== id) return;
+    if (!history?.[id]) {
+      if (id && over) setTimeout(() => readHistory(true), RETRY);
+      return;
+    }
     for (const [node, output] of Object.entries(history[id].outputs)) if (drawing.cells.has(node)) place(node, output.images?.[0]);
     const error = history[id].status?.messages?.find(([kind]) => kind === "execution_error");
     ended(error ? error[1].exception_message : history[id].status?.status_str === "success" ? t("compare.done") : t("compare.stopped"));
@@ -128,10 +133,10 @@ function makeCompare(run) {
 
   const heard = {
     executed: ({ detail }) => detail.prompt_id === drawing?.id && drawing.cells.has(detail.node) && place(detail.node, detail.output?.images?.[0]),
-    execution_success: ({ detail }) => detail.prompt_id === drawing?.id && readHistory(),
+    execution_success: ({ detail }) => detail.prompt_id === drawing?.id && readHistory(true),
     execution_error: ({ detail }) => detail.prompt_id === drawing?.id && ended(detail.exception_message),
     execution_interrupted: ({ detail }) => detail.prompt_id === drawing?.id && ended(t("compare.stopped")),
-    reconnected: readHistory,
+    reconnected: () => readHistory(),
   };
   for (const [event, listener] of Object.entries(heard)) api.addEventListener(event, listener);
   return {
