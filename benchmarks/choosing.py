@@ -98,7 +98,7 @@ def worth(scores: dict[str, float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--pictures", type=int, default=80, help="behind each of the judge's numbers")
+    parser.add_argument("--pictures", type=int, default=50, help="behind each of the judge's numbers")
     parser.add_argument("--out", type=Path, default=Path("choosing_runs"))
     args = parser.parse_args()
     evaluation: list[Evaluation] = []
@@ -107,7 +107,7 @@ def main() -> None:
     correlations: dict[tuple[str, str], list[float]] = {}
     for run, scores in zip(runs, verdicts, strict=True):
         started = time.process_time()
-        choice = choose_checkpoint(run, embedding="statistics")
+        choice = choose_checkpoint(run, pictures=len(PROMPTS) // 2, embedding="statistics")
         spent = time.process_time() - started
         rows: list[tuple[Any, dict[str, float]]] = [(one, scores[one.step]) for one in choice.checkpoints]
         print(
