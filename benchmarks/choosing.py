@@ -3,7 +3,7 @@
 The demo's recipe without preservation, at half the rate, so that checkpoints go from too little training to too much,
 with the judge's best between them. Each is judged on pictures, and measured as `lora-foundry choose` does, which knows
 nothing of the judge. Runs and verdicts are kept in `--out`, and what is there is not done again. A seed takes some
-seven minutes of CPU, nearly all of it for the judge.
+four minutes of CPU, most of it for the judge.
 """
 
 from __future__ import annotations
