@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..data.cache import key_of
@@ -20,6 +20,7 @@ from ..runs.metrics import is_number
 from ..safetensors_file import read_header
 from .embedding import identity_of, model_of
 from .record import BASE, Record, digest_of, model_text, read_record, write_record
+from .statistics import Statistics
 from .verdict import Alarm, Measures, verdict
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ _TRAIN_STEPS = 50
 _NO_HOLD_OUT = (
     "Held-out loss is not measured, as nothing is held out: validation.share is 0, and no data set has the role "
     "validation."
+)
+_COARSE = (
+    "Likeness does not count beside held-out loss: by the data's own statistics it tells no more than chance. A vision "
+    "model's does count."
 )
 
 
@@ -185,7 +190,12 @@ def _choice(
     measured = record.held_out.values.keys() | record.pictures.values.keys() | record.train_loss.keys()
     base = row(BASE, 0)
     rows = [row(digest, one.step) for digest, one in checkpoints.items() if digest in measured]
-    found = verdict(base, rows, record.curve)
+    notes = [*record.notes, *record.held_out.notes, *record.pictures.notes]
+    coarse = record.embedding == Statistics.name and all(one.held_out is not None for one in (base, *rows))
+    if coarse and any(one.likeness is not None for one in rows):
+        notes.append(_COARSE)
+    counted = [replace(one, likeness=None) for one in rows] if coarse else rows
+    found = verdict(base, counted, record.curve)
     return Choice(
         run=run.name,
         base=base,
@@ -193,7 +203,7 @@ def _choice(
         best=found.best,
         reasons=found.reasons,
         alarm=found.alarm,
-        notes=(*record.notes, *record.held_out.notes, *record.pictures.notes),
+        notes=tuple(notes),
         embedding=record.embedding if record.pictures.values else None,
         pictures=record.count if record.pictures.values else 0,
         unmeasured=tuple(one.step for digest, one in checkpoints.items() if digest not in measured),

@@ -44,7 +44,7 @@ def take_captions(key: str, named: Any, folder: Any, files: Files, draft: Draft,
     names = {posixpath.splitext(one)[0]: one for one in files.names(home)}
     for path, caption in zip(paths, captions.values(), strict=True):
         within = path[len(home) + 1 :] if path.startswith(f"{home}/") else path
-        within = within if posixpath.splitext(within)[1] else names.get(within, "")
+        within = names.get(within) or (within if posixpath.splitext(within)[1] else "")
         if not within or within.startswith(("/", "../")) or within[1:2] == ":":
             left += 1
         elif caption:

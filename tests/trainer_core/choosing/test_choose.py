@@ -96,6 +96,28 @@ def test_only_a_new_checkpoint_is_measured(run: RunFolder) -> None:
     assert second.checkpoints[0] == first.checkpoints[0]
 
 
+@pytest.mark.parametrize(("embedding", "counts"), [("the data's own statistics", False), ("DINOv2", True)])
+def test_likeness_by_the_datas_own_statistics_counts_only_without_held_out_loss(
+    embedding: str, counts: bool, run: RunFolder
+) -> None:
+    first = choose_checkpoint(run, pictures=1, embedding="statistics")
+    assert "Likeness does not count" in " ".join(first.notes)
+    record = json.loads((run.path / "choice.json").read_text(encoding="utf-8"))
+    record["embedding"] = embedding
+    held_out, pictures = record["held_out"]["values"], record["pictures"]["values"]
+    digests = [digest for digest in pictures if digest != "base"]
+    # the later one is a little worse, and looks far more like the data
+    for step, digest in enumerate(digests):
+        held_out[digest] = {"held_out": held_out["base"]["held_out"] - 0.1 + 0.005 * step}
+        pictures[digest] = {"leak": 0.0, "likeness": 0.3 + 0.5 * step, "variety": None}
+    (run.path / "choice.json").write_text(json.dumps(record), encoding="utf-8")
+    known = known_choice(run)
+    assert known is not None
+    assert known.best == (4 if counts else 2)
+    assert ("Likeness does not count" in " ".join(known.notes)) != counts
+    assert [one.likeness for one in known.checkpoints] == [0.3, 0.8], "told either way"
+
+
 def test_without_pictures_only_losses_are_looked_at(run: RunFolder) -> None:
     choice = choose_checkpoint(run, draw=False)
     assert (choice.embedding, choice.pictures, choice.drawn) == (None, 0, 0)

@@ -87,13 +87,15 @@ def test_names_without_ending_are_found_beside_the_pictures(tmp_path: Path) -> N
     """As merge_captions_to_metadata.py writes them."""
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "pictures" / "a.webp")
-    (tmp_path / "meta.json").write_text('{"a": {"caption": "a hat"}}', encoding="utf-8")
+    Image.new("RGB", (64, 64)).save(tmp_path / "pictures" / "b.01.png")
+    captions = '{"a": {"caption": "a hat"}, "b.01": {"caption": "a coat"}}'
+    (tmp_path / "meta.json").write_text(captions, encoding="utf-8")
     (tmp_path / "d.toml").write_text(SD, encoding="utf-8")
     made = import_config(tmp_path / "d.toml")
-    assert rows(made) == {"a.webp": "a hat"}
+    assert rows(made) == {"a.webp": "a hat", "b.01.png": "a coat"}
     (tmp_path / "pictures" / "metadata.jsonl").write_text(made.captions[0].text, encoding="utf-8")
     found = index(DatasetConfig(folder=str(tmp_path / "pictures")))
-    assert [found.captions(key) for key in found.images] == [(("a hat",), True)]
+    assert [found.captions(key) for key in found.images] == [(("a hat",), True), (("a coat",), True)]
 
 
 def test_one_that_is_not_at_hand_is_told() -> None:
