@@ -1,8 +1,9 @@
 """Whether the checkpoint that is chosen is the better one by the judge: `python benchmarks/choosing.py`.
 
-The embedded base is over-trained (the demo's recipe without preservation, at twice the rate), with checkpoints on the
-way. Each is judged on pictures, and measured as `lora-foundry choose` does, which knows nothing of the judge. Runs and
-verdicts are kept in `--out`, and what is there is not done again. On one core a seed takes some three minutes.
+The demo's recipe without preservation, at half the rate, so that checkpoints go from too little training to too much,
+with the judge's best between them. Each is judged on pictures, and measured as `lora-foundry choose` does, which knows
+nothing of the judge. Runs and verdicts are kept in `--out`, and what is there is not done again. A seed takes some
+seven minutes of CPU, nearly all of it for the judge.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from trainer_core.embedded.evaluate import Evaluation
 from trainer_core.job import TrainingJob
 from trainer_core.runs.run_folder import RunFolder
 
-STEPS, EVERY, RATE = 180, 30, 2e-3
+STEPS, EVERY, RATE = 200, 20, 5e-4
 PROMPTS = (
     "a red [trigger] on a black background",
     "a white [trigger] on a purple background",
@@ -39,10 +40,10 @@ JUDGED = ("activation", "generalization", "leak")
 
 
 def job_of(seed: int) -> JobConfig:
-    """Too high a rate, with a quarter of the pictures held out."""
+    """With a quarter of the pictures held out."""
     plain = plain_job(seed)
     changed = {
-        "name": f"overtrained_{seed}",
+        "name": f"choosing_{seed}",
         "train": plain.train.but(steps=STEPS, learning_rate=RATE),
         "save": SaveConfig(every=EVERY, keep=STEPS // EVERY),
         "validation": ValidationConfig(every=EVERY, share=0.25),
@@ -97,7 +98,7 @@ def worth(scores: dict[str, float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--pictures", type=int, default=24, help="behind each of the judge's numbers")
+    parser.add_argument("--pictures", type=int, default=80, help="behind each of the judge's numbers")
     parser.add_argument("--out", type=Path, default=Path("choosing_runs"))
     args = parser.parse_args()
     evaluation: list[Evaluation] = []
@@ -106,7 +107,7 @@ def main() -> None:
     correlations: dict[tuple[str, str], list[float]] = {}
     for run, scores in zip(runs, verdicts, strict=True):
         started = time.process_time()
-        choice = choose_checkpoint(run, pictures=len(PROMPTS) // 2, embedding="statistics")
+        choice = choose_checkpoint(run, embedding="statistics")
         spent = time.process_time() - started
         rows: list[tuple[Any, dict[str, float]]] = [(one, scores[one.step]) for one in choice.checkpoints]
         print(

@@ -99,4 +99,6 @@ def _shown(training: TrainingJob) -> dict[str, Any]:
 
 def result(training: TrainingJob, view: TrainingView, saved_as: str | None = None) -> dict[str, Any]:
     """What the node shows when it is done; `saved_as` is the finished LoRA's name."""
-    return {**_shown(training), "text": [view.text(saved_as)]}
+    # pages give it to whichever node has the id at that moment
+    whose = {"run": [training.run.name], "workflow": [host.workflow_of(host.executing()[1]) or ""]}
+    return {**_shown(training), "text": [view.text(saved_as)], **whose}

@@ -240,10 +240,11 @@ def inputs_behind(class_type: str, output: int) -> list[dict[str, Any]]:
 
 
 def send_to_node(event: str, data: dict[str, Any], to_all: bool = False) -> None:
-    """Sends an event of ours to the page that queued the prompt, or to all; `node` says which node is executing."""
+    """Sends an event of ours to the page that queued the prompt, or to all, with the node and workflow that execute."""
     context = get_executing_context()
     if context is not None:
-        message = {"node": context.node_id, "prompt_id": context.prompt_id, **data}
+        workflow = workflow_of(context.prompt_id)
+        message = {"node": context.node_id, "prompt_id": context.prompt_id, "workflow": workflow, **data}
         page = None if to_all else PromptServer.instance.client_id
         PromptServer.instance.send_sync(f"lora_foundry.{event}", message, page)
 

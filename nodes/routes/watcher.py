@@ -55,7 +55,7 @@ class Watcher:
             return self._told.get(name)
 
     def _look(self) -> None:
-        """Compares with what was told, and tells the difference."""
+        """Compares with what was told, and tells the difference, and what runs at work have made."""
         here = self._here()
         now = {name: {**vars(summary), **here(name)} for name, summary in self._list.look().items()}
         changed = [run for name, run in now.items() if run != self._told.get(name)]
@@ -64,19 +64,17 @@ class Watcher:
         if changed or gone:
             self._revision += 1
             self._send("runs", {"revision": self._revision, "runs": changed, "gone": gone})
+        self._tell_news()  # now: a page that hears of a run at work reads its lines, and is told those that come later
 
-    def _tell_news(self) -> bool:
-        """Tells what runs at work have made; whether there are any."""
-        at_work = [name for name, run in self._told.items() if run["owner"] is not None]
+    def _tell_news(self) -> None:
         known, self._news = self._news, {}
-        for name in at_work:
+        for name in (name for name, run in self._told.items() if run["owner"] is not None):
             try:
                 self._news[name] = known.get(name) or RunNews(run_called(name, self._folder))
                 if found := self._news[name].look():
                     self._send("run", {"name": name, "step": self._told[name]["step"], **found})
             except (FoundryError, OSError):  # it has just disappeared
                 self._news.pop(name, None)
-        return bool(at_work)
 
     def _begin(self) -> None:
         if self._thread is None:
@@ -96,7 +94,7 @@ class Watcher:
                     return
                 try:
                     self._look()
-                    every = _AT_WORK_EVERY if self._tell_news() else _EVERY
+                    every = _AT_WORK_EVERY if self._news else _EVERY
                 except Exception:  # noqa: BLE001 - whatever it is, pages are told what comes after it
                     _LOG.exception("LoRA Foundry: the runs could not be looked at")
                     every = _PATIENCE

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from safetensors.torch import save
+
 from trainer_core.config import DatasetConfig, JobConfig
 from trainer_core.data.images import png_bytes
 from trainer_core.runs.run_folder import RunFolder
@@ -19,6 +22,7 @@ from .server import ROOT, ComfyServer
 RESULTS = """
 import importlib, importlib.util, json, sys
 from pathlib import Path
+from types import SimpleNamespace
 comfyui, pack, run = sys.argv[1:]
 sys.argv = ["main.py", "--cpu"]
 sys.path.insert(0, comfyui)
@@ -30,9 +34,9 @@ sys.modules["pack"] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 train, core = (importlib.import_module(f"pack.{name}") for name in ("nodes.train_lora", "trainer_core.api"))
 view = importlib.import_module("pack.nodes.training_view").TrainingView()
-train.host.export_to_output = lambda *_: ("lora", Path("lora"))
-train.read_lora_tensors = lambda _: {}
-out = train.results(core.RunFolder(Path(run)), view)
+train.host.send_to_pages = lambda *_: None
+made = core.RunFolder(Path(run))
+out = train.results(SimpleNamespace(run=made, job=made.job()), view)
 components = out.args[5].get_components()
 numbers = [sum(int(bit) << k for k, bit in enumerate((one[16::32, 8::16, 0] > .5).flatten())) for one in out.args[3]]
 video = [*components.images.shape], float(components.frame_rate)
@@ -59,7 +63,9 @@ def test_load_dataset_shows_clips(server: ComfyServer) -> None:
 def test_train_lora_gives_the_frames_of_the_last_preview(comfyui: Path, tmp_path: Path) -> None:
     """With a run's folder as a video family leaves it."""
     made = RunFolder.create(tmp_path / "output", JobConfig(name="run", datasets=(DatasetConfig(folder="x"),)))
-    made.save_checkpoint(1, {"lora.safetensors": b"x", "state.safetensors": b"y"})
+    made.save_checkpoint(
+        1, {"lora.safetensors": save({"lora_unet_x.alpha": torch.tensor(1.0)}), "state.safetensors": b"y"}
+    )
     samples = made.sample_folder(1)
     samples.mkdir(parents=True)
     for k in range(2):

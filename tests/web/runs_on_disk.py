@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from trainer_core.config import JobConfig, validated
 from trainer_core.runs.run_folder import RunFolder
+from trainer_core.runs.run_lock import RunLock
 
 FILES = {"lora.safetensors": b"l" * 3000, "state.safetensors": b"s" * 500}
 
@@ -53,6 +55,24 @@ def make_run(
     run.log("warning: a <b>bold</b> warning")
     run.write_status(state, steps if state == "finished" else steps // 2, steps, error)
     return run
+
+
+def run_at_work(root: Path, name: str) -> tuple[RunFolder, RunLock]:
+    """A run of 40 steps that this process works on: it has made 20 of them."""
+    run = make_run(root, name, state="running", lines=40, sampled=(0, 20), saved=(20,))
+    text = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[:20]
+    (run.path / "metrics.jsonl").write_text("\n".join(text) + "\n", encoding="utf-8")
+    lock = RunLock(run.path)
+    lock.acquire()
+    return run, lock
+
+
+def go_on(run: RunFolder, first: int, last: int) -> None:
+    """More steps, and samples and a checkpoint of the last."""
+    for step in range(first, last + 1):
+        run.append_metrics(metrics(step))
+    shutil.copytree(run.sample_folder(20), run.sample_folder(last))
+    run.save_checkpoint(last, FILES)
 
 
 def metrics(step: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ import pytest
 
 from ..host.server import ComfyServer
 from .conftest import _READY, open_workflow, screenshot, set_widgets, workflow
-from .test_sidebar import open_tab, ours
+from .test_sidebar import open_tab, ours, requests_of
 
 SLOW = {"steps": 4000, "save_every": 4000, "sample_every": 4000, "batch_size": 2}
 PANEL = """() => {
@@ -109,12 +109,21 @@ def test_the_panel_is_right_in_every_tab_and_after_everything(pages: Any, server
     page.evaluate("async (graph) => { await window.app.loadGraphData(graph) }", graph)
     shows(page, "p.points >= 3 && p.buttons.includes('Pause') && p.text.includes('left')")
 
+    row.locator(".lf-open").click()
+    status, actions = (second.locator(f".lf-run-{part}") for part in ("status", "actions"))
+    second.wait_for_function("() => document.querySelector('.lf-run-status').textContent.includes('left')")
+    assert not [url for url in requests_of(second, 2000) if "/metrics" in url or "every%20tab" in url]  # it is told
     server.kill()
     shows(page, "!p.text.includes('left')")
     second.locator(".lf-note", has_text="does not answer").wait_for()
+    assert "left" not in status.inner_text()
     server.__enter__()
     for one in (page, second):
         one.wait_for_function("() => window.comfyAPI.api.api.socket?.readyState === 1")
     shows(page, "p.state === 'crashed' && p.buttons.join() === 'Resume' && !p.text.includes('left')")
-    row.locator(".lf-chip", has_text="crashed").wait_for()
+    status.locator(".lf-chip", has_text="crashed").wait_for()
+    assert actions.inner_text() == "Resume"
+    assert "left" not in status.inner_text()
     screenshot(second, "killed")
+    second.keyboard.press("Escape")
+    row.locator(".lf-chip", has_text="crashed").wait_for()

@@ -210,10 +210,15 @@ class Adapter:
         for layer in self.layers.values():
             layer.working.readings.clear()
 
-    def seed_dropout(self, *place: int | str) -> None:
-        """Says where the next forward pass is, for dropout; nowhere: nothing is dropped."""
+    def seed_dropout(self, *place: int | str, first: int = 0, samples: int = 1) -> None:
+        """Says where the next forward pass is, for dropout; nowhere: nothing is dropped.
+
+        Args:
+            first: place of its first sample in the micro-batch, of which it may train a part.
+            samples: of the pass.
+        """
         for layer in self.layers.values():
-            layer.dropout.place = place
+            layer.dropout.place, layer.dropout.part = place, (first, samples)
 
     def set_strength(self, strength: float) -> None:
         """Multiplies what the adapter adds from now on; 1 is normal."""

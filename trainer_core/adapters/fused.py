@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..memory.again import Again, again
-from .dropout import dropped
 from .frozen import add_input_gradient, is_own, without_graph
 from .operations import Operation, with_gradient
 from .working import computing_dtype
@@ -46,7 +45,7 @@ def low_rank(layer: LoraLayer, x: Tensor) -> Tensor:
     if not without_graph(layer.base_layer):
         product = with_gradient(layer.base_layer, layer.operation, x, layer.base_layer(x))
         return Reading([layer], x, product).take(layer)
-    if layer.siblings is None or layer.dropout.seed is not None:
+    if layer.siblings is None or layer.dropout.mask is not None:
         return Reading([layer], x).take(layer)
     return layer.siblings.output(layer, x)
 
@@ -71,7 +70,7 @@ class Siblings:
 
 
 def _is_usual(layer: LoraLayer) -> bool:
-    return layer.enabled and layer.dropout.seed is None and without_graph(layer.base_layer)
+    return layer.enabled and layer.dropout.mask is None and without_graph(layer.base_layer)
 
 
 class Reading:
@@ -161,13 +160,13 @@ class _LowRank(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         given = x if cast is None else cast
         ctx.uses, ctx.layers, ctx.again, ctx.like = uses, layers, how, (x.shape, x.dtype)
-        ctx.seed, ctx.rate = layers[0].dropout.seed, layers[0].dropout.rate
+        ctx.mask = layers[0].dropout.mask
         ctx.scales = [layer.scale * layer.strength for layer in layers]
         ctx.set_materialize_grads(False)
         downs, ups = weights[: len(layers)], weights[len(layers) :]
         rows = given.reshape(-1, given.shape[-1])
-        if ctx.seed is not None:
-            rows = dropped(rows, ctx.seed, ctx.rate)
+        if ctx.mask is not None:
+            rows = ctx.mask.drop(rows)
         h = rows @ _stacked(downs).T
         ctx.save_for_backward(h, *weights, *([given] if how is None else how.inputs))
         parts = zip(layers, _split(h, downs, 1), ups, ctx.scales, strict=True)
@@ -202,8 +201,8 @@ class _LowRank(torch.autograd.Function):
             if ctx.needs_input_grad[6]:
                 x_gradient = _with_branch(x_gradient, h_gradient, _stacked([downs[k] for k in reached]), ctx)
             rows = (kept[0] if ctx.again is None else ctx.again(kept)).reshape(-1, shape[-1])
-            if ctx.seed is not None:
-                rows = dropped(rows, ctx.seed, ctx.rate)
+            if ctx.mask is not None:
+                rows = ctx.mask.drop(rows)
             parts = _split(h_gradient.T @ rows, [downs[k] for k in reached])
             for k, part in zip(reached, parts, strict=True):
                 found[k] = _for_master(part)
@@ -227,11 +226,11 @@ def _output(layer: LoraLayer, x: Tensor, h: Tensor, up: Tensor, scale: float, pr
 
 def _with_branch(total: Tensor | None, h_gradient: Tensor, down: Tensor, ctx: Any) -> Tensor:
     """total + gh A, with what was dropped left out; in place."""
-    if ctx.seed is None and total is not None:
+    if ctx.mask is None and total is not None:
         return total.addmm_(h_gradient, down)
     added = h_gradient @ down
-    if ctx.seed is not None:
-        added = dropped(added, ctx.seed, ctx.rate)
+    if ctx.mask is not None:
+        added = ctx.mask.drop(added)
     return added if total is None else total.add_(added)
 
 

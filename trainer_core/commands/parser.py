@@ -62,7 +62,7 @@ def _training_commands(add: Callable[[str, str, str], argparse.ArgumentParser]) 
     init.add_argument("--vram", metavar="GB", type=values.positive, help="with --preset: the GPU's memory; default: 12")
     init.add_argument("--family", metavar="NAME", help="with --preset: the base's family; default: sdxl")
 
-    take_over = add("import", "importing.import_", "make a job of a file of AI Toolkit, sd-scripts or diffusion-pipe")
+    take_over = add("import", "importing.import_", "make a job of the files of AI Toolkit, sd-scripts and others")
     take_over.add_argument("files", metavar="FILE", nargs="+", type=Path, help="YAML or TOML; then what belongs to it")
     take_over.add_argument("--out", metavar="JOB.yaml", type=Path, help="default: job.yaml; with --json none")
     json_option(take_over)

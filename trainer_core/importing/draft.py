@@ -37,12 +37,23 @@ class Note:
         return f"{self.key}: {self.text}"
 
 
+@dataclass(frozen=True)
+class Captions:
+    """Captions of one data set that stand in one file."""
+
+    folder: str
+    """Where they belong, beside the pictures, as `metadata.jsonl`."""
+    text: str
+    """What stands in it."""
+
+
 class Draft:
     """A job that is being read."""
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
         """By path, `datasets.0.folder`."""
+        self.captions: list[Captions] = []
         self._origins: dict[str, str] = {}
         self._notes: dict[tuple[str, str, str], Note] = {}
 

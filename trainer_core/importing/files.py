@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -24,14 +25,22 @@ class Files:
         self.used: set[str] = set()
         """Names of the texts that others have named."""
 
-    def text(self, path: str) -> tuple[str, str] | None:
-        """Name and text of a file that a configuration names; None if it was not handed in."""
+    def text(self, path: str, limit: int = LIMIT) -> tuple[str, str] | None:  # noqa: ARG002
+        """Name and text of a file that a configuration names; None if it was not handed in.
+
+        Args:
+            limit: bytes that it may have where it is read from the disk.
+        """
         wanted = _last(path)
         name = next((one for one in self.texts if _last(one) == wanted), None)
         if name is None:
             return None
         self.used.add(name)
         return name, self.texts[name]
+
+    def names(self, folder: str) -> list[str]:  # noqa: ARG002
+        """Names of the files in a data set's folder, as far as they are known."""
+        return []
 
     def drawn(self, datasets: Any) -> float | None:  # noqa: ARG002
         """How many pictures an epoch draws from data sets, as a job has them; None if that is not known."""
@@ -45,15 +54,22 @@ class FilesOnDisk(Files):
         super().__init__(texts)
         self.folder = folder
 
-    def text(self, path: str) -> tuple[str, str] | None:
+    def text(self, path: str, limit: int = LIMIT) -> tuple[str, str] | None:
         if handed := super().text(path):
             return handed
         try:
             # tools take it from the folder that they run in, which is rarely the one of the file
             file = next(one for one in (self.folder / path, self.folder / _last(path)) if is_file(one))
-            return file.name, read_regular(file, LIMIT).decode("utf-8-sig")
+            return file.name, read_regular(file, limit).decode("utf-8-sig")
         except (StopIteration, OSError, ValueError):
             return None
+
+    def names(self, folder: str) -> list[str]:
+        from ..data.clips.header import MEDIA_SUFFIXES
+
+        with suppress(OSError, ValueError):
+            return [one.name for one in (self.folder / folder).iterdir() if one.suffix.lower() in MEDIA_SUFFIXES]
+        return []
 
     def drawn(self, datasets: Any) -> float | None:
         from ..data.folder import expanded

@@ -13,9 +13,10 @@ from ..errors import ConfigError
 from ..reading import read_regular
 from .ai_toolkit import reader as ai_toolkit
 from .diffusion_pipe import reader as diffusion_pipe
-from .draft import Draft, Note
+from .draft import Captions, Draft, Note
 from .files import Files, FilesOnDisk, Text
 from .kohya import reader as kohya
+from .musubi import reader as musubi
 from .rules import plain, run_name
 from .texts import parse
 
@@ -25,10 +26,12 @@ class Imported:
     """A job out of another trainer's files."""
 
     tool: str
-    """`AI Toolkit`, `sd-scripts` or `diffusion-pipe`."""
+    """`AI Toolkit`, `sd-scripts`, `musubi-tuner` or `diffusion-pipe`."""
     job: JobConfig
     notes: tuple[Note, ...]
     """What became of each setting of these files."""
+    captions: tuple[Captions, ...] = ()
+    """Captions that stood in one file for a whole data set."""
 
     @property
     def text(self) -> str:
@@ -52,9 +55,11 @@ class _Format:
 _FORMATS = (
     _Format("AI Toolkit", ai_toolkit.is_job, lambda _: False, ai_toolkit.read),
     _Format("diffusion-pipe", diffusion_pipe.is_job, diffusion_pipe.is_data, diffusion_pipe.read),
+    _Format("musubi-tuner", musubi.is_job, musubi.is_data, musubi.read),
     _Format("sd-scripts", kohya.is_job, kohya.is_data, kohya.read),
 )
 """In the order in which they are asked: what has most of its own is first."""
+_NO_SETTINGS = {".txt", ".jsonl"}
 
 
 def import_config(source: Path | Mapping[str, str], beside: Sequence[Path] = ()) -> Imported:
@@ -90,8 +95,8 @@ def _import(texts: Mapping[str, str], files: Files) -> Imported:
     data: list[tuple[_Format, Text]] = []
     other: dict[str, Mapping[str, Any]] = {}
     for name, text in texts.items():
-        if PurePath(name).suffix.lower() == ".txt":
-            continue  # prompts, which belong to a configuration that names them
+        if PurePath(name).suffix.lower() in _NO_SETTINGS:
+            continue  # prompts and captions, which belong to a configuration that names them
         values, shown = parse(name, text), plain(name)
         if found := next((one for one in _FORMATS if one.is_job(values)), None):
             main.append((found, (shown, values)))
@@ -116,13 +121,16 @@ def _import(texts: Mapping[str, str], files: Files) -> Imported:
     for name in texts:
         if name not in files.used and name in other:
             raise ConfigError(f"{plain(name)}: {_unknown(other[name])}")
-        if name not in files.used and PurePath(name).suffix.lower() == ".txt":
+        if name not in files.used and PurePath(name).suffix.lower() in _NO_SETTINGS:
             draft.tell(plain(name), "dropped", "no other file names it")
-    return Imported(kind.tool, draft.job(first), draft.notes)
+    return Imported(kind.tool, draft.job(first), draft.notes, tuple(draft.captions))
 
 
 def _unknown(values: Mapping[str, Any]) -> str:
     """Why settings are of no format."""
     if "datasets" in values and ("name" in values or "adapter" in values):
         return "is a job of LoRA Foundry already: `lora-foundry train` takes it as it is"
-    return "is no configuration of AI Toolkit (config.process), sd-scripts (its arguments) or diffusion-pipe ([model])"
+    return (
+        "is no configuration of AI Toolkit (config.process), sd-scripts or musubi-tuner (their arguments), or "
+        "diffusion-pipe ([model])"
+    )

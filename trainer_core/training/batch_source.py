@@ -54,13 +54,15 @@ class TrainBatch:
     """With a class word in the trigger's place; None where there is no output preservation in this update."""
     blank: list[Conditioning] | None = None
     """With the blank prompt; None where nothing asks for it."""
+    first: int = 0
+    """Place of its first sample among everyone."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def part(self, start: int, stop: int) -> TrainBatch:
         """Some of its samples."""
-        return self._each(lambda value: value[start:stop])
+        return replace(self._each(lambda value: value[start:stop]), first=self.first + start)
 
     def to(self, device: torch.device) -> TrainBatch:
         """Its tensors on a device; conditioning is moved when it is collated."""
@@ -126,7 +128,7 @@ class BatchSource:
         mine = self._ranks.part(len(samples))
         if not samples[mine]:  # one of them says what the others train: nothing of it is trained here
             return replace(self._drawn(samples[:1], number, places[:1]), everyone=tuple(samples)).part(0, 0)
-        return replace(self._drawn(samples[mine], number, places[mine]), everyone=tuple(samples))
+        return replace(self._drawn(samples[mine], number, places[mine]), everyone=tuple(samples), first=mine.start)
 
     def _drawn(self, samples: list[Sample], number: int, places: list[Place]) -> TrainBatch:
         variants = [

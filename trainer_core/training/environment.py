@@ -14,7 +14,7 @@ LAYERS = "adapter layers"
 """What tells how they compute: the order of their sums, and which inputs dropout drops."""
 FIRST_LAYERS = "version 1"
 """Of runs that do not tell."""
-_LAYERS = "version 2"
+_LAYERS = "version 3"
 
 
 def environment(device: torch.device, optimizer: str | None = None) -> dict[str, str]:

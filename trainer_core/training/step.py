@@ -62,7 +62,7 @@ class Objective:
         at hand.
 
         Args:
-            number: of the pass in its update, which its dropout is a function of.
+            number: of the micro-batch in its update, which its dropout is a function of.
         """
         batch = batch.to(self.base.device)
         noisy = {
@@ -100,7 +100,7 @@ class Objective:
                 promptless = self.predict(noisy, batch.t, batch.blank, guidance)
             projection = settings.contrastive_guidance_projection
             aims = each(lambda aim, plain: contrastive_target(aim, plain, guidance, projection), targets, promptless)
-        self.adapter.seed_dropout(train.seed, *place)
+        self.adapter.seed_dropout(train.seed, *place, first=batch.first, samples=len(batch))
         predicted = self.predict(noisy, batch.t, batch.captioned, guidance)
         shown = self._losses(each(Tensor.detach, predicted), targets, batch.mask)
         if settings.differential_guidance and dataset.role == "train":
@@ -125,7 +125,7 @@ class Objective:
     ) -> Term:
         """λ · (v_θ(x_t, t, prompt) - v_base(x_t, t, prompt))²: the same noise, time and controls, another prompt."""
         prior = self.base_prediction(noisy, batch.t, prompts, guidance)
-        self.adapter.seed_dropout(self.job.train.seed, *place, name)
+        self.adapter.seed_dropout(self.job.train.seed, *place, name, first=batch.first, samples=len(batch))
         losses = self.losses(self.predict(noisy, batch.t, prompts, guidance), prior)
         return Term(name, losses * weight, losses.detach() * (weight > 0))
 

@@ -335,12 +335,11 @@ class Updater:
         return shown
 
     def _cut(self, batches: Batches) -> Iterator[tuple[int, TrainBatch]]:
-        """All passes, each with a number of its own; without cuts it is that of the micro-batch."""
+        """All passes, each with the number of its micro-batch."""
         for number, batch in enumerate(batches):
             size = max(1, math.ceil(len(batch) / self.pieces))
-            for piece, start in enumerate(range(0, len(batch), size)):
-                place = self._ranks.rank + self._ranks.count * (number + piece * len(batches))
-                yield place, batch.part(start, start + size)
+            for start in range(0, len(batch), size):
+                yield number, batch.part(start, start + size)
 
 
 def _checked(numbers: Tensor, step: int, batches: Batches) -> Made:

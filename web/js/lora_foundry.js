@@ -4,8 +4,9 @@ import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { loadStyles } from "./dom.js";
 import { register as registerNodes } from "./nodes/index.js";
+import { takeConfigurations } from "./runs/drops.js";
 import { noticeEnds } from "./runs/notices.js";
-import { addPanel, showResult, startPanels } from "./runs/panel.js";
+import { addPanel, guardResults, showResult, startPanels } from "./runs/panel.js";
 import { start } from "./runs/store.js";
 import { t, textsRead } from "./text.js";
 
@@ -13,6 +14,7 @@ const TAB = "lora-foundry";
 let panels = null;
 
 registerNodes(app);
+guardResults();
 app.registerExtension({
   name: "LoRAFoundry",
   async setup() {
@@ -23,6 +25,7 @@ app.registerExtension({
     addTab();
     panels = startPanels(openRun);
     noticeEnds();
+    takeConfigurations();
     start();
   },
   beforeRegisterNodeDef(nodeType, nodeData) {

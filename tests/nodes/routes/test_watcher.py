@@ -87,8 +87,7 @@ def test_a_run_at_work_tells_its_points(module: ModuleType, tmp_path: Path) -> N
     watcher = server.watcher(module, runs)
     with RunLock(run.path):
         run.write_status("running", 0, 5)
-        watcher.runs()
-        until(lambda: watcher._news)
+        watcher.runs()  # a page has the lines until now, and is told all that come, also before the first look
         run.append_metrics({"step": 1, "loss": 0.5, "lr": 0.1})
         run.append_metrics({"step": 2, "loss": float("nan"), "lr": 0.1})
         until(lambda: [step for data in server.of("run") for step in data.get("steps", ())] == [1, 2])

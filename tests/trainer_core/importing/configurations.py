@@ -1,4 +1,4 @@
-"""The configurations that tests read: ten of each tool, by the rules of its documentation, in words of our own."""
+"""The configurations that tests read, by the rules of each tool's documentation, in words of our own."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ MAIN = sorted(
     for path in FOLDER.glob("*/*")
     if path.suffix in {".yaml", ".json", ".toml"} and not {".data", ".eval"} & {*path.suffixes}
 )
-"""Those that are imported; what ends in .data.toml, .eval.toml or .txt belongs to one of them."""
+"""Those that are imported; what ends in .data.toml, .eval.toml, .jsonl or .txt belongs to one of them."""

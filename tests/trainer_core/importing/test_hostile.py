@@ -177,7 +177,7 @@ def test_named_files_that_are_pipes_devices_or_no_data_sets(tmp_path: Path) -> N
 
 
 def test_changed_configurations_are_read_or_refused_and_never_crash() -> None:
-    """Any value in any place of the thirty configurations, as JSON, which all of them can be."""
+    """Any value in any place of the configurations, as JSON, which all of them can be."""
     rng = random.Random(11)
     settings = [(path, plain(path)) for path in MAIN]
     places = [(path, data, place) for path, data in settings for place in all_places(data)]

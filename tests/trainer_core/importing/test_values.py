@@ -1,4 +1,4 @@
-"""What the thirty configurations become, worked out by hand from the documentation of their tools."""
+"""What the configurations become, worked out by hand from the documentation of their tools."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "datasets": [
             {"folder": "/data/paper/art", "weight": 5, "keep_tags": 2, "default_caption": "paper cut"},
             {"folder": "/data/paper/reg", "role": "regularization", "keep_tags": 0, "default_caption": "a drawing"},
-            {"folder": "small", "keep_tags": 1, "caption_per_line": True, "caption_dropout": 0.1}
+            {"folder": "small", "keep_tags": 0, "trigger": "pc", "caption_per_line": True, "caption_dropout": 0.1}
             | {"dropped_caption": "blank", "resolutions": (627,)},
         ],
         "save": {"every": 400, "keep": 2},
@@ -180,11 +180,74 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "adapter": {"rank": 4, "alpha": 1, "targets": "all", "text_encoders": False},
         "train": {"steps": 1600, "learning_rate": 2e-6, "timestep_type": "sigmoid", "optimizer": "adamw"},
     },
+    "musubi_tuner/wan_clips.toml": {
+        "name": "crane_dance",
+        "model": {
+            "source": "/models/wan2.2_t2v_high_noise_14B_fp16.safetensors",
+            "files": {
+                "model_low_noise": "/models/wan2.2_t2v_low_noise_14B_fp16.safetensors",
+                "text_encoder": "/models/umt5-xxl-enc-bf16.safetensors",
+                "vae": "/models/wan_2.1_vae.safetensors",
+            },
+            "quantization": "float8",
+            "text_encoder_quantization": "float8",
+            "dtype": "bfloat16",
+        },
+        "adapter": {"type": "lora", "rank": 32, "alpha": 16, "targets": "attention_mlp"},
+        # a square as large as 960 × 544
+        "datasets": [
+            {"folder": "/data/crane/short", "frames": (1, 25, 45), "clip_part": "start", "resolutions": (723,)},
+            {"folder": "/data/crane/whole", "frames": (81,), "clip_part": "start", "weight": 2},
+            {"folder": "/data/crane/parts", "frames": (25,), "clip_part": "uniform", "resolutions": (512,)},
+            {"folder": "/data/crane/stills", "weight": 1, "caption_extension": "txt"},
+        ],
+        "train": {"optimizer": "adamw8bit", "learning_rate": 2e-4, "warmup_steps": 100, "timestep_type": "shift"},
+        "sample": {"prompts": ("a crane dances in the fog", "a crane lands on a roof"), "frames": 45, "seed": 7}
+        | {"width": 832, "height": 480, "steps": 20, "guidance": 5, "before_training": True},
+    },
+    "musubi_tuner/kontext.toml": {
+        "model": {
+            "family": "flux1_kontext",
+            "source": "/models/flux1-kontext-dev.safetensors",
+            # T5 is its first text encoder, and CLIP ours
+            "files": {
+                "text_encoder": "/models/clip_l.safetensors",
+                "text_encoder_2": "/models/t5xxl_fp16.safetensors",
+                "vae": "/models/ae.safetensors",
+            },
+        },
+        "adapter": {"rank": 16, "alpha": 1, "dropout": 0.05, "targets": "attention_mlp"},
+        "datasets": [{"control_folders": ("/data/paint/sketches",), "caption_extension": "caption"}],
+        "train": {"steps": 900, "batch_size": 2, "timestep_type": "shift", "max_grad_norm": 0.7}
+        | {"weight_decay": 0.02, "beta1": 0.9, "beta2": 0.98},
+        "save": {"every": 300},
+    },
+    "musubi_tuner/qwen_edit.toml": {
+        "name": "change of coats",
+        "train": {"steps": 1200, "warmup_steps": 60, "optimizer": "prodigy", "gradient_accumulation": 2}
+        | {"timestep_min": 0.1, "timestep_max": 0.9, "timestep_type": "shift", "lr_scheduler": "cosine"},
+        "datasets": [{"resolutions": (1328,), "weight": 3}, {"resolutions": (768,), "control_folders": ()}],
+        "memory": {"compile": True},
+        "save": {"dtype": "bfloat16"},
+    },
+    "musubi_tuner/z_image_lokr.toml": {
+        "adapter": {"type": "lokr", "rank": 1024, "alpha": 1, "factor": 8},
+        "model": {"dtype": "bfloat16", "vae_dtype": "float32", "text_encoder_quantization": "float8"},
+        "train": {"timestep_type": "sigmoid", "optimizer": "adamw", "weight_decay": 0.01, "steps": 500},
+    },
+    "musubi_tuner/hunyuan_data.toml": {
+        "datasets": [
+            {"frames": (13, 25), "clip_part": "uniform", "resolutions": (588,)},
+            {"frames": (33,), "clip_part": "random"},
+            {"weight": 2, "folder": "/data/kites/stills"},
+        ],
+        "train": {"batch_size": 4},
+    },
     "diffusion_pipe/flux.toml": {
         "name": "velvet_moth",
         "model": {"family": "flux1", "source": "/models/FLUX.1-dev", "dtype": "bfloat16", "quantization": "float8"},
         "adapter": {"rank": 32, "alpha": None, "targets": "all"},
-        "datasets": [{"resolutions": (512, 768), "weight": 5, "shuffle_tags": True}],
+        "datasets": [{"resolutions": (512, 768), "weight": 5, "shuffle_tags": True, "trigger": "moth"}],
         "train": {"batch_size": 2, "gradient_accumulation": 2, "max_grad_norm": 0.8, "warmup_steps": 5}
         | {"beta2": 0.99, "weight_decay": 0.02, "epsilon": 1e-8, "timestep_type": "shift"},
     },

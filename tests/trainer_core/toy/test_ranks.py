@@ -51,7 +51,7 @@ def job_by(job_of: Callable[..., JobConfig]) -> Callable[..., JobConfig]:
     def make(size: int, steps: int = 6, **train: Any) -> JobConfig:
         return job_of(
             model={"family": "toy", "device": "cpu"},
-            adapter={"targets": "all"},
+            adapter={"targets": "all", "dropout": 0.1},
             dataset={"flip_x": True, "caption_dropout": 0.3},
             train={"steps": steps, "batch_size": size, "gradient_accumulation": 2, "ema_decay": 0.9, **train},
             sample={"prompts": ["a [trigger]"], "every": 3},

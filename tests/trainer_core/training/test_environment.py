@@ -28,7 +28,7 @@ def test_a_run_of_before_the_layers_were_fused_is_told() -> None:
     now = environment(torch.device("cpu"), "adamw")
     then = {what: value for what, value in now.items() if what != "adapter layers"}
     (note,) = check_resume(told(JOB, environment=json.dumps(now)), told(JOB, environment=json.dumps(then)))
-    assert "adapter layers was version 1, is version 2" in note
+    assert "adapter layers was version 1, is version 3" in note
     assert check_resume(told(JOB, environment=json.dumps(now)), told(JOB, environment=json.dumps(now))) == []
     assert "adapter layers" not in environment(torch.device("cpu")), "encoders have none"
 

@@ -46,8 +46,10 @@ def small_memory(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
 def test_a_batch_that_does_not_fit_is_run_in_pieces(
     images: int, job_of: Jobs, trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is the same step, but for rounding."""
-    job = job_of(train={"batch_size": 4, "learning_rate": 1e-4}, dataset={"caption_dropout": 0.5})
+    """Which is the same step, but for rounding; also where the adapter drops some of its inputs."""
+    job = job_of(
+        train={"batch_size": 4, "learning_rate": 1e-4}, dataset={"caption_dropout": 0.5}, adapter={"dropout": 0.5}
+    )
     whole, pieces = trainer_of(job), trainer_of(job)
     told: list[Event] = []
     pieces.experts.active.updater._emit = told.append
@@ -170,23 +172,18 @@ def test_gradients_of_a_pass_that_ran_out_of_memory_do_not_count(
     assert (made.loss, made.norm) == pytest.approx((expected.loss, expected.norm), rel=1e-4)
 
 
-def test_every_pass_has_dropout_of_its_own(job_of: Jobs, trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut or whole, no two passes of an update are numbered alike, and a micro-batch's first piece keeps its number."""
+def test_every_micro_batch_has_dropout_of_its_own(
+    job_of: Jobs, trainer_of: Trainers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = trainer_of(job_of(train={"batch_size": 2, "gradient_accumulation": 2}, adapter={"dropout": 0.5}))
     seeds: list[tuple[int | str, ...]] = []
     original = trainer.experts.active.adapter.seed_dropout
 
-    def seed(*place: int | str) -> None:
+    def seed(*place: int | str, **part: int) -> None:
         seeds.append(place)
-        original(*place)
+        original(*place, **part)
 
     monkeypatch.setattr(trainer.experts.active.adapter, "seed_dropout", seed)
     trainer.update()
-    whole = [place for place in seeds if place]
-    seeds.clear()
-    trainer.experts.active.updater.pieces = 2
-    trainer.update()
-    cut = [place for place in seeds if place]
-    assert len(whole) == 2
-    assert len(cut) == len(set(cut)) == 4
-    assert set(whole) < set(cut)
+    places = [place for place in seeds if place]
+    assert len(places) == len(set(places)) == 2

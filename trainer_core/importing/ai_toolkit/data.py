@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .. import models
+from .. import models, shared
 from ..rules import (
     Outcome,
     Table,
@@ -88,36 +88,30 @@ def _resolutions(value: Any, _: View) -> Outcome:
     return Outcome("taken" if edges == listed(value) else "converted", f"edges {edges}", {".resolutions": edges})
 
 
-_CACHED = "encoded pictures and captions are always cached on disk"
-_NOT_VARIED = "pictures are cropped and flipped, and not changed otherwise"
-
 TABLE: Table = {
+    **shared.DATA,
     **each(models.path(".folder"), "folder_path dataset_path"),
     "type": with_("folder_path"),
     "default_caption": to(".default_caption", word),
     "trigger_word": _trigger,
-    "caption_ext": to(".caption_extension", lambda value: word(value).lstrip(".")),
-    "caption_type": to(".caption_extension", lambda value: word(value).lstrip(".")),
+    "caption_ext": to(".caption_extension", shared.extension),
+    "caption_type": to(".caption_extension", shared.extension),
     "caption_dropout_rate": to(".caption_dropout", number),
     "shuffle_tokens": to(".shuffle_tags", switch),
-    "keep_tokens": to(".keep_tags", whole),
     "token_dropout_rate": drop("captions are dropped whole: caption_dropout"),
     "is_reg": _role,
     "prior_reg": _prior,
     "network_weight": to(".adapter_strength", number),
     "loss_multiplier": to(".loss_weight", number),
-    "num_repeats": to(".weight", number),
     "resolution": _resolutions,
     "flip_x": to(".flip_x", switch),
     "flip_y": to(".flip_y", switch),
-    "random_crop": to(".crop", lambda value: "random" if switch(value) else "center"),
     "square_crop": drop("pictures keep their own aspect, in buckets"),
     "buckets": drop("buckets are always on", 1),
-    "bucket_tolerance": drop("the base's family says it (bucket_divisor)", 64),
+    "bucket_tolerance": drop(shared.BUCKETS, 64),
     "scale": drop("resolution alone says the size", 1),
     "random_scale": drop("resolution alone says the size"),
     "mask_path": models.path(".mask_folder"),
-    "alpha_mask": to(".alpha_mask", switch),
     "invert_mask": to(".invert_mask", switch),
     "mask_min_value": _mask_minimum,
     "control_path": _controls,
@@ -135,11 +129,11 @@ TABLE: Table = {
     "do_audio": drop("sound is encoded where the model has it"),
     **each(drop("sound is encoded as it is"), "audio_preserve_pitch audio_normalize"),
     "batch_size": drop("there is one batch size, train.batch_size"),
-    **each(drop(_CACHED), "cache_latents cache_latents_to_disk cache_text_embeddings cache_tensors_to_disk"),
-    **each(drop(_CACHED), "cache_clip_vision_to_disk load_image_when_caching_latents cache_latents_num_workers"),
+    **each(drop(shared.CACHED), "cache_latents cache_latents_to_disk cache_text_embeddings cache_tensors_to_disk"),
+    **each(drop(shared.CACHED), "cache_clip_vision_to_disk load_image_when_caching_latents cache_latents_num_workers"),
     **each(drop("pictures come from the cache, without workers"), "num_workers prefetch_factor fast_image_size debug"),
-    **each(drop(_NOT_VARIED), "augments augmentations shuffle_augmentations standardize_images extra_values"),
-    "replay_transforms": drop(_NOT_VARIED, 1),
+    **each(drop(shared.VARIED), "augments augmentations shuffle_augmentations standardize_images extra_values"),
+    "replay_transforms": drop(shared.VARIED, 1),
     **each(drop("captions are used as they are written"), "random_triggers use_short_captions replacements"),
     "random_triggers_max": drop("captions are used as they are written", 1),
     "guidance_type": drop("has no counterpart", "targeted"),

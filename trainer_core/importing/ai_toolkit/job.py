@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import optimizers
+from .. import optimizers, shared
 from ..models import DTYPES
 from ..rules import (
     Outcome,
@@ -127,27 +127,25 @@ _TIMESTEPS = {kind: kind for kind in ("sigmoid", "linear", "weighted", "shift", 
 _TIMESTEPS |= dict.fromkeys(("flux_shift", "lumina2_shift"), "shift")
 _PRESERVATION = "regularization.output_preservation"
 _CONTRASTIVE = "regularization.contrastive_guidance"
-_CACHED = "encoded pictures and captions are always cached on disk"
-_ATTENTION = "the fastest attention kernel is measured (memory.attention)"
 _EXPERIMENT = "this experiment of AI Toolkit has no counterpart"
 
 TABLE: Table = {
     **model.TABLE,
-    **each(drop("runs lie in one folder (--runs, or ComfyUI's output folder)"), "training_folder"),
+    **shared.below("train", shared.TRAIN | shared.UNET),
+    "training_folder": drop(shared.RUNS),
     **each(drop("belongs to AI Toolkit's pages"), "sqlite_db_path performance_log_every logging.use_ui_logger"),
     "trigger_word": to("trigger", word),
     "save.dtype": one_of("save.dtype", DTYPES),
     "save.save_every": to("save.every", whole),
     "save.max_step_saves_to_keep": to("save.keep", whole),
-    **each(drop("nothing is uploaded here"), "save.push_to_hub save.hf_repo_id save.hf_private"),
+    **each(drop(shared.UPLOADED), "save.push_to_hub save.hf_repo_id save.hf_private"),
     "logging.log_every": to("train.log_every", whole),
-    **each(drop("metrics are in the run's metrics.jsonl"), "logging.use_wandb logging.project_name logging.run_name"),
+    **each(drop(shared.METRICS), "logging.use_wandb logging.project_name logging.run_name"),
     "logging.verbose": drop("there is one log, log.txt"),
     "train.steps": _steps,
     "train.batch_size": to("train.batch_size", whole),
     "train.gradient_accumulation": to("train.gradient_accumulation", whole),
     "train.gradient_accumulation_steps": _accumulation,
-    "train.gradient_checkpointing": to("train.gradient_checkpointing", switch),
     "train.lr": optimizers.rate("train.optimizer"),
     "train.unet_lr": optimizers.other_rate("train.lr"),
     "train.train_unet": drop("the denoiser is always trained", 1),
@@ -155,7 +153,6 @@ TABLE: Table = {
     "train.optimizer_params": optimizers.options("train.optimizer", epsilon=1e-6),
     "train.lr_scheduler": _schedule,
     "train.lr_scheduler_params": optimizers.schedule_options("train.lr_scheduler"),
-    "train.max_grad_norm": to("train.max_grad_norm", number),
     "train.noise_scheduler": drop("the base brings its own", "flowmatch", "ddpm"),
     "train.timestep_type": _timesteps,
     "train.linear_timesteps": drop("its bell has no counterpart: train.timestep_type weighted is the nearest"),
@@ -167,8 +164,6 @@ TABLE: Table = {
     "train.max_denoising_steps": _limit("train.timestep_min"),
     "train.switch_boundary_every": to("train.stage_switch_every", whole),
     "train.loss_type": _loss,
-    "train.min_snr_gamma": to("train.min_snr_gamma", number),
-    "train.noise_offset": to("train.noise_offset", number),
     "train.ema_config": _ema,
     "train.diff_output_preservation": _preserves,
     "train.diff_output_preservation_class": to(f"{_PRESERVATION}_class", word),
@@ -187,10 +182,10 @@ TABLE: Table = {
     "train.skip_first_sample": to("sample.before_training", lambda value: not switch(value)),
     "train.disable_sampling": with_("sample.prompts"),
     "train.force_first_sample": drop("previews are drawn before the first step, and not at each start"),
-    **each(drop(_CACHED), "train.cache_text_embeddings"),
-    **each(drop(_ATTENTION, "native"), "train.attention_backend train.xformers train.sdp"),
-    "train.bypass_guidance_embedding": drop("the guidance input is 1 while training"),
-    "train.start_step": drop("a run goes on from its own checkpoints"),
+    **each(drop(shared.CACHED), "train.cache_text_embeddings"),
+    **each(drop(shared.ATTENTION, "native"), "train.attention_backend train.xformers train.sdp"),
+    "train.bypass_guidance_embedding": drop(shared.GUIDANCE),
+    "train.start_step": drop(shared.RESUMED),
     "train.reg_weight": drop("loss_weight of the regularization data set says it", 1),
     "train.num_train_timesteps": drop("noise levels are not counted here", 1000),
     "train.prompt_dropout_prob": drop("caption_dropout of the data sets says it"),

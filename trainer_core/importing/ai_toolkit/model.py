@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .. import models
+from .. import models, shared
 from ..models import DTYPES, MOST_RANK, OURS, UNETS
 from ..rules import (
     Outcome,
@@ -153,7 +153,7 @@ TABLE: Table = {
     **each(drop("files are written as ComfyUI reads them"), "network.old_lokr_format save.save_format"),
     **each(drop(_LAYERS), "network.network_kwargs.ignore_if_contains network.network_kwargs.only_if_contains"),
     **each(drop(_LAYERS), "network.network_kwargs.full_if_contains network.all_layers network.lorm"),
-    **each(drop("one dropout, of the LoRA's inputs"), "network.rank_dropout network.module_dropout"),
+    **each(drop(shared.ONE_DROPOUT), "network.rank_dropout network.module_dropout"),
     **each(drop(_LAYERS, 1), "network.transformer_only network.split_multistage_loras"),
     "network.layer_offloading": drop(_PLANNED),
     "train.text_encoder_lr": _text_encoder_lr,
@@ -184,12 +184,10 @@ TABLE: Table = {
     **each(drop(_PLANNED), "model.low_vram model.layer_offloading model.auto_memory model.split_model_over_gpus"),
     **each(drop(_PLANNED, 1), "model.layer_offloading_transformer_percent model.layer_offloading_text_encoder_percent"),
     "model.compile": to("memory.compile", switch),
-    **each(drop("blocks are compiled one by one", 1, "default"), "model.block_compile model.compile_mode"),
-    **each(
-        drop("blocks are compiled one by one"), "model.compile_fullgraph model.compile_dynamic model.cache_size_limit"
-    ),
-    **each(drop("the base's own files say it"), "model.is_v_pred model.use_flux_cfg model.attn_masking"),
-    **each(drop("the base's own files say it", 1), "model.use_text_encoder_1 model.use_text_encoder_2"),
+    **each(drop(shared.COMPILED, 1, "default"), "model.block_compile model.compile_mode"),
+    **each(drop(shared.COMPILED), "model.compile_fullgraph model.compile_dynamic model.cache_size_limit"),
+    **each(drop(shared.FROM_BASE), "model.is_v_pred model.use_flux_cfg model.attn_masking"),
+    **each(drop(shared.FROM_BASE, 1), "model.use_text_encoder_1 model.use_text_encoder_2"),
     **each(drop(_LAYERS), "model.ignore_if_contains model.only_if_contains model.quantize_kwargs"),
     **each(drop("says nothing of a LoRA's training"), "model.refiner_name_or_path model.latent_space_version"),
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import ConfigError
+from ..captions import take_captions
 from ..draft import Draft, under
 from ..files import Files, Text
 from ..rules import plain, run_name, section, sections, shown, to, word
@@ -23,7 +24,7 @@ def is_job(values: Mapping[str, Any]) -> bool:
 
 
 def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) -> None:  # noqa: ARG001
-    """Reads a job into a draft; it has no files beside it.
+    """Reads a job into a draft.
 
     Raises:
         ConfigError: for a job that trains no LoRA, and for values of the wrong kind.
@@ -52,7 +53,7 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
         if other != number:
             say = "a job here trains once: put this process into a file of its own to take it over"
             draft.tell(f"{file}: config.process[{other}]", "dropped", say)
-    _read_process(_named(processes[number], name or ""), f"{file}: config.process[{number}]", draft)
+    _read_process(_named(processes[number], name or ""), f"{file}: config.process[{number}]", files, draft)
 
 
 def _training(processes: list[Mapping[str, Any]], file: str) -> int:
@@ -67,7 +68,7 @@ def _training(processes: list[Mapping[str, Any]], file: str) -> int:
     raise ConfigError(f"{file}: config.process: the job {what}, and none that trains a LoRA")
 
 
-def _read_process(process: Mapping[str, Any], place: str, draft: Draft) -> None:
+def _read_process(process: Mapping[str, Any], place: str, files: Files, draft: Draft) -> None:
     rest = {key: value for key, value in process.items() if key not in ("type", "datasets", "sample")}
     try:
         sets = sections(process.get("datasets") or [])
@@ -82,7 +83,12 @@ def _read_process(process: Mapping[str, Any], place: str, draft: Draft) -> None:
         defaults = {key: value for key, value in defaults.items() if not key.startswith("network.")}
     draft.read(rest, job.TABLE, defaults, under(place))
     for number, one in enumerate(sets):
-        draft.read(one, data.TABLE, data.DEFAULTS, under(f"{place}.datasets[{number}]"), number)
+        here = under(f"{place}.datasets[{number}]")
+        path = one.get("dataset_path")
+        if isinstance(path, str) and path.lower().endswith(".json"):
+            take_captions(here("dataset_path"), path, None, files, draft, number)
+            one = {key: value for key, value in one.items() if key not in ("dataset_path", "folder_path")}
+        draft.read(one, data.TABLE, data.DEFAULTS, here, number)
     if sample:
         shared = {**sample, "disable": train.get("disable_sampling")}
         draft.read(shared, data.SAMPLE, data.SAMPLE_DEFAULTS, under(f"{place}.sample"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import models
+from .. import models, shared
 from ..rules import Outcome, Table, View, drop, each, edge, listed, number, one_of, shown, switch, to, whole, word
 
 
@@ -53,21 +53,13 @@ def _first_frame(value: Any, _: View) -> Outcome:
     return Outcome("converted", say, {".first_frame": share >= 0.5})
 
 
-def _without(value: Any, _: View) -> Outcome:
-    if not number(value):
-        return Outcome("unused", "is off")
-    fields = {".caption_dropout": number(value), ".dropped_caption": "blank"}
-    return Outcome("converted", "a caption that is dropped leaves nothing, not the trigger", fields)
-
-
 _BUCKETS = "buckets follow from the pictures' own aspects"
-_WRITTEN = "captions are used as they are written, but for the trigger: set `trigger`, or write it into the captions"
 
 TABLE: Table = {
     "path": models.path(".folder"),
     "mask_path": _masks,
     "control_path": lambda value, view: _folders(models.path(".control_folders")(value, view)),
-    "num_repeats": to(".weight", number),
+    "num_repeats": shared.DATA["num_repeats"],
     "resolutions": _edges,
     "size_buckets": _sizes,
     "frame_buckets": _frames,
@@ -76,14 +68,14 @@ TABLE: Table = {
     "shuffle_tags": to(".shuffle_tags", switch),
     "cache_shuffle_num": _shuffles,
     "cache_shuffle_delimiter": drop("tags are separated by commas", ", ", ","),
-    "caption_prefix": drop(_WRITTEN),
+    "caption_prefix": shared.added_text("start", "shuffle_tags cache_shuffle_num", glue=True),
     "skip_empty_caption": drop("a picture without caption is an error, unless default_caption is set", 1),
     "online_captions": drop("captions stand in caption files, or in a metadata.jsonl"),
     "default_mask_file": drop("pictures without mask are an error: give each its own"),
     "subsample_ratio": drop("all pictures of a folder are trained on"),
     "shuffle_metadata": drop("the order follows from train.seed", 1),
     "video_clip_mode": one_of(".clip_part", {"single_beginning": "start", "single_middle": "middle"}),
-    "uncond_fraction": _without,
+    "uncond_fraction": shared.dropout,
     "first_frame_conditioning_p": _first_frame,
     "role": to(".role", word),
 }

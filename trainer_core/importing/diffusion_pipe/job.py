@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .. import optimizers
+from .. import optimizers, shared
 from ..models import DTYPES, UNETS
 from ..rules import (
-    Epochs,
     Outcome,
     Rule,
     Table,
@@ -75,21 +74,6 @@ def _option(name: str) -> Rule:
     return lambda value, view: optimizers.settings({name: value}, view.read("optimizer.type", word, "adamw"))
 
 
-def epochs(name: str, instead: str = "") -> Rule:
-    """The rule of a number of epochs that is a number of steps here.
-
-    Args:
-        instead: the key of the same in steps, which counts where both are set.
-    """
-
-    def rule(value: Any, view: View) -> Outcome:
-        if instead and view[instead]:
-            return Outcome("unused", f"{instead} counts")
-        return Outcome("converted", "epochs are steps here", {name: Epochs(number(value))})
-
-    return rule
-
-
 def _examples(name: str) -> Rule:
     """A number of pictures that is a number of steps here."""
 
@@ -145,14 +129,11 @@ def _timesteps(value: Any, view: View) -> Outcome:
     return Outcome("converted", say, {"train.timestep_type": made})
 
 
-_CACHED = "encoded pictures and captions are always cached on disk"
-_LOG = "metrics are in the run's metrics.jsonl"
-_PLANNED = "memory is planned (memory.plan)"
 _PARALLEL = "several GPUs train one run by accelerate launch, each with the whole base"
 
 TABLE: Table = {
     **model.TABLE,
-    "epochs": epochs("train.steps", "max_steps"),
+    "epochs": shared.epochs("train.steps", "max_steps"),
     "max_steps": to("train.steps", whole),
     "micro_batch_size_per_gpu": _batch,
     "image_micro_batch_size_per_gpu": drop("is one for pictures and clips: train.batch_size"),
@@ -164,38 +145,37 @@ TABLE: Table = {
     "pseudo_huber_c": _huber,
     "huber_delta": _corner,
     "save_every_n_steps": to("save.every", whole),
-    "save_every_n_epochs": epochs("save.every", "save_every_n_steps"),
+    "save_every_n_epochs": shared.epochs("save.every", "save_every_n_steps"),
     "save_every_n_examples": _examples("save.every"),
     "save_dtype": one_of("save.dtype", DTYPES),
     **each(
         drop("save.every says how often the state is saved too"), "checkpoint_every_n_epochs checkpoint_every_n_minutes"
     ),
     "eval_every_n_steps": _evaluation(to("validation.every", whole)),
-    "eval_every_n_epochs": _evaluation(epochs("validation.every", "eval_every_n_steps")),
+    "eval_every_n_epochs": _evaluation(shared.epochs("validation.every", "eval_every_n_steps")),
     "eval_every_n_examples": _evaluation(_examples("validation.every")),
     **each(drop("validation measures each picture by itself", 1), "eval_micro_batch_size_per_gpu"),
     **each(drop("validation measures each picture by itself", 1), "image_eval_micro_batch_size_per_gpu"),
     "eval_gradient_accumulation_steps": drop("validation measures each picture by itself", 1),
     "eval_before_first_step": _evaluation(drop("validation begins at its first step")),
-    "disable_block_swap_for_eval": drop(_PLANNED),
+    "disable_block_swap_for_eval": drop(shared.PLANNED),
     "eval_datasets": with_("dataset"),
     "activation_checkpointing": _checkpointing,
-    "reentrant_activation_checkpointing": drop(_PLANNED),
-    "blocks_to_swap": drop(_PLANNED),
+    "reentrant_activation_checkpointing": drop(shared.PLANNED),
+    "blocks_to_swap": drop(shared.PLANNED),
     "compile": to("memory.compile", switch),
     **each(drop(_PARALLEL, 1, "parameters"), "pipeline_stages partition_method partition_split"),
-    **each(drop(_CACHED, 1), "caching_batch_size"),
-    **each(drop(_CACHED), "map_num_proc regenerate_cache model.cache_text_embeddings"),
-    **each(drop(_LOG, 1), "steps_per_print logging_steps"),
-    **each(
-        drop(_LOG), "x_axis_examples monitoring.enable_wandb monitoring.wandb_tracker_name monitoring.wandb_run_name"
-    ),
-    "monitoring.wandb_api_key": drop("a secret stays where it is"),
-    "resume_from_checkpoint": drop("a run goes on from its own checkpoints"),
+    **each(drop(shared.CACHED, 1), "caching_batch_size"),
+    **each(drop(shared.CACHED), "map_num_proc regenerate_cache model.cache_text_embeddings"),
+    **each(drop(shared.METRICS, 1), "steps_per_print logging_steps"),
+    **each(drop(shared.METRICS), "x_axis_examples monitoring.enable_wandb"),
+    **each(drop(shared.METRICS), "monitoring.wandb_tracker_name monitoring.wandb_run_name"),
+    "monitoring.wandb_api_key": drop(shared.PRIVATE),
+    "resume_from_checkpoint": drop(shared.RESUMED),
     "model.timestep_sample_method": _timesteps,
     **each(with_("model.timestep_sample_method"), "model.shift model.flux_shift model.lumina_shift"),
-    "model.sigmoid_scale": drop("noise levels have no parameters beside train.timestep_type", 1),
-    "model.image_shift": drop("noise levels have no parameters beside train.timestep_type", 1),
+    "model.sigmoid_scale": drop(shared.LEVELS, 1),
+    "model.image_shift": drop(shared.LEVELS, 1),
     "model.min_t": to("train.timestep_min", number),
     "model.max_t": to("train.timestep_max", number),
     "model.min_snr_gamma": to("train.min_snr_gamma", number),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from .. import models
+from .. import models, shared
 from ..models import DTYPES, OURS, UNETS
 from ..rules import (
     Outcome,
@@ -120,7 +120,6 @@ def _rank(value: Any, view: View) -> Outcome:
 
 _RATES = "there is one learning rate beside that of text encoders"
 _HAS_NONE = "has no counterpart"
-_FROM_BASE = "the base's own files say it"
 
 TABLE: Table = {
     "model.type": _family,
@@ -143,17 +142,17 @@ TABLE: Table = {
     **each(with_("model.type"), "model.text_encoder_1_lr model.text_encoder_2_lr"),
     **each(drop(_RATES), "model.llm_adapter_lr model.self_attn_lr model.cross_attn_lr model.mlp_lr model.mod_lr"),
     "model.llm_adapter_path": drop(_HAS_NONE),
-    **each(drop(_FROM_BASE), "model.v_pred model.max_sequence_length model.max_llama3_sequence_length"),
-    **each(drop("the guidance input is 1 while training", 1), "model.guidance model.bypass_guidance_embedding"),
+    **each(drop(shared.FROM_BASE), "model.v_pred model.max_sequence_length model.max_llama3_sequence_length"),
+    **each(drop(shared.GUIDANCE, 1), "model.guidance model.bypass_guidance_embedding"),
     "model.cfg": drop("regularization.contrastive_guidance is what comes near"),
     "adapter.type": one_of("adapter.type", {"lora": "lora", "lokr": "lokr"}),
     "adapter.rank": _rank,
     "adapter.dropout": to("adapter.dropout", number),
-    "adapter.rank_dropout": drop("one dropout, of the LoRA's inputs"),
+    "adapter.rank_dropout": drop(shared.ONE_DROPOUT),
     "adapter.decompose_factor": to("adapter.factor", whole),
-    "adapter.dtype": drop("what is trained is kept in float32", "float32"),
+    "adapter.dtype": drop(shared.FLOAT32, "float32"),
     "adapter.init_from_existing": models.path("adapter.warm_start"),
-    "adapter.fuse_adapters": drop("merge other LoRAs into the base first"),
+    "adapter.fuse_adapters": drop(shared.MERGED),
     "adapter.exclude_modules": drop("which layers are adapted says adapter.targets"),
 }
 """By path."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import models
-from ..models import DTYPES
-from ..rules import Outcome, Table, View, drop, each, listed, number, one_of, switch, to, word
-from . import network
+from .. import models, shared
+from ..arguments import network
+from ..rules import Outcome, Table, View, drop, each, listed, number, switch, to, word
 
 _OF_TRANSFORMERS = ("clip_l", "clip_g", "t5xxl", "ae", "gemma2", "qwen3")
 """Arguments that only the trainings of transformers have."""
@@ -57,36 +56,16 @@ def _unet_only(value: Any, view: View) -> Outcome:
     return Outcome("converted", "text encoders are trained too", fields)
 
 
-def _fp8(value: Any, _: View) -> Outcome:
-    if not switch(value):
-        return Outcome("unused", "is off")
-    return Outcome("converted", "float8 with a scale for each row", {"model.quantization": "float8"})
-
-
-_FROM_BASE = "the base's own files say it"
-
 TABLE: Table = {
     "pretrained_model_name_or_path": _source,
-    **models.files({"clip_l": "text_encoder", "t5xxl": "text_encoder_2", "ae": "vae", "vae": "vae"}),
+    **models.files({"clip_l": "text_encoder", "t5xxl": "text_encoder_2", "ae": "vae"}),
     **models.files({"clip_g": "text_encoder_3", "gemma2": "text_encoder", "qwen3": "text_encoder"}),
-    **each(drop(_FROM_BASE), "v2 v_parameterization zero_terminal_snr model_type"),
+    **each(drop(shared.FROM_BASE), "v2 v_parameterization zero_terminal_snr discrete_flow_shift training_shift"),
     "network_module": network.module,
-    "network_args": network.network_arguments,
-    "network_dim": models.rank,
-    "network_alpha": to("adapter.alpha", number),
-    "network_dropout": to("adapter.dropout", number),
-    "network_weights": models.path("adapter.warm_start"),
-    "dim_from_weights": drop("adapter.rank must be the one of the LoRA that it starts from"),
-    **each(drop("merge other LoRAs into the base first"), "base_weights base_weights_multiplier"),
     "network_train_unet_only": _unet_only,
     "network_train_text_encoder_only": drop("the denoiser is always trained"),
-    "scale_weight_norms": drop("weights are not scaled down"),
     "text_encoder_lr": _text_rates,
-    "mixed_precision": one_of("model.dtype", DTYPES),
-    "full_bf16": drop("what is trained is kept in float32"),
-    "full_fp16": drop("what is trained is kept in float32"),
-    **each(_fp8, "fp8_base fp8_base_unet"),
+    "fp8_base_unet": shared.float8("model.quantization"),
     "no_half_vae": to("model.vae_dtype", lambda value: "float32" if switch(value) else "auto", "float32"),
-    **each(drop(_FROM_BASE), "discrete_flow_shift training_shift"),
 }
 """By argument."""

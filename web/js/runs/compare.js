@@ -114,10 +114,14 @@ function makeCompare(run) {
   /** What came while the socket was lost, or from the cache. The server tells that a prompt is done before it notes it: `tries`. */
   async function readHistory(tries = 0) {
     const { id } = drawing ?? {};
-    const history = id && (await api.fetchApi(`/history/${id}`).then((answer) => answer.json()).catch(() => ({})));
-    if (drawing?.id !== id) return;
-    if (!history?.[id]) {
-      if (id && tries) setTimeout(() => readHistory(tries - 1), RETRY);
+    if (!id) return;
+    const ask = (path) => api.fetchApi(path).then((answer) => answer.json()).catch(() => null);
+    const [queue, history] = [await ask("/queue"), await ask(`/history/${id}`)];
+    if (!history || drawing?.id !== id) return;
+    if (!history[id]) {
+      const queued = !queue || [...queue.queue_running, ...queue.queue_pending].some((item) => item[1] === id);
+      if (!queued) ended(t("compare.stopped")); // the server that drew was ended
+      else if (tries) setTimeout(() => readHistory(tries - 1), RETRY);
       return;
     }
     for (const [node, output] of Object.entries(history[id].outputs)) if (drawing.cells.has(node)) place(node, output.images?.[0]);

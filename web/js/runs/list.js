@@ -5,7 +5,8 @@ import { date } from "../format.js";
 import { t } from "../text.js";
 import { act, buttonOf, further, labelOf, offered } from "./actions.js";
 import { bar, chip, facts } from "./look.js";
-import { inOrder, load, runs, server, subscribe } from "./store.js";
+import { noticeSwitch } from "./notices.js";
+import { inOrder, load, runs, server, subscribe, trouble } from "./store.js";
 
 /**
  * The list.
@@ -18,7 +19,7 @@ export function makeList(open) {
   const search = el("input", { type: "search", class: "lf-search", placeholder: t("runs.search"), ariaLabel: t("runs.search") });
   const note = el("div", { class: "lf-note", role: "status" });
   const list = el("ul", { class: "lf-runs", ariaLabel: t("runs.title") });
-  const element = el("div", { class: "lf-list" }, search, note, list);
+  const element = el("div", { class: "lf-list" }, el("div", { class: "lf-list-head" }, search, noticeSwitch()), note, list);
   search.addEventListener("input", filter);
   list.addEventListener("keydown", (event) => {
     const step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
@@ -65,9 +66,9 @@ export function makeList(open) {
   }
 
   function tell() {
-    const text = !server.connected ? t("runs.no_connection") : server.error ?? (server.loaded && !runs.size ? t("runs.none") : "");
+    const text = trouble() || (server.loaded && !runs.size ? t("runs.none") : "");
     note.replaceChildren(text);
-    if (server.error && server.connected) note.append(" ", el("button", { class: "lf-button", type: "button", on: { click: load } }, t("again")));
+    if (server.error) note.append(" ", el("button", { class: "lf-button", type: "button", on: { click: load } }, t("again")));
     note.hidden = !text;
     element.classList.toggle("lf-offline", !server.connected);
   }

@@ -1,6 +1,6 @@
 // The curves of runs, read once and carried on by what the server tells of runs at work.
 import { get } from "../server.js";
-import { follow, subscribe } from "./store.js";
+import { atWork, follow, runOf, subscribe } from "./store.js";
 
 /** Points of a curve that are asked for; the server thins what is more, keeping lows and highs. */
 const POINTS = 600;
@@ -27,11 +27,11 @@ export function watchCurves(name, listener) {
 function listen() {
   listening = true;
   follow((detail) => watched.has(detail.name) && grow(detail.name, detail));
-  subscribe(({ changed, before }) => {
-    const all = !before.size; // read anew, or the connection changed
+  subscribe(({ changed, before, anew }) => {
     for (const name of watched.keys()) {
-      const known = before.get(name);
-      if (changed.includes(name) && (all || !known)) read(name);
+      // what a run makes is told between its begin and its end, but not the lines at both
+      const told = before.has(name) && atWork(before.get(name)) === atWork(runOf(name));
+      if (changed.includes(name) && (anew || !told)) read(name);
     }
   });
 }
@@ -64,7 +64,12 @@ function grow(name, { steps = [], series = {}, reload }) {
     [one.curves.train, pairs(steps, series.loss)],
     [one.curves.validation, pairs(series.validation_loss?.steps, series.validation_loss?.values)],
   ];
-  if (came.some(([curve, more]) => more.steps[0] <= curve.steps.at(-1) || curve.steps.length > 2 * POINTS)) return read(name);
-  for (const [curve, more] of came) (curve.steps.push(...more.steps), curve.values.push(...more.values));
+  if (came.some(([curve]) => curve.steps.length > 2 * POINTS)) return read(name);
+  for (const [curve, more] of came) {
+    const first = more.steps.findIndex((step) => !(step <= curve.steps.at(-1))); // those before were in what was read
+    if (first < 0) continue;
+    curve.steps.push(...more.steps.slice(first));
+    curve.values.push(...more.values.slice(first));
+  }
   one.listeners.forEach((listener) => listener(one.curves));
 }

@@ -17,6 +17,7 @@ import { atWork, load, request, runOf, runs, subscribe, wordsOf } from "./store.
 const TYPE = "FoundryTrainLoRA";
 const PANEL = "foundry_panel";
 const [GO_ON, NEW_RUN] = ["go on with the new values", "start a new run"];
+const NO_NODE = "9000000";
 const CHART_HEIGHT = 110;
 const MARGIN = 6;
 const ANSWER = 6000; // milliseconds for which a button says what came of it
@@ -37,7 +38,7 @@ export function startPanels(open) {
     // previews as if they were results already: only these can be animated
     api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id, output });
   });
-  api.addEventListener("lora_foundry.changed", ({ detail }) => decide(nodeOf(detail.node), detail));
+  api.addEventListener("lora_foundry.changed", ({ detail }) => isOpen(detail.workflow) && decide(nodeOf(detail.node), detail));
   return {
     refresh() {
       refresh(null, open);
@@ -63,7 +64,7 @@ export function showResult(node, output) {
   if (node.type !== TYPE) return;
   if (output?.labels) showLabels(node, output.labels);
   if (!output?.text?.length) return;
-  node.foundryResult = { run: runFor(node, idOf(node))?.name ?? null, text: output.text.join("\n") };
+  node.foundryResult = { run: output.run?.[0] ?? null, text: output.text.join("\n") };
   refreshNode(node);
 }
 
@@ -100,7 +101,24 @@ function idOf(node) {
 
 /** Whether a run trains on a node of the open workflow, and not on one with the same id of another. */
 function isHere(run, node, id) {
-  return Boolean(run && node?.type === TYPE && run.node === id && run.workflow && run.workflow === (app.rootGraph ?? app.graph)?.id);
+  return Boolean(run && node?.type === TYPE && run.node === id && isOpen(run.workflow));
+}
+
+/**
+ * Has results of trainings land on their own nodes: the page gives them to whichever node of the open workflow has the id.
+ * To be called before the page listens itself.
+ */
+export function guardResults() {
+  api.addEventListener("executed", ({ detail }) => {
+    const [run, id] = [detail.output?.run?.[0], detail.display_node || detail.node];
+    if (!run) return;
+    const node = nodeOf(id);
+    if (node?.type !== TYPE || !(isOpen(detail.output.workflow?.[0]) || runFor(node, id)?.name === run)) detail.display_node = NO_NODE;
+  });
+}
+
+function isOpen(workflow) {
+  return Boolean(workflow) && workflow === (app.rootGraph ?? app.graph)?.id;
 }
 
 function runFor(node, id) {

@@ -9,7 +9,7 @@ import { act, buttonOf, further, labelOf, offered } from "./actions.js";
 import { makeCheckpoints } from "./checkpoints.js";
 import { bar, chip, facts, stateOf } from "./look.js";
 import { watchCurves } from "./metrics.js";
-import { follow, runOf, runs, server, subscribe } from "./store.js";
+import { follow, runOf, runs, server, subscribe, trouble } from "./store.js";
 
 /** Edge of a thumbnail that is asked of the server, in pixels. */
 const THUMBNAIL = 160;
@@ -75,7 +75,7 @@ export function makeRun(name, { back, open }) {
 
   function update() {
     const run = runOf(name);
-    note.textContent = !server.connected ? t("runs.no_connection") : !run && server.loaded ? t("run.gone") : "";
+    note.textContent = trouble() || (!run && server.loaded ? t("run.gone") : "");
     note.hidden = !note.textContent;
     if (!run) return;
     status.replaceChildren(el("div", { class: "lf-run-line" }, chip(run), el("span", { class: "lf-quiet" }, [run.family, run.base, run.trigger].filter(Boolean).join(" · "))), bar(run), el("div", { class: "lf-facts" }, facts(run).join(" · ")));
@@ -138,10 +138,10 @@ export function makeRun(name, { back, open }) {
   }
 
   const ends = [
-    subscribe(({ changed, gone, before }) => {
-      if (!changed.includes(name) && !gone.includes(name) && server.connected) return;
+    subscribe(({ changed, before, anew }) => {
+      if (runs.has(name) && !changed.includes(name)) return;
       update();
-      if (!before.size && changed.includes(name)) refresh(); // everything was read anew
+      if (changed.includes(name) && (anew || !before.has(name))) refresh();
     }),
     follow((detail) => {
       if (detail.name !== name) return;

@@ -2,17 +2,18 @@
 // the socket is back and when a message was missed; in between the server tells what changed. Nothing here polls.
 import { api } from "../../../../scripts/api.js";
 import { get, post } from "../server.js";
+import { t } from "../text.js";
 
 /** By name, latest first. */
 export const runs = new Map();
 
-/** `connected`: whether the socket is open; `loaded`: whether the runs were read; `error`: why they could not be. */
+/** `connected`: whether the socket is open and the runs were read since; `loaded`: whether they ever were; `error`: why not. */
 export const server = { connected: true, loaded: false, error: null };
 
 const listeners = new Set();
 const followers = new Set();
 const words = new Map(); // what the server says of a run at work, by name
-let revision = 0;
+let revision = null; // of what was read; null while that may be old
 let reading = null; // the request under way
 let waiting = []; // messages that came meanwhile
 
@@ -25,8 +26,8 @@ export function atWork(run) {
 }
 
 /**
- * Calls a listener with each change: `{changed: [name…], gone: [name…], before: Map}`; `before` has the runs that changed
- * as they were. All names are in `changed` after everything was read anew. Gives a function that ends it.
+ * Calls a listener with each change: `{changed: [name…], gone: [name…], before: Map, anew}`; `before` has the runs that
+ * changed as they were. `anew`: everything was read, and messages may have been missed. Gives a function that ends it.
  */
 export function subscribe(listener) {
   listeners.add(listener);
@@ -63,31 +64,36 @@ export function start() {
   api.addEventListener("lora_foundry.progress", ({ detail }) => {
     if (!detail.run || typeof detail.text !== "string") return;
     words.set(detail.run, detail.text);
-    tell({ changed: [detail.run], gone: [], before: new Map() });
+    tell({ changed: [detail.run], gone: [], before: new Map([[detail.run, runOf(detail.run)]]) });
   });
-  api.addEventListener("reconnecting", () => connection(false));
-  api.addEventListener("reconnected", () => {
-    server.connected = true;
-    load();
-  });
-  window.addEventListener("online", load);
+  api.addEventListener("reconnecting", lost);
+  api.addEventListener("reconnected", readAnew);
+  window.addEventListener("online", () => api.socket?.readyState === WebSocket.OPEN && load()); // else it is yet to be back
   return load();
 }
 
 /** Reads all runs anew. */
 export function load() {
-  reading ??= read().finally(() => (reading = null));
-  return reading;
+  return reading ?? readAnew();
 }
 
-async function read() {
+function readAnew() {
+  const mine = read(() => reading === mine).finally(() => reading === mine && (reading = null));
+  reading = mine;
+  return mine;
+}
+
+async function read(current) {
   waiting = [];
   try {
     const told = await get(["runs"]);
+    if (!current()) return;
     replaceAll(told);
   } catch (error) {
-    server.error = error.message;
-    tell({ changed: [], gone: [], before: new Map() });
+    if (!current()) return;
+    Object.assign(server, { connected: false, error: error.message });
+    revision = null; // the next message has them read again
+    tell({ changed: [...runs.keys()], gone: [], before: new Map(runs) });
     return;
   }
   const missed = waiting;
@@ -104,12 +110,12 @@ function replaceAll(told) {
   Object.assign(server, { connected: true, loaded: true, error: null });
   revision = told.revision;
   const gone = [...before.keys()].filter((name) => !runs.has(name));
-  tell({ changed: [...runs.keys()], gone, before: first ? new Map() : before });
+  tell({ changed: [...runs.keys()], gone, before: first ? new Map() : before, anew: true });
 }
 
 function changed(told) {
-  if (told.revision <= revision) return; // was in what has been read
-  if (told.revision > revision + 1) {
+  if (revision !== null && told.revision <= revision) return; // was in what has been read
+  if (revision === null || told.revision > revision + 1) {
     load();
     return;
   }
@@ -128,10 +134,16 @@ function changed(told) {
   tell({ changed: told.runs.map((run) => run.name), gone: told.gone ?? [], before });
 }
 
-function connection(connected) {
-  server.connected = connected;
+function lost() {
+  Object.assign(server, { connected: false, error: null });
+  revision = reading = null; // an answer that is still awaited is of the server that was
   words.clear(); // "0:31 left" is not true of a server that may be gone
-  tell({ changed: [...runs.keys()], gone: [], before: new Map() });
+  tell({ changed: [...runs.keys()], gone: [], before: new Map(runs) });
+}
+
+/** Why what is shown may be old, as a sentence; an empty one if it is not. */
+export function trouble() {
+  return server.error ?? (server.connected ? "" : t("runs.no_connection"));
 }
 
 function tell(change) {

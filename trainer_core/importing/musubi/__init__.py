@@ -1,0 +1,1 @@
+"""musubi-tuner: arguments and data sets."""
