@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -105,3 +107,22 @@ def test_a_run_is_one_of_ours(server: ComfyServer, run: str) -> None:
     named = run.format(runs=server.base / "output" / "lora_foundry")
     prompt = {"save": node("SaveCheckpoint", run=named, which="latest", step=0, name="")}
     fails(server, prompt, "FoundrySaveCheckpoint", "is no run of this ComfyUI")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_load_run_opens_what_the_page_lists_and_nothing_else(
+    server: ComfyServer, training: Training, tmp_path: Path
+) -> None:
+    prompt = training("not linked", steps=2, save_every=2)
+    assert server.run(prompt).status == "success"
+    run = server.base / "output" / "lora_foundry" / "not linked"
+    linked = Path(shutil.copytree(run, run.with_name("linked checkpoints")))
+    (linked / "checkpoints").rename(tmp_path / "checkpoints")
+    (linked / "checkpoints").symlink_to(tmp_path / "checkpoints", target_is_directory=True)
+    load = {"load": node("LoadRun", name="linked checkpoints"), "save": node("SaveCheckpoint", run=["load", 0])}
+    fails(server, load, "FoundryLoadRun", "linked checkpoints", "link")
+    load["load"]["inputs"]["name"] = " not linked "
+    assert server.run(load).status == "success"
+    load["load"]["inputs"]["name"] = "Not linked"  # on Windows and macOS a folder has that name too
+    fails(server, load, "FoundryLoadRun", "there is no run 'Not linked'")
+    shutil.rmtree(linked)

@@ -117,6 +117,9 @@ def test_previews_are_labelled_below_the_pictures(page: Any, server: ComfyServer
         labels,
     )
     page.wait_for_timeout(1500)
+    for tab in ("Unsaved Workflow", "Unsaved Workflow (2)"):  # another is looked at meanwhile
+        page.get_by_text(tab, exact=True).first.click()
+        page.wait_for_timeout(1500)
     shown = page.locator(".lf-labels")
     (text,) = shown.all_inner_texts()
     assert text == "base (step 0) a <b>red</b> zorble\nLoRA, step 250 a <img src=x onerror=alert(1)>"

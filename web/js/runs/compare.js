@@ -9,7 +9,7 @@ import { comparison } from "./graph.js";
 
 const MOST_CELLS = 200;
 const MOST_SEEDS = 4;
-const RETRY = 300; // milliseconds
+const [MOST_TRIES, RETRY] = [20, 300]; // milliseconds between them
 const [SAMPLER, SCHEDULER, SCHEDULER_OF_DDPM] = ["euler", "simple", "normal"];
 const DDPM = ["sd15", "sdxl"];
 
@@ -111,8 +111,8 @@ function makeCompare(run) {
     busy(true);
   }
 
-  /** What came while the socket was lost, or from the cache. `over`: the prompt is done, which the server tells before it notes it. */
-  async function readHistory(over = false) {
+  /** What came while the socket was lost, or from the cache. The server tells that a prompt is done before it notes it: `tries`. */
+  async function readHistory(tries = 0) {
     const { id } = drawing ?? {};
     if (!id) return;
     const ask = (path) => api.fetchApi(path).then((answer) => answer.json()).catch(() => null);
@@ -121,7 +121,7 @@ function makeCompare(run) {
     if (!history[id]) {
       const queued = !queue || [...queue.queue_running, ...queue.queue_pending].some((item) => item[1] === id);
       if (!queued) ended(t("compare.stopped")); // the server that drew was ended
-      else if (over) setTimeout(() => readHistory(true), RETRY);
+      else if (tries) setTimeout(() => readHistory(tries - 1), RETRY);
       return;
     }
     for (const [node, output] of Object.entries(history[id].outputs)) if (drawing.cells.has(node)) place(node, output.images?.[0]);
@@ -137,7 +137,7 @@ function makeCompare(run) {
 
   const heard = {
     executed: ({ detail }) => detail.prompt_id === drawing?.id && drawing.cells.has(detail.node) && place(detail.node, detail.output?.images?.[0]),
-    execution_success: ({ detail }) => detail.prompt_id === drawing?.id && readHistory(true),
+    execution_success: ({ detail }) => detail.prompt_id === drawing?.id && readHistory(MOST_TRIES),
     execution_error: ({ detail }) => detail.prompt_id === drawing?.id && ended(detail.exception_message),
     execution_interrupted: ({ detail }) => detail.prompt_id === drawing?.id && ended(t("compare.stopped")),
     reconnected: () => readHistory(),
@@ -146,6 +146,7 @@ function makeCompare(run) {
   return {
     element,
     destroy() {
+      drawing = null;
       for (const [event, listener] of Object.entries(heard)) api.removeEventListener(event, listener);
     },
   };

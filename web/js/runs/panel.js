@@ -39,7 +39,12 @@ export function startPanels(open) {
     api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id, output });
   });
   api.addEventListener("lora_foundry.changed", ({ detail }) => isOpen(detail.workflow) && decide(nodeOf(detail.node), detail));
-  return { refresh: () => refresh(null, open) };
+  return {
+    refresh() {
+      refresh(null, open);
+      setTimeout(labelAgain); // the page gives a workflow that comes back its pictures after this
+    },
+  };
 }
 
 /** Gives a new node a panel once there is a run of its name, whatever that is changed to. */
@@ -61,6 +66,11 @@ export function showResult(node, output) {
   if (!output?.text?.length) return;
   node.foundryResult = { run: output.run?.[0] ?? null, text: output.text.join("\n") };
   refreshNode(node);
+}
+
+/** Says what the pictures are that a workflow had before another was looked at. */
+function labelAgain() {
+  for (const [node, id] of trainNodes()) showLabels(node, app.nodeOutputs?.[id]?.labels);
 }
 
 /** What becomes of a run whose settings have changed: the node is queued once more with the choice, its widget stays. */
