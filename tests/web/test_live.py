@@ -101,6 +101,7 @@ def opened(browser: Any, server: ComfyServer, root: Path) -> Iterator[Any]:
 @pytest.fixture
 def page(opened: Any) -> Any:
     """The page with the list of runs and the template."""
+    opened.context.set_offline(False)
     while opened.locator("dialog[open]").count():
         opened.keyboard.press("Escape")
     opened.locator(".lf-view[data-view=runs]").click()
