@@ -101,4 +101,4 @@ def result(training: TrainingJob, view: TrainingView, saved_as: str | None = Non
     """What the node shows when it is done; `saved_as` is the finished LoRA's name."""
     # pages give it to whichever node has the id at that moment
     whose = {"run": [training.run.name], "workflow": [host.workflow_of(host.executing()[1]) or ""]}
-    return {**_shown(training), "losses": view.curve(), "text": [view.text(saved_as)], **whose}
+    return {**_shown(training), "text": [view.text(saved_as)], **whose}

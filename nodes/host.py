@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.samplers
 import comfy.sd
 import comfy.utils
@@ -181,22 +180,26 @@ def model_file(folder: str, name: str) -> Path:
 
 
 def export_to_output(source: Path, name: str) -> Exported:
-    """Copies a LoRA to `output/loras/`, unless it is in ComfyUI's lists by that name."""
-    return _export(source, Path(folder_paths.get_output_directory()) / "loras", name)
+    """Copies a LoRA to `output/loras/`, unless it is in ComfyUI's lists, by whatever name."""
+    return _export(source, Path(folder_paths.get_output_directory()) / "loras", name, asked=False)
 
 
-def export_to_models(source: Path, name: str) -> Exported:
-    """Copies a LoRA to `models/loras/`, unless it is there by that name."""
-    return _export(source, Path(folder_paths.get_folder_paths("loras")[0]), name)
+def export_to_models(source: Path, name: str, asked: bool) -> Exported:
+    """Copies a LoRA to `models/loras/`, unless it is there by that name; `asked`: a person chose it."""
+    return _export(source, _lora_roots()[0], name, asked)
 
 
 def earlier_loras(job: str, exported: Sequence[Exported]) -> list[str]:
     """Names in ComfyUI's lists that other trainings of a job's name have left."""
-    return earlier(job, exported, [Path(root) for root in folder_paths.get_folder_paths("loras")])
+    return earlier(job, exported, _lora_roots())
 
 
-def _export(source: Path, folder: Path, name: str) -> Exported:
-    exported = export(source, folder, name, [Path(root) for root in folder_paths.get_folder_paths("loras")])
+def _lora_roots() -> list[Path]:
+    return [Path(root) for root in folder_paths.get_folder_paths("loras")]
+
+
+def _export(source: Path, folder: Path, name: str, asked: bool) -> Exported:
+    exported = export(source, folder, name, _lora_roots(), asked)
     send_to_pages("saved", {"lora_name": exported.name, "older": list(exported.older)})
     return exported
 
@@ -225,6 +228,15 @@ def workflow_of(prompt_id: str | None) -> str | None:
         if isinstance(workflow, dict) and isinstance(workflow.get("id"), str):
             return str(workflow["id"])[:100]
     return None
+
+
+def inputs_behind(class_type: str, output: int) -> list[dict[str, Any]]:
+    """The inputs of nodes of a type in the prompt at work that an output of the executing node is linked to."""
+    node_id, prompt_id = executing()
+    running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
+    nodes: dict[str, Any] = next((prompt for _, one, prompt, *_ in running if one == prompt_id), {})
+    found = [node["inputs"] for node in nodes.values() if node["class_type"] == class_type]
+    return [inputs for inputs in found if [node_id, output] in inputs.values()]
 
 
 def send_to_node(event: str, data: dict[str, Any], to_all: bool = False) -> None:
@@ -256,6 +268,8 @@ class ProgressBar:
 
 def raise_if_interrupted() -> None:
     """Raises ComfyUI's interruption if the user cancelled."""
+    # The server calls such a job "cancelled" (`execution_interrupted`), but the page (1.49) shows that as it shows
+    # "failed": "Job failed" is what its queue says of every cancelled job, whatever a node does
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
@@ -371,26 +385,3 @@ def load_checkpoint(file: Path) -> tuple[Any, Any, Any]:
     embeddings = folder_paths.get_folder_paths("embeddings")
     model, clip, vae, *_ = comfy.sd.load_checkpoint_guess_config(str(file), embedding_directory=embeddings)
     return model, clip, vae
-
-
-def load_diffusion_model(file: Path, shift: float | None) -> Any:
-    """A MODEL from a denoiser's file.
-
-    Args:
-        shift: the fixed shift of the model's noise schedule, which the file does not tell; None leaves ComfyUI's own.
-    """
-    model = comfy.sd.load_diffusion_model(str(file))
-    if shift is not None:
-        model.add_object_patch("model_sampling", _flow_sampling(model, shift))
-    return model
-
-
-def _flow_sampling(model: Any, shift: float) -> Any:
-    """What the stock node ModelSamplingSD3 sets, with the time scale that this model was detected with."""
-
-    class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-        pass
-
-    sampling = FlowSampling(model.model.model_config)
-    sampling.set_parameters(shift=shift, multiplier=model.model.model_config.sampling_settings.get("multiplier", 1000))
-    return sampling

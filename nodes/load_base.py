@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..trainer_core.api import open_base
 from ..trainer_core.config import ModelConfig
 from . import host, sockets
+from .comfy_models.files import load_diffusion_model
 from .comfy_models.links import LinkedModel
 from .node import Node
 from .stand_ins import Clip, Vae
@@ -40,5 +41,5 @@ class LoadBase(Node):
         opened = open_base(base)
         if Path(base.source).is_file() and not base.files:
             return io.NodeOutput(*host.load_checkpoint(opened.denoiser_file))
-        model = host.load_diffusion_model(opened.denoiser_file, opened.schedule.fixed_shift)
+        model = load_diffusion_model(opened.denoiser_file, opened.schedule.fixed_shift)
         return io.NodeOutput(model, Clip(opened), Vae(opened, model.get_model_object("latent_format")))

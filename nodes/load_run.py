@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..trainer_core.api import RunFolder, drawing_settings, find_checkpoint, find_lora, read_lora_tensors
-from ..trainer_core.config import plain_name
+from ..trainer_core.api import RunFolder, drawing_settings, find_checkpoint, find_lora, read_lora_tensors, run_called
 from . import host, sockets
 from .comfy_models.links import linked_again
 from .node import Node, checked_name
@@ -80,4 +79,4 @@ class LoadRun(Node):
 
 
 def _opened(name: str) -> RunFolder:
-    return host.run_folder(str(host.runs_root() / plain_name(name)))
+    return run_called(name.strip(), host.runs_root())

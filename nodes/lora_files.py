@@ -48,11 +48,11 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def lora_stem(run: str, step: int) -> str:
-    """The name that a run's LoRA gets unasked; the same from each node, so that lists show it once."""
+    """The name that a run's LoRA gets unasked."""
     return f"{run[:80]}_{step}_steps"
 
 
-def export(source: Path, folder: Path, name: str, roots: Sequence[Path]) -> Exported:
+def export(source: Path, folder: Path, name: str, roots: Sequence[Path], asked: bool = True) -> Exported:
     """Copies a LoRA to a folder, under a name that means this file alone, unless it is there already.
 
     ComfyUI finds a LoRA by name in the first of several folders that has it, and its loader never reads a path twice:
@@ -62,6 +62,7 @@ def export(source: Path, folder: Path, name: str, roots: Sequence[Path]) -> Expo
         folder: one of `roots`. The first of these is where the user's own LoRAs lie: whoever exports to another one is
             content with the same file there.
         roots: folders that ComfyUI looks in, in that order.
+        asked: whether a person chose the name; else the LoRA keeps one that it has in any of the folders.
 
     Raises:
         ConfigError: for a name that is no plain file name.
@@ -72,6 +73,8 @@ def export(source: Path, folder: Path, name: str, roots: Sequence[Path]) -> Expo
         base = plain_name(name.strip().removesuffix(".safetensors"))
     except ValueError as error:
         raise ConfigError(f"name: {error}") from None
+    if not asked:
+        base = _known_as(source, roots) or base
     older: list[str] = []
     for number in count(1):
         stem = base if number == 1 else f"{base}_{number}"
@@ -84,3 +87,8 @@ def export(source: Path, folder: Path, name: str, roots: Sequence[Path]) -> Expo
             return Exported(path.name, path, tuple(older))
         older.append(there[0].name)
     raise AssertionError("there is no end of numbers")
+
+
+def _known_as(source: Path, roots: Sequence[Path]) -> str | None:
+    paths = (path for root in roots for path in sorted(root.glob("*.safetensors")))
+    return next((path.stem for path in paths if _same(path, source)), None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from comfy_api.latest import io
 
-from ..trainer_core.api import find_checkpoint
+from ..trainer_core.api import Checkpoint, RunFolder, find_checkpoint
 from ..trainer_core.errors import RunError
 from . import host, sockets
-from .lora_files import lora_stem, note
+from .lora_files import Exported, lora_stem, note
 from .node import Node, checked_name
 from .setting import NEEDS
 
@@ -71,10 +73,33 @@ class SaveCheckpoint(Node):
             checkpoint = find_checkpoint(folder, step if which == "step" else which)
         except RunError as error:
             raise RunError(f"Save Checkpoint: {error}{_NONE_IS_BEST if which == 'best' else ''}") from None
-        named = name.strip().removesuffix(".safetensors") or lora_stem(folder.name, checkpoint.step)
-        files = zip(checkpoint.loras, checkpoint.endings, strict=True)
-        first, *others = exported = [host.export_to_models(file, f"{named}{ending}") for file, ending in files]
+        first, *others = exported = saved_to_models(folder.name, checkpoint, name)
         low_noise = others[0].name if others else host.no_output()
         lines = [f"saved step {checkpoint.step} as {', '.join(one.name for one in exported)}"]
         lines += [f"⚠ {told}" for one in exported for told in note(one.older)]
         return io.NodeOutput(first.name, str(first.path), low_noise, ui=host.shown_text("\n".join(lines)))
+
+
+def saved_to_models(run: str, checkpoint: Checkpoint, name: str) -> list[Exported]:
+    """The LoRA or LoRAs of a checkpoint in `models/loras`, under the name that a person chose, if any."""
+    asked = name.strip().removesuffix(".safetensors")
+    named = asked or lora_stem(run, checkpoint.step)
+    files = zip(checkpoint.loras, checkpoint.endings, strict=True)
+    return [host.export_to_models(file, f"{named}{ending}", bool(asked)) for file, ending in files]
+
+
+def chosen_name(run: RunFolder, step: int) -> str | None:
+    """What a Save Checkpoint behind the executing node will call a step of its run, if a person chose that.
+
+    Known before it is saved, Train LoRA can use the name too, so that lists show the LoRA once.
+    """
+    for inputs in host.inputs_behind("FoundrySaveCheckpoint", 0):
+        name, which = inputs["name"], inputs["which"]
+        wanted = inputs["step"] if which == "step" else which
+        if not isinstance(name, str) or not isinstance(wanted, str | int):  # what comes over a link is not known yet
+            continue
+        name = name.strip().removesuffix(".safetensors")
+        with contextlib.suppress(RunError):
+            if checked_name(name) is True and find_checkpoint(run, wanted).step == step:
+                return name
+    return None

@@ -37,6 +37,7 @@ from .following import follow, result
 from .job import job_config, notes
 from .lora_files import lora_stem, note
 from .node import Node, checked_name
+from .save_checkpoint import chosen_name
 from .setting import NEEDS, ON, Values, advanced, main
 from .settings import TRAIN_LORA
 from .shutdown import SHUTDOWN, Ending
@@ -206,9 +207,7 @@ def earlier_view(training: TrainingJob) -> TrainingView:
     for line in run.metrics() if checkpoint else ():
         if line["step"] > step:
             continue  # came after the last checkpoint, and is made again
-        if "loss" in line:
-            view.losses.append(line["loss"])
-        elif "validation_loss" in line:
+        if "validation_loss" in line:
             view.apply(ValidationDone(line["step"], line["validation_loss"]))
         elif "skipped" in line:
             view.apply(Skipped(line["step"], line["not_finite"], tuple(line["skipped"])))
@@ -222,7 +221,7 @@ def results(training: TrainingJob, view: TrainingView) -> io.NodeOutput:
     if checkpoint is None:
         raise TrainingError(f"the run {run.name!r} holds no intact checkpoint; {run.path / 'log.txt'} says more")
     files = zip(checkpoint.loras, checkpoint.endings, strict=True)
-    named = lora_stem(run.name, checkpoint.step)
+    named = chosen_name(run, checkpoint.step) or lora_stem(run.name, checkpoint.step)
     exported = [host.export_to_output(path, f"{named}{ending}") for path, ending in files]
     view.notes += note(host.earlier_loras(training.job.name, exported))
     first, *others = exported

@@ -1,4 +1,4 @@
-"""What a user sees of a run while it trains: a text, a curve of the loss, and the latest samples."""
+"""What a user sees of a run while it trains: a text, and the latest samples; the page draws its metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from ..trainer_core.api import (
 )
 from .failures import in_widgets
 
-_CURVE_POINTS = 200
 _NAMED_IMAGES = 3
 _LEFT = {
     "paused": "paused: queue the workflow again to go on",
@@ -37,7 +36,6 @@ _LEFT = {
 class TrainingView:
     """The state of the display; `apply` folds events into it."""
 
-    losses: list[float] = field(default_factory=list)
     validations: list[ValidationDone] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     origin: str = ""
@@ -66,7 +64,6 @@ class TrainingView:
         """Takes in one event."""
         if isinstance(event, StepDone):
             self.step, self.steps, self._last, self._phase = event.step, event.steps, event, ""
-            self.losses.append(event.loss)
             self._parts |= event.parts
         elif isinstance(event, ValidationDone):
             self.validations.append(event)
@@ -139,9 +136,3 @@ class TrainingView:
         images = ", ".join(last.images[:_NAMED_IMAGES]) + (", …" if len(last.images) > _NAMED_IMAGES else "")
         batches = "1 batch skipped" if count == 1 else f"{count} batches skipped, the last"
         return f"⚠ {batches} at step {last.step}: {last.what} not finite ({images})"
-
-    def curve(self) -> list[float]:
-        """The losses in at most a few hundred points, each the mean of its stretch."""
-        size = -(-len(self.losses) // _CURVE_POINTS) or 1
-        parts = [self.losses[k : k + size] for k in range(0, len(self.losses), size)]
-        return [round(sum(part) / len(part), 6) for part in parts]

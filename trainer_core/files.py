@@ -103,6 +103,19 @@ def write_atomically(path: Path, data: bytes, durably: bool = True, inside: Path
         _discard(temporary)
 
 
+def remove(path: Path) -> None:
+    """Removes a file, if it is there.
+
+    Raises:
+        SaveError: if that fails.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise save_error(path, error) from error
+
+
 def append_line(path: Path, line: str) -> None:
     """Adds a line to a text file. If a crash has left half a line at its end, that one is ended first.
 

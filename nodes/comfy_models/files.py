@@ -1,4 +1,4 @@
-"""A base by the names of its files, loaded by ComfyUI's own functions: for jobs without a graph."""
+"""A base by the names of its files, loaded by ComfyUI's own functions: for jobs without a graph, and for graphs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+import comfy.model_sampling
 import comfy.sd
 import comfy.utils
 import torch
@@ -108,3 +109,26 @@ def _by_comfyui(field: str, file: str, load: Any) -> Any:
             return load(file)
     except (RuntimeError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
         raise BaseModelError(f"{field}: {file}: ComfyUI cannot load it: {first_line(error)}") from error
+
+
+def load_diffusion_model(file: Path, shift: float | None) -> Any:
+    """A MODEL from a denoiser's file.
+
+    Args:
+        shift: the fixed shift of the model's noise schedule, which the file does not tell; None leaves ComfyUI's own.
+    """
+    model = comfy.sd.load_diffusion_model(str(file))
+    if shift is not None:
+        model.add_object_patch("model_sampling", _flow_sampling(model, shift))
+    return model
+
+
+def _flow_sampling(model: Any, shift: float) -> Any:
+    """What the stock node ModelSamplingSD3 sets, with the time scale that this model was detected with."""
+
+    class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+        pass
+
+    sampling = FlowSampling(model.model.model_config)
+    sampling.set_parameters(shift=shift, multiplier=model.model.model_config.sampling_settings.get("multiplier", 1000))
+    return sampling

@@ -20,8 +20,9 @@ from ...trainer_core.api import (
 )
 from ...trainer_core.errors import RunError, SaveError
 from .. import host
-from ..lora_files import lora_stem, note
+from ..lora_files import note
 from ..resume_run import AS_IT_WAS, AS_NEW_RUN, WITH_CHANGES
+from ..save_checkpoint import saved_to_models
 from . import going_on
 from .asked import Asked, Refused, Route
 from .file_manager import show
@@ -117,12 +118,11 @@ def _use(asked: Asked) -> Any:
         raise Refused(400, "step must be the step of a checkpoint")
     try:
         checkpoint = find_checkpoint(run, step)
-        files = [checkpoint_file(run, step, path.name) for path in checkpoint.loras]
+        for path in checkpoint.loras:
+            checkpoint_file(run, step, path.name)
     except RunError as error:
         raise Refused(404, str(error)) from None
-    stem = (wish.get("name") or lora_stem(run.name, step)).strip().removesuffix(".safetensors")
-    endings = zip(files, checkpoint.endings, strict=True)
-    exported = [host.export_to_models(file, f"{stem}{ending}") for file, ending in endings]
+    exported = saved_to_models(run.name, checkpoint, wish.get("name") or "")
     names = [one.name for one in exported]
     return {"lora_name": names[0], "lora_names": names, "notes": [told for one in exported for told in note(one.older)]}
 

@@ -19,6 +19,7 @@ _MOST_ITEMS = 2000
 _MOST_LISTINGS = 32
 _LONGEST_EDGE = 1536
 _LONGEST_QUESTION = 4000
+_LONGEST_VIEW = 40
 _MOST_TEXTS = 200
 _PLACEMENTS = ("start", "end", "only_placeholder")
 
@@ -134,8 +135,15 @@ class DatasetRoutes:
         return path
 
     def _edit(self, opened: OpenSet, asked: Asked) -> dict[str, Any]:
-        edits = read_edits(opened, asked.fields({"edits": list})["edits"])
+        body = asked.fields({"edits": list}, {"by": str})
+        return self._write(opened, body["edits"], body.get("by"))
+
+    def _write(self, opened: OpenSet, given: list[Any], by: str | None) -> dict[str, Any]:
+        """Writes captions, and tells the pages which; the view that calls itself `by` shows them already."""
+        edits = read_edits(opened, given)
         write_captions(opened, edits)
+        if edits:
+            self._tell({"id": opened.id, "items": [one["item"] for one in given], "by": (by or "")[:_LONGEST_VIEW]})
         return {"written": len(edits)}
 
     def _texts(self, opened: OpenSet, asked: Asked) -> dict[str, Any]:
@@ -161,12 +169,12 @@ class DatasetRoutes:
 
     def _review(self, opened: OpenSet, asked: Asked) -> dict[str, Any]:
         """Accepted drafts become captions, as the reviewer has edited them; both they and rejected ones are gone."""
-        body = asked.fields({"accept": list, "reject": list})
-        edits = read_edits(opened, body["accept"])
+        body = asked.fields({"accept": list, "reject": list}, {"by": str})
         rejected = [opened.key(item) for item in body["reject"]]
-        write_captions(opened, edits)
-        self._library.drafts.drop(opened.id, [*(edit.key for edit in edits), *rejected])
-        return {"written": len(edits)}
+        written = self._write(opened, body["accept"], body.get("by"))
+        accepted = [opened.key(one["item"]) for one in body["accept"]]
+        self._library.drafts.drop(opened.id, [*accepted, *rejected])
+        return written
 
     def _models(self) -> list[dict[str, Any]]:
         return [

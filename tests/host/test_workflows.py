@@ -42,17 +42,36 @@ def test_train_and_test_runs_headless(server: ComfyServer, clean_log: Callable[[
     run = server.base / "output" / "lora_foundry" / "example"
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     assert (server.base / "models" / "loras" / "example.safetensors").is_file()
-    assert (server.base / "output" / "loras" / "example_4_steps.safetensors").is_file()
+    assert listed(server, "example") == ["example.safetensors"]
     shown = by_type(prompt, result)
     prompts = of_type(prompt, "FoundryPreviewSamples")["prompts"].splitlines()
     sizes = [picture(server, image).size for image in shown["FoundryPreviewSamples"]["images"]]
     assert sizes == [(64 + 4 + 64, 64)] * len(prompts)
     assert shown["FoundryLoadDataset"]["text"][0].startswith(f"{DEMO_IMAGES} images")
     assert "zorble" in shown["FoundryCaptionWithTrigger"]["text"][0]
-    assert len(shown["FoundryTrainLoRA"]["losses"]) == 4
-    assert len(shown["FoundryTrainLoRA"]["images"]) == len(
-        of_type(prompt, "FoundryTrainLoRA")["sample_prompts"].splitlines()
-    )
+    drawn = of_type(prompt, "FoundryTrainLoRA")["sample_prompts"].splitlines()
+    assert len(shown["FoundryTrainLoRA"]["images"]) == len(drawn)
+    labels = [{"prompt": text, "step": 4, "drawn_by": "LoRA"} for text in drawn]
+    assert shown["FoundryTrainLoRA"]["labels"] == labels
+
+
+def test_a_lora_is_listed_once(server: ComfyServer, training: Callable[..., dict[str, Any]]) -> None:
+    """Under the run's name and step, or under the name that a person chose, whichever came first."""
+    prompt = training("once") | {"save": node("SaveCheckpoint", run=["train", 0], name="")}
+    assert server.run(prompt).outputs["save"]["text"] == ["saved step 4 as once_4_steps.safetensors"]
+    assert listed(server, "once") == ["once_4_steps.safetensors"]
+    prompt = training("twice") | {"save": node("SaveCheckpoint", run=["train", 0], name="once chosen")}
+    assert "saved as once chosen.safetensors" in server.run(prompt).outputs["train"]["text"][0]
+    prompt["save"]["inputs"]["name"] = ""
+    assert server.run(prompt).outputs["save"]["text"] == ["saved step 4 as once chosen.safetensors"]
+    assert listed(server, "twice") == []
+    assert listed(server, "once") == ["once chosen.safetensors", "once_4_steps.safetensors"]
+
+
+def listed(server: ComfyServer, beginning: str) -> list[str]:
+    """LoRAs as the stock loader lists them."""
+    (names, *_) = server.get("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"]
+    return sorted(name for name in names if name.startswith(beginning))
 
 
 def test_a_loader_that_stays_with_an_older_lora_is_told_of(

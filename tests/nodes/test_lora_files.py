@@ -61,6 +61,16 @@ def test_a_saved_checkpoint_has_the_name_that_it_had(files: ModuleType, roots: l
     assert files.export(one, roots[1], "zorble_300_steps", roots).path == saved.path
 
 
+def test_a_name_that_nobody_chose_is_not_used_beside_another(
+    files: ModuleType, roots: list[Path], tmp_path: Path
+) -> None:
+    one, two = (lora(tmp_path / f"{value}.safetensors", value) for value in (1.0, 2.0))
+    files.export(one, roots[1], "chosen", roots)
+    assert files.export(one, roots[1], "zorble_3_steps", roots, asked=False).path == roots[1] / "chosen.safetensors"
+    assert files.export(one, roots[0], "zorble_3_steps", roots, asked=False).path == roots[0] / "chosen.safetensors"
+    assert files.export(two, roots[0], "zorble_3_steps", roots, asked=False).name == "zorble_3_steps.safetensors"
+
+
 def test_a_name_that_the_first_folder_has_is_not_used(files: ModuleType, roots: list[Path], tmp_path: Path) -> None:
     one, two = (lora(tmp_path / f"{value}.safetensors", value) for value in (1.0, 2.0))
     files.export(one, roots[0], "zorble", roots)

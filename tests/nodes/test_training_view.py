@@ -83,15 +83,6 @@ def test_samples_are_those_of_the_latest_step(pack: Pack, view_module: ModuleTyp
     assert view.samples == [Path("250_0.png")]
 
 
-def test_curve_stays_short_and_keeps_its_mean(pack: Pack, view_module: ModuleType) -> None:
-    view = view_module.TrainingView()
-    assert view.curve() == []
-    view.losses = [1.0, 2.0]
-    assert view.curve() == [1.0, 2.0]
-    view.losses = [1.0, 3.0] * 5000
-    assert view.curve() == [2.0] * 200
-
-
 def test_text_tells_what_is_done_for_minutes(pack: Pack, view_module: ModuleType) -> None:
     events = pack("trainer_core.runs.events")
     view = view_module.TrainingView()

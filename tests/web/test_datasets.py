@@ -107,7 +107,7 @@ def test_captions_are_edited_in_place_by_keyboard_and_undone(editor: Any, faces:
     keys.press("Escape")  # leaves the caption, not the editor
     assert editor.locator("dialog.lf-data").count() == 1
     keys.press("Control+z")
-    until(editor, lambda: caption(faces, 7) == "")
+    until(editor, lambda: caption(faces, 7) is None)  # as it was: without a file
     keys.press("Control+Shift+z")
     until(editor, lambda: caption(faces, 7) == "the seventh, with <i>markup</i>")
     keys.press("End")
@@ -162,6 +162,47 @@ def test_a_caption_that_was_changed_elsewhere_is_not_overwritten(editor: Any, fa
     editor.wait_for_function(f"() => ({STATUS})().includes('changed elsewhere')")
     assert caption(faces, 4) == "of another program"
     editor.wait_for_function("() => document.querySelector('.lf-focused .lf-cell-text').textContent.startsWith('of a')")
+
+
+def test_another_tab_shows_what_is_written_but_where_somebody_types(
+    editor: Any, browser: Any, server: ComfyServer, faces: Path
+) -> None:
+    text = "(name) => document.querySelector(`.lf-cell[title='${name}'] .lf-cell-text`).textContent"
+    large = "() => document.querySelector('.lf-caption').value"
+    other = browser.new_page(viewport={"width": 1760, "height": 1000})
+    other.set_default_timeout(_PATIENCE)
+    other.goto(server.url)
+    other.wait_for_function(_READY)
+    other.evaluate(OPEN)
+    other.get_by_role("button", name="faces").click()
+    other.wait_for_function(f"() => ({PICTURES_SHOWN})() === 11")
+    other.locator(".lf-cell[title='face_1.png']").click()
+    editor.locator(".lf-cell[title='face_1.png']").click()
+    editor.keyboard.press("Enter")
+    editor.keyboard.press("Control+a")
+    editor.keyboard.type("of the first tab")
+    editor.keyboard.press("Enter")
+    other.wait_for_function(f"() => ({text})('face_1.png') === 'of the first tab'")
+    assert other.evaluate(large) == "of the first tab"
+    other.locator(".lf-caption").focus()  # looked at, not changed: it follows
+    editor.keyboard.press("Control+z")
+    other.wait_for_function(f"() => ({large})().startsWith('a [trigger] number 1')")
+    other.keyboard.press("End")
+    other.keyboard.type(", mine")
+    editor.keyboard.press("Control+Shift+z")
+    until(editor, lambda: caption(faces, 1) == "of the first tab")
+    other.wait_for_timeout(500)
+    assert other.evaluate(large).endswith(", mine")
+    screenshot(other, "data_two_tabs")
+    other.keyboard.press("Control+Enter")  # over another text than was seen
+    other.wait_for_function(f"() => ({STATUS})().includes('changed elsewhere')")
+    other.wait_for_function(f"() => ({large})() === 'of the first tab'")
+    assert caption(faces, 1) == "of the first tab"
+    editor.keyboard.press("Control+a")
+    editor.get_by_label("Tags, separated").fill("many at once")
+    editor.get_by_role("button", name="Add", exact=True).click()
+    other.wait_for_function(f"() => ({text})('face_9.png').endsWith('many at once')")
+    other.close()
 
 
 def test_the_focused_picture_with_its_mask_clip_and_what_the_encoder_reads(editor: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from ..host.server import DEMO_IMAGES, ComfyServer, api_prompt
 from .conftest import SHOWN_TEXT, open_workflow, screenshot, set_widgets, workflow
@@ -78,7 +79,7 @@ def test_training_shows_on_the_node_and_loaders_list_the_file(page: Any, server:
       const loader = window.app.graph.nodes.find((n) => n.type === "LoraLoaderModelOnly");
       const list = loader.widgets[0].options.values;
       const names = typeof list === "function" ? list() : list;
-      return names.includes("from the page.safetensors") && names.includes("in the page_6_steps.safetensors");
+      return names.includes("from the page.safetensors") && !names.some((name) => name.includes("in the page"));
     }""")
     while server.get("/prompt")["exec_info"]["queue_remaining"]:
         page.wait_for_timeout(200)
@@ -89,11 +90,49 @@ def test_training_shows_on_the_node_and_loaders_list_the_file(page: Any, server:
     assert "loss" in text
     assert "s/step" in text
     assert "validation loss" in text
-    assert "in the page_6_steps.safetensors" in text
+    assert "saved as from the page.safetensors" in text  # one LoRA, one name
     assert len(page.evaluate(CURVE).split(" ")) == 6
     assert f"{DEMO_IMAGES} images" in page.evaluate(SHOWN_TEXT, "FoundryLoadDataset")
     assert "zorble" in page.evaluate(SHOWN_TEXT, "FoundryCaptionWithTrigger")
     assert "from the page.safetensors" in page.evaluate(SHOWN_TEXT, "FoundrySaveCheckpoint")
+
+
+@pytest.mark.parametrize("vue", [False, True])
+def test_previews_are_labelled_below_the_pictures(page: Any, server: ComfyServer, vue: bool) -> None:
+    Image.new("RGB", (64, 64), "red").save(server.base / "input" / "preview.png")
+    page.evaluate("(vue) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+    open_workflow(page, workflow("train_and_test"))
+    labels = [
+        {"prompt": "a <b>red</b> zorble", "step": 0, "drawn_by": "base"},
+        {"prompt": "a <img src=x onerror=alert(1)>", "step": 250, "drawn_by": "LoRA"},
+    ]
+    page.evaluate(
+        """(labels) => {
+          const { id } = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
+          const images = labels.map(() => ({ filename: "preview.png", subfolder: "", type: "input" }));
+          const output = { images, labels, text: ["done"] };
+          const told = { node: String(id), display_node: String(id), prompt_id: "none", output };
+          window.comfyAPI.api.api.dispatchCustomEvent("executed", told);
+        }""",
+        labels,
+    )
+    page.wait_for_timeout(1500)
+    for tab in ("Unsaved Workflow", "Unsaved Workflow (2)"):  # another is looked at meanwhile
+        page.get_by_text(tab, exact=True).first.click()
+        page.wait_for_timeout(1500)
+    shown = page.locator(".lf-labels")
+    (text,) = shown.all_inner_texts()
+    assert text == "base (step 0) a <b>red</b> zorble\nLoRA, step 250 a <img src=x onerror=alert(1)>"
+    assert shown.locator("img").count() == 0
+    screenshot(page, f"labels vue {vue}")
+    if vue:
+        pictures = page.locator(".image-preview").bounding_box()
+        assert pictures["y"] + pictures["height"] <= shown.bounding_box()["y"] + 1
+    else:
+        last = "() => window.app.graph.nodes.find((n) => n.type === 'FoundryTrainLoRA').widgets.slice(-2)"
+        names = page.evaluate(f"() => ({last})().map((widget) => widget.name)")
+        assert names == ["$$canvas-image-preview", "foundry_labels"]
+    page.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
 
 
 def test_saved_workflow_does_not_change_by_running(page: Any, server: ComfyServer) -> None:
@@ -104,11 +143,33 @@ def test_saved_workflow_does_not_change_by_running(page: Any, server: ComfyServe
       const api = window.comfyAPI.api.api;
       const node = window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoRA");
       api.dispatchCustomEvent("lora_foundry.progress", { node: String(node.id), run: "a run", text: "step 1" });
-      node.onExecuted({ text: ["done"], losses: [3, 2, 1] });
+      node.onExecuted({ text: ["done"], labels: [{ prompt: "a zorble", step: 3, drawn_by: "LoRA" }] });
     }""")
     saved = page.evaluate("() => window.app.graph.serialize()")
     values = {node["id"]: node.get("widgets_values") for node in saved["nodes"]}
     assert values == {node["id"]: node["widgets_values"] for node in graph["nodes"]}
+
+
+def test_a_refusal_is_said_once_on_the_widget_at_fault(page: Any) -> None:
+    open_workflow(page, workflow("train_and_test"))
+    set_widgets(page, "FoundryLoadDataset", {"folder": "nowhere", "resolutions": "big"})
+    set_widgets(page, "FoundryQuantizeBase", {"family": "sd15"})
+    set_widgets(page, "FoundryTrainLoRA", {"name": "a/b"})
+    told = page.evaluate("""async () => {
+      const api = window.comfyAPI.api.api, { queuePrompt } = api;
+      let told = null;
+      api.queuePrompt = (...given) => queuePrompt.apply(api, given).catch((error) => {
+        told = error.response.node_errors;
+        throw error;
+      });
+      await window.app.queuePrompt(0);
+      api.queuePrompt = queuePrompt;
+      const inputs = (errors) => errors.map((error) => error.extra_info.input_name);
+      return Object.values(told).map(({ class_type, errors }) => [class_type, inputs(errors)]);
+    }""")
+    screenshot(page, "refused_inputs")
+    found = {kind: errors for kind, errors in told if errors}
+    assert found == {"FoundryLoadDataset": ["folder"], "FoundryQuantizeBase": ["family"], "FoundryTrainLoRA": ["name"]}
 
 
 def test_buttons_pause_save_and_resume(page: Any, server: ComfyServer) -> None:
@@ -123,7 +184,8 @@ def test_buttons_pause_save_and_resume(page: Any, server: ComfyServer) -> None:
     screenshot(page, "buttons")
     checkpoints = server.base / "output" / "lora_foundry" / "with buttons" / "checkpoints"
     page.get_by_role("button", name="Save now").click()
-    page.wait_for_function(f"() => ({SHOWN_TEXT})('FoundryTrainLoRA').includes('saved at step')")
+    page.wait_for_function(f"() => /^Saved at step \\d+$/.test(({BUTTONS})()[1])")
+    assert "as you asked" in page.evaluate(SHOWN_TEXT, "FoundryTrainLoRA")
     assert len(list(checkpoints.iterdir())) == 1
     page.get_by_role("button", name="Pause").click()
     page.wait_for_function(f"() => ({BUTTONS})().join() === 'Resume'")

@@ -289,12 +289,18 @@ def test_checkpoints_are_compared_by_comfyui_and_one_is_used(tab: Any, trained: 
     assert dialog.get_by_label("Prompts, one a line").input_value() == "a red zorble"
     dialog.get_by_label("1", exact=True).uncheck()
     dialog.get_by_label("Strengths").fill("1, 0.5")
+    assert dialog.get_by_label("Sampler", exact=True).input_value() == "euler"
+    assert dialog.get_by_label("Scheduler").input_value() == "simple"  # what FLUX.1 is drawn with
+    dialog.get_by_label("Sampler", exact=True).select_option("dpmpp_2m")
+    dialog.get_by_label("Sampling steps").fill("3")
+    dialog.get_by_label("Seeds (1 to 4)").fill("2")
     dialog.get_by_role("button", name="Draw").click()
-    dialog.locator(".lf-compare-grid img").nth(2).wait_for(timeout=120_000)
+    dialog.locator(".lf-compare-grid img").nth(5).wait_for(timeout=120_000)
+    assert tab.request.get(f"{server.url}/api/jobs").ok  # ComfyUI's list of jobs knows ours
     heads = dialog.locator(".lf-compare-grid thead th").all_inner_texts()
     assert [head.removesuffix("Use").strip() for head in heads] == ["base (step 0)", "step 2", "step 2 × 0.5"]
     sources = dialog.locator(".lf-compare-grid img").evaluate_all("(all) => all.map((one) => one.src)")
-    assert len({tab.request.get(source).body() for source in sources}) == 3
+    assert len({tab.request.get(source).body() for source in sources}) == 6
     dialog.get_by_text("All drawn").wait_for()
     screenshot(tab, "compared")
 
@@ -307,10 +313,12 @@ def test_checkpoints_are_compared_by_comfyui_and_one_is_used(tab: Any, trained: 
 
     dialog.get_by_role("button", name="Open as workflow").click()
     dialog.wait_for(state="detached")
-    tab.wait_for_function("() => window.app.graph.nodes.filter((n) => n.type === 'KSampler').length === 3")
+    tab.wait_for_function("() => window.app.graph.nodes.filter((n) => n.type === 'KSampler').length === 6")
     queued = tab.evaluate("async () => (await window.app.graphToPrompt()).output")
     kinds = sorted(node["class_type"] for node in queued.values())
-    assert kinds.count("PreviewImage") == 3
+    assert kinds.count("PreviewImage") == 6
+    drawn = [node["inputs"] for node in queued.values() if node["class_type"] == "KSampler"]
+    assert {(one["seed"], one["steps"], one["sampler_name"]) for one in drawn} == {(s, 3, "dpmpp_2m") for s in (42, 43)}
     assert kinds.count("FoundryLoadRun") == kinds.count("FoundryLoadBase") == 1
     (loaded,) = (node for node in queued.values() if node["class_type"] == "FoundryLoadRun")
     assert loaded["inputs"] == {"name": trained, "step": 2}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import CaptionChanged, DatasetError
-from ...files import write_atomically
+from ...files import remove, write_atomically
 from ...roots import is_below
 from ..folder import caption_text
 from ..text import NO_TEXT, is_text, some
@@ -52,7 +52,7 @@ def read_edits(opened: OpenSet, given: Any) -> list[Edit]:
 
 
 def write_captions(opened: OpenSet, edits: Sequence[Edit]) -> None:
-    """Writes captions, each in one step; none of them if one is not what the editor saw.
+    """Writes captions, each in one step; none of them if one is not what the editor saw. An empty one has no file.
 
     Raises:
         CaptionChanged: if somebody else has changed one; the message names it.
@@ -68,8 +68,15 @@ def write_captions(opened: OpenSet, edits: Sequence[Edit]) -> None:
     if changed:
         raise CaptionChanged(f"{some(changed)}: the caption has been changed elsewhere in the meantime", changed)
     for edit, written in zip(edits, found, strict=True):
-        if edit.caption != edit.before:
-            write_atomically(written.file, _as_written(edit.caption, caption_text(written.file)).encode())
+        if edit.caption == edit.before:
+            continue
+        text = caption_text(written.file)
+        if edit.caption:
+            as_before = text or opened.removed.pop(edit.key, "")
+            write_atomically(written.file, _as_written(edit.caption, as_before).encode())
+        else:
+            opened.removed[edit.key] = text
+            remove(written.file)
 
 
 def _as_written(caption: str, before: str) -> str:

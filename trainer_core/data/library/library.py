@@ -75,6 +75,7 @@ class Library:
             if kept is not None and kept.config == config and kept.fresh:
                 return kept
             opened = OpenSet.of(listed_set.id, listed_set.name, config)
+            opened.removed = kept.removed if kept else {}
             self._open.pop(listed_set.id, None)
             self._open[listed_set.id] = opened
             while len(self._open) > _MOST_OPEN:

@@ -35,6 +35,8 @@ class OpenSet:
     name: str
     index: Index
     looked: float = field(default_factory=time.time)
+    removed: dict[str, str] = field(default_factory=dict)
+    """What caption files said that were removed, by key: a caption that comes back has its line ends."""
 
     def __post_init__(self) -> None:
         self.keys: dict[str, str] = {item_id(key): key for key in self.index.images}

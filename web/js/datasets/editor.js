@@ -120,7 +120,7 @@ class Editor {
     this.dialog.addEventListener("close", () => {
       grid.close();
       this.picture.close();
-      rows.closed = true;
+      rows.close();
       api.removeEventListener(NEWS, news);
       this.dialog.remove();
       closed();
@@ -174,7 +174,7 @@ class Editor {
   }
 
   async heard(news) {
-    if (news.id !== this.set.id) return;
+    if (news.id !== this.set.id || news.items) return; // captions are what rows hear of
     if (news.checked) this.checks.show(await get(["datasets", this.set.id]).catch((error) => ({ error: error.message })));
     else if (news.captioning) {
       this.drafts.progress(news.captioning);

@@ -25,6 +25,7 @@ export class Grid extends EventTarget {
     this.cells = new Map(); // by place in what is shown
     this.spare = [];
     this.editing = null;
+    rows.typing.push(() => this.editing?.item);
     this.inner = el("div", { class: "lf-grid-inner" });
     this.root = el("div", {
       class: "lf-grid", tabIndex: 0, role: "listbox", "aria-multiselectable": "true", "aria-label": t("data.pictures"),
@@ -347,6 +348,7 @@ export class Grid extends EventTarget {
     box.remove();
     if (inside) this.root.focus();
     if (keep) this.rows.change([item], () => box.value);
+    this.rows.catchUp();
   }
 
   close() {

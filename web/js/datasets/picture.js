@@ -23,6 +23,12 @@ export class PictureView {
     this.inner = el("div", { class: "lf-picture", hidden: true }, this.media, this.beside, this.name, this.caption, this.problem,
       el("div", { class: "lf-label" }, t("data.encoder_reads")), this.encoder);
     this.root = el("div", {}, this.inner); // a tab, which is hidden for reasons of its own
+    this.seen = ""; // the caption that is typed over
+    rows.typing.push(() => (this.typed ? this.row.item : null));
+  }
+
+  get typed() {
+    return Boolean(this.row) && this.caption.value !== this.seen;
   }
 
   show(row) {
@@ -36,7 +42,7 @@ export class PictureView {
     if (!row) return;
     const size = row.clip ? `${row.width} × ${row.height}, ${t("data.frames", { count: row.clip.frames })}` : `${row.width} × ${row.height}`;
     this.name.textContent = `${row.file} (${size})`;
-    if (document.activeElement !== this.caption || another) this.caption.value = row.caption;
+    if (document.activeElement !== this.caption || another || !this.typed) this.caption.value = this.seen = row.caption;
     this.caption.readOnly = !row.editable;
     this.caption.placeholder = row.fallback ?? t("data.no_caption");
     this.problem.textContent = row.problem ?? "";
@@ -89,9 +95,10 @@ export class PictureView {
   /** Writes what was typed, if anything was. */
   keep() {
     const { row, caption } = this;
-    if (!row?.editable || caption.value.trim() === row.caption) return;
     const text = caption.value;
-    this.rows.change([row.item], () => text);
+    if (row?.editable && text.trim() !== row.caption) this.rows.change([row.item], () => text);
+    this.seen = text;
+    this.rows.catchUp();
   }
 
   /** What the text encoder will read of what stands there now. */

@@ -1,9 +1,13 @@
 // A data set's pictures as the server lists them, loaded in pages, and the edits of their captions with undo and redo.
+// What other views and tabs write is shown too, but where it would come in the way of somebody who is typing.
+import { api } from "../../../../scripts/api.js";
 import { get, post, Refused } from "../server.js";
 
 const FIRST = 100; // the first page is small, so that the grid is there at once
 const PAGE = 500;
 const EDITS = 500; // of one request
+const ALONE = 20; // rows that are asked for one by one
+const NEWS = "lora_foundry.dataset";
 
 export class Rows extends EventTarget {
   /** Fires `rows` when some came or changed (`detail`: a set of positions, or null for all), `history`, `failed` (an error). */
@@ -20,6 +24,27 @@ export class Rows extends EventTarget {
     this.writing = Promise.resolve(); // one after the other, each over what the one before left
     this.pages = new Map(); // what is being loaded, by first position
     this.closed = false;
+    this.by = Math.random().toString(36).slice(2); // what this view calls itself
+    this.stale = new Set(); // items whose captions others have written since they were read
+    this.typing = []; // functions that give the item that somebody is typing the caption of, if any
+    this.heard = ({ detail }) => {
+      if (detail.id !== this.id || !detail.items || detail.by === this.by) return;
+      for (const item of detail.items) if (this.of(item)) this.stale.add(item);
+      this.catchUp();
+    };
+    api.addEventListener(NEWS, this.heard);
+  }
+
+  close() {
+    this.closed = true;
+    api.removeEventListener(NEWS, this.heard);
+  }
+
+  /** Shows what others have written, but of what is being typed: that is over what the typist saw. */
+  catchUp() {
+    const typed = new Set(this.typing.map((item) => item()));
+    const items = [...this.stale].filter((item) => !typed.has(item));
+    if (items.length) this.queued(() => this.refresh(items));
   }
 
   /** Loads the first page. */
@@ -78,6 +103,7 @@ export class Rows extends EventTarget {
   }
 
   put(position, row) {
+    if (this.rows[position] && this.stale.has(row.item)) return; // is being typed
     if (!this.rows[position]) this.loaded += 1;
     this.rows[position] = row;
     this.positions.set(row.item, position);
@@ -120,7 +146,7 @@ export class Rows extends EventTarget {
   accept(items, text) {
     return this.queued(() => {
       const edits = items.map((item) => ({ item, before: this.of(item).caption, caption: text(item).trim() }));
-      const send = (part) => post(["datasets", this.id, "drafts"], { accept: part, reject: [] });
+      const send = (part) => post(["datasets", this.id, "drafts"], { accept: part, reject: [], by: this.by });
       return this.write(edits, this.done, [this.undone], send);
     });
   }
@@ -150,7 +176,7 @@ export class Rows extends EventTarget {
     return done;
   }
 
-  async write(edits, history, cleared = [], send = (part) => post(["datasets", this.id, "captions"], { edits: part })) {
+  async write(edits, history, cleared = [], send = (part) => post(["datasets", this.id, "captions"], { edits: part, by: this.by })) {
     const written = [];
     try {
       for (let first = 0; first < edits.length; first += EDITS) {
@@ -184,10 +210,17 @@ export class Rows extends EventTarget {
 
   /** Asks for rows anew that somebody else has changed. */
   async refresh(items) {
-    for (const item of items.slice(0, 50)) {
-      const row = await get(["datasets", this.id, "items", item]).catch(() => null);
-      if (row && this.positions.has(item)) this.rows[this.positions.get(item)] = row;
+    for (const item of items) this.stale.delete(item);
+    if (items.length > ALONE) {
+      const pages = new Set(items.map((item) => Math.floor(this.positions.get(item) / PAGE) * PAGE));
+      for (const first of pages) await this.load(first, PAGE);
+    } else {
+      for (const item of items) {
+        const row = await get(["datasets", this.id, "items", item]).catch(() => null);
+        if (row && this.positions.has(item)) this.rows[this.positions.get(item)] = row;
+      }
+      this.changed(items);
     }
-    this.changed(items);
+    this.dispatchEvent(new Event("history"));
   }
 }

@@ -123,7 +123,7 @@ class FolderView {
   async showSet(set) {
     const { Grid, Rows } = this.parts;
     this.grid?.close();
-    if (this.rows) this.rows.closed = true;
+    this.rows?.close();
     this.set = set;
     this.edit.disabled = !set;
     this.hidePreview();
@@ -194,6 +194,6 @@ class FolderView {
   close() {
     clearTimeout(this.waiting);
     this.grid?.close();
-    if (this.rows) this.rows.closed = true;
+    this.rows?.close();
   }
 }

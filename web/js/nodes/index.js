@@ -5,6 +5,7 @@ import { keepRoom } from "./room.js";
 import { showExpected } from "./expected.js";
 import { FOLDER, addFolder, followFolder } from "./folder.js";
 import { addPresetButton } from "./presets.js";
+import { sayRefusalsOnce } from "./refusals.js";
 import { sayProgress, sayResults } from "./texts.js";
 import { followRules, startFollowing } from "./widgets.js";
 
@@ -17,6 +18,7 @@ export function register(app) {
     async setup() {
       loadStyles();
       sayProgress(isOurs);
+      sayRefusalsOnce();
       await textsRead;
     },
     beforeRegisterNodeDef(nodeType, nodeData) {

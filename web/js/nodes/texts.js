@@ -3,6 +3,7 @@
 import { app } from "../../../../scripts/app.js";
 import { api } from "../../../../scripts/api.js";
 import { el } from "../dom.js";
+import { keepLabelsLast } from "./labels.js";
 import { fit } from "./room.js";
 
 const WIDGET = "foundry_text";
@@ -19,7 +20,9 @@ export function sayResults(nodeType) {
   };
   nodeType.prototype.addCustomWidget = function (widget) {
     if (widget.name === PAGES_OWN) widget.hidden = widget.options.hidden = true;
-    return addCustomWidget.apply(this, arguments);
+    const added = addCustomWidget.apply(this, arguments);
+    if (widget.name.startsWith("$$")) keepLabelsLast(this);
+    return added;
   };
 }
 

@@ -9,10 +9,12 @@ const FIRST_ID = 9_000_001;
  * @param {string} run its name
  * @param {Array<{step: number|null, strength: number}>} columns a step of null is the base alone
  * @param {string[]} prompts
- * @param {{seed: number, negative: string, sampler: string, scheduler: string}} how
- * @returns {{prompt: object, cells: Map<string, [number, number]>}} cells: row and column by the id of the node that shows it
+ * @param {{seed: number, seeds: number, negative: string, sampler: string, scheduler: string, steps: number}} how seeds are
+ *     counted on from the first; steps of 0 are those of the run's own previews
+ * @returns {{prompt: object, cells: Map<string, [number, number, number]>}} cells: row, column and which seed, by the id of
+ *     the node that shows it
  */
-export function comparison(run, columns, prompts, { seed, negative, sampler, scheduler }) {
+export function comparison(run, columns, prompts, { seed, seeds, negative, sampler, scheduler, steps: drawingSteps }) {
   const prompt = {};
   const cells = new Map();
   let next = FIRST_ID;
@@ -35,12 +37,15 @@ export function comparison(run, columns, prompts, { seed, negative, sampler, sch
   prompts.forEach((text, row) => {
     const positive = encoded(text);
     models.forEach((model, column) => {
-      const drawn = add("KSampler", "Draw", {
-        model: [model, 0], positive: [positive, 0], negative: [without, 0], latent_image: [latent, 0], seed, steps: [first, 5], cfg: [first, 6],
-        sampler_name: sampler, scheduler, denoise: 1,
-      });
-      const decoded = add("VAEDecode", "Decode", { samples: [drawn, 0], vae: [base, 2] });
-      cells.set(add("PreviewImage", `${text}: ${models[column] === base ? "base" : `${columns[column].step} × ${columns[column].strength}`}`, { images: [decoded, 0] }), [row, column]);
+      const name = model === base ? "base" : `${columns[column].step} × ${columns[column].strength}`;
+      for (let which = 0; which < seeds; which += 1) {
+        const drawn = add("KSampler", "Draw", {
+          model: [model, 0], positive: [positive, 0], negative: [without, 0], latent_image: [latent, 0], seed: seed + which,
+          steps: drawingSteps || [first, 5], cfg: [first, 6], sampler_name: sampler, scheduler, denoise: 1,
+        });
+        const decoded = add("VAEDecode", "Decode", { samples: [drawn, 0], vae: [base, 2] });
+        cells.set(add("PreviewImage", `${text}: ${name}`, { images: [decoded, 0] }), [row, column, which]);
+      }
     });
   });
   return { prompt, cells };

@@ -5,6 +5,7 @@ import { api } from "../../../../scripts/api.js";
 import { makeChart } from "../chart.js";
 import { toast } from "../dialog.js";
 import { el } from "../dom.js";
+import { showLabels } from "../nodes/labels.js";
 import { fit } from "../nodes/room.js";
 import { nodeOf, showText } from "../nodes/texts.js";
 import { t } from "../text.js";
@@ -19,6 +20,7 @@ const [GO_ON, NEW_RUN] = ["go on with the new values", "start a new run"];
 const NO_NODE = "9000000";
 const CHART_HEIGHT = 110;
 const MARGIN = 6;
+const ANSWER = 6000; // milliseconds for which a button says what came of it
 const HEAD_HEIGHT = 24;
 const BUTTONS_HEIGHT = 28;
 /** Which buttons a run in a state has. */
@@ -28,13 +30,21 @@ const OFFERED = { queued: ["pause"], running: ["pause", "save", "sample"], pause
 export function startPanels(open) {
   subscribe(({ changed, gone }) => refresh([...changed, ...gone], open));
   api.addEventListener("lora_foundry.progress", ({ detail }) => {
-    const { node: id, prompt_id, shown: output, run } = detail;
-    if (!output || !isHere(runOf(run), nodeOf(id), id)) return;
+    const { node: id, prompt_id, shown: output, run, answered } = detail;
+    const node = nodeOf(id);
+    if (!isHere(runOf(run), node, id)) return;
+    tellAnswers(node, answered);
+    if (!output) return;
     // previews as if they were results already: only these can be animated
     api.dispatchCustomEvent("executed", { node: id, display_node: id, prompt_id, output });
   });
   api.addEventListener("lora_foundry.changed", ({ detail }) => isOpen(detail.workflow) && decide(nodeOf(detail.node), detail));
-  return { refresh: () => refresh(null, open) };
+  return {
+    refresh() {
+      refresh(null, open);
+      setTimeout(labelAgain); // the page gives a workflow that comes back its pictures after this
+    },
+  };
 }
 
 /** Gives a new node a panel once there is a run of its name, whatever that is changed to. */
@@ -49,11 +59,18 @@ export function addPanel(node) {
   queueMicrotask(() => refreshNode(node)); // its values come after this
 }
 
-/** What a node that trains gave: its text stays until its run changes. */
+/** What a node that trains gave: what its pictures are, and its text, which stays until its run changes. */
 export function showResult(node, output) {
-  if (node.type !== TYPE || !output?.text?.length) return;
+  if (node.type !== TYPE) return;
+  if (output?.labels) showLabels(node, output.labels);
+  if (!output?.text?.length) return;
   node.foundryResult = { run: output.run?.[0] ?? null, text: output.text.join("\n") };
   refreshNode(node);
+}
+
+/** Says what the pictures are that a workflow had before another was looked at. */
+function labelAgain() {
+  for (const [node, id] of trainNodes()) showLabels(node, app.nodeOutputs?.[id]?.labels);
 }
 
 /** What becomes of a run whose settings have changed: the node is queued once more with the choice, its widget stays. */
@@ -136,7 +153,7 @@ function show(node, panel, run) {
   if (panel.run !== (run?.name ?? null)) {
     panel.run = run?.name ?? null;
     panel.unwatch();
-    panel.curves = null;
+    panel.curves = panel.answered = null;
     panel.unwatch = run ? watchCurves(run.name, (curves) => drawn(node, panel, curves)) : () => {};
   }
   panel.head.hidden = !run;
@@ -172,6 +189,21 @@ function drawn(node, panel, curves) {
   if (before !== panel.height()) fit(node);
 }
 
+/** Has the buttons say at which step the run has done what somebody asked for. */
+function tellAnswers(node, answered) {
+  const panel = node.widgets?.find((widget) => widget.name === PANEL)?.foundry;
+  if (!panel) return;
+  const before = panel.answered;
+  panel.answered = answered;
+  for (const [action, step] of Object.entries(before ? answered : {})) {
+    const button = before[action] !== step && panel.row.querySelector(`[data-action="${action}"]`);
+    if (!button) continue;
+    button.textContent = t(`panel.${action}_done`, { step });
+    clearTimeout(panel.telling[action]);
+    panel.telling[action] = setTimeout(() => (button.textContent = labelOf(action)), ANSWER);
+  }
+}
+
 function makePanel(node) {
   const head = el("div", { class: "lf-panel-head", hidden: true });
   const row = el("div", { class: "lf-panel-row", hidden: true });
@@ -184,7 +216,7 @@ function makePanel(node) {
   const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: height, getMaxHeight: height };
   const widget = node.addDOMWidget(PANEL, PANEL, box, options);
   widget.serialize = false; // a saved workflow keeps widgets' values by position: this one must not count
-  widget.foundry = { head, row, chart, height, run: null, offered: "", curves: null, unwatch: () => {} };
+  widget.foundry = { head, row, chart, height, run: null, offered: "", curves: null, answered: null, telling: {}, unwatch: () => {} };
   const before = node.widgets.findIndex((other) => other.name.startsWith("$$"));
   if (before >= 0) node.widgets.splice(before, 0, node.widgets.pop()); // above the page's own previews
   const removed = node.onRemoved;

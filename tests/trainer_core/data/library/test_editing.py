@@ -50,6 +50,7 @@ def test_a_caption_is_written_over_what_the_editor_saw(opened: Open) -> None:
     assert (row["caption"], row["own"], row["editable"]) == ("a crimson [trigger]", True, True)
     edit(one, "0", "a crimson [trigger]", "")
     assert one.row(item(one, "0"))["own"] is False
+    assert not file(one, "0_red.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,10 @@ def test_line_ends_stay_and_undoing_gives_the_text_back(opened: Open, before: by
     edit(one, "0", "one\ntwo", "one\nthree")
     assert file(one, "0_red.txt").read_bytes() == after
     edit(one, "0", "one\nthree", "one\ntwo")
+    assert file(one, "0_red.txt").read_bytes() == before.removeprefix(b"\xef\xbb\xbf")
+    edit(one, "0", "one\ntwo", "")
+    assert not file(one, "0_red.txt").exists()
+    edit(one, "0", "", "one\ntwo")
     assert file(one, "0_red.txt").read_bytes() == before.removeprefix(b"\xef\xbb\xbf")
 
 
