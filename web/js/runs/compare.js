@@ -139,7 +139,7 @@ function makeCompare(run) {
     execution_success: ({ detail }) => detail.prompt_id === drawing?.id && readHistory(MOST_TRIES),
     execution_error: ({ detail }) => detail.prompt_id === drawing?.id && ended(detail.exception_message),
     execution_interrupted: ({ detail }) => detail.prompt_id === drawing?.id && ended(t("compare.stopped")),
-    reconnected: () => readHistory(),
+    reconnected: () => readHistory(2),
   };
   for (const [event, listener] of Object.entries(heard)) api.addEventListener(event, listener);
   return {
