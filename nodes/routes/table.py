@@ -23,5 +23,6 @@ ROUTES = [
 def register() -> None:
     """Has the server answer; to be called once, before it listens."""
     going_on.install()
+    runs.WATCHER.prepare()
     for route in ROUTES:
         host.add_route(route.method, f"/lora_foundry/{route.path}", handler(route))

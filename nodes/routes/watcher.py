@@ -40,6 +40,10 @@ class Watcher:
         self._news: dict[str, RunNews] = {}
         self._thread: threading.Thread | None = None
 
+    def prepare(self) -> None:
+        """Reads the runs while the server starts, so that a page which waits for it need not wait for that too."""
+        threading.Thread(target=self._list.look, name="lora-foundry runs", daemon=True).start()
+
     def runs(self) -> dict[str, Any]:
         """All runs, the latest first, as GET runs answers; from now on pages are told what changes."""
         with self._lock:

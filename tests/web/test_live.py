@@ -101,6 +101,7 @@ def opened(browser: Any, server: ComfyServer, root: Path) -> Iterator[Any]:
 @pytest.fixture
 def page(opened: Any) -> Any:
     """The page with the list of runs and the template."""
+    opened.context.set_offline(False)
     while opened.locator("dialog[open]").count():
         opened.keyboard.press("Escape")
     opened.locator(".lf-view[data-view=runs]").click()
@@ -273,6 +274,13 @@ def test_timeline_comparison_and_data_sets_are_there_with_nodes_2_0(page: Any, r
     page.get_by_role("button", name="Compare", exact=True).click()
     assert dialog.get_by_label("Prompts, one a line").input_value() == "a red zorble\na blue zorble"
     screenshot(page, "live compare")
+    page.route("**/api/prompt", lambda route: route.fulfill(json={"prompt_id": "gone", "number": 1, "node_errors": {}}))
+    dialog.get_by_role("button", name="Draw").click()
+    dialog.get_by_text("0 of 6 drawn").wait_for()
+    page.unroute("**/api/prompt")
+    lose_socket(page)  # and the server that drew is gone as well
+    page.context.set_offline(False)
+    dialog.get_by_text("Stopped.").wait_for()
     dialog.get_by_role("button", name="Open as workflow").click()
     dialog.wait_for(state="detached")
     page.wait_for_function("() => document.querySelectorAll('[data-node-id]').length > 20")  # as elements
