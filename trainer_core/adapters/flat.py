@@ -37,7 +37,7 @@ class Flat:
         """Start and end of each parameter."""
         end = 0
         for parameter in self.parameters:
-            start = -(-end // _ALIGNED) * _ALIGNED
+            start = self.whole(end)
             end = start + parameter.numel()
             self.spans.append((start, end))
         self.size = -(-end // _ROW) * _ROW
@@ -79,6 +79,14 @@ class Flat:
         memory = self.weights.untyped_storage()  # not compared by address, which fake tensors have none of
         if any(one.untyped_storage() is not memory for one in self.parameters):
             self._gather()
+
+    @staticmethod
+    def whole(end: int) -> int:
+        """An end of elements moved to where the next parameter may start.
+
+        A CPU's vectors are full up to there: torch's fused optimizers round what is left over in another way.
+        """
+        return -(-end // _ALIGNED) * _ALIGNED
 
     def view(self, buffer: Tensor, number: int) -> Tensor:
         """One parameter's part of a buffer (n,) like `weights`, in its shape."""

@@ -160,7 +160,7 @@ class FlatOptimizer:
                 if history is None:
                     continue
                 numbers = list(members)
-                start, end = flat.spans[numbers[0]][0], flat.spans[numbers[-1]][1]
+                start, end = flat.spans[numbers[0]][0], flat.whole(flat.spans[numbers[-1]][1])
                 run = nn.Parameter(flat.weights[start:end])
                 run.grad = flat.gradient[start:end]
                 group["params"].append(run)

@@ -37,7 +37,7 @@ def make_optimizer(
     Those of `text_parameters` are in a group of their own, whose "ratio" is what `text_encoder_lr` is of
     `learning_rate`: whoever sets the learning rate of a step multiplies by it.
 
-    - adamw: Loshchilov & Hutter 2019, torch's (fused on a GPU);
+    - adamw: Loshchilov & Hutter 2019, torch's (fused);
     - adamw8bit: with moments of 8 bits, Dettmers et al. 2022, bitsandbytes';
     - adafactor: Shazeer & Stern 2018, transformers', with the job's learning rate instead of its relative steps;
     - prodigy: Mishchenko & Defazio 2024, the authors' own; lion: Chen et al. 2023, lion-pytorch's;
@@ -92,10 +92,14 @@ def check_optimizer(config: TrainConfig, device: torch.device | str = "cpu") -> 
 
 
 def is_fused(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the whole step is one kernel on a GPU, which rounds in another order than on the CPU."""
-    kinds = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+    """Whether the whole step is one kernel, which rounds in another order than one for each operation.
+
+    SGD's fails where a parameter takes part later than others.
+    """
+    kinds = (torch.optim.Adam, torch.optim.AdamW)
     ways = {"fused", "foreach", "capturable", "differentiable"}
-    return device.type == "cuda" and _class_of(config.optimizer) in kinds and not ways & config.optimizer_options.keys()
+    known = device.type in ("cpu", "cuda") and _class_of(config.optimizer) in kinds
+    return known and not ways & config.optimizer_options.keys()
 
 
 @contextmanager

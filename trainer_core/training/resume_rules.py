@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..data.prepare import PreparedData
     from ..families.base import Base
 
+_STEP = "optimizer step"
 DATA = "data"
 """Stands for the contents of the data sets, which are no setting."""
 
@@ -83,7 +84,7 @@ def facts(job: JobConfig, data: PreparedData, base: Base, known: Mapping[str, st
         **known,
         "environment": json.dumps(
             environment(base.device, job.train.optimizer)
-            | ({"optimizer step": "fused"} if is_fused(job.train, base.device) else {})
+            | ({_STEP: "fused"} if is_fused(job.train, base.device) else {})
         ),
         "products": json.dumps(dict(base.products), sort_keys=True),
         "encoded_by": data.encoded_by(),
@@ -228,7 +229,8 @@ def _new_length(then: JobConfig, now: JobConfig, step: int) -> Iterator[str]:
 
 
 def _new_environment(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:
-    was, new = ({LAYERS: FIRST_LAYERS, **json.loads(one["environment"])} for one in (saved, now))
+    untold = {LAYERS: FIRST_LAYERS, _STEP: "operation by operation"}
+    was, new = ({**untold, **json.loads(one["environment"])} for one in (saved, now))
     differences = [
         f"{what} was {was[what]}, is {new.get(what, 'not told')}"
         for what in was  # of what an older version did not write down, nothing is known

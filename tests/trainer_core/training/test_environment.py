@@ -33,6 +33,13 @@ def test_a_run_of_before_the_layers_were_fused_is_told() -> None:
     assert "adapter layers" not in environment(torch.device("cpu")), "encoders have none"
 
 
+def test_a_run_of_before_the_optimizer_was_fused_is_told() -> None:
+    then, now = {"torch": "2.11"}, {"torch": "2.11", "optimizer step": "fused"}
+    (note,) = check_resume(told(JOB, environment=json.dumps(now)), told(JOB, environment=json.dumps(then)))
+    assert "optimizer step was operation by operation, is fused" in note
+    assert check_resume(told(JOB, environment=json.dumps(now)), told(JOB, environment=json.dumps(now))) == []
+
+
 def test_the_environment_says_what_is_installed_and_how_many_threads() -> None:
     found = environment(torch.device("cpu"))
     assert found["torch"] == torch.__version__

@@ -52,7 +52,7 @@ def test_it_is_two_optimizers_with_their_own_rates() -> None:
     mine = [p.detach().clone() for p in (*unet, *text)]
     unet, text = parameters()
     groups = [{"params": unet, "lr": 0.1}, {"params": text, "lr": 0.02}]
-    take_steps(torch.optim.AdamW(groups, weight_decay=TrainConfig().weight_decay), range(4))
+    take_steps(torch.optim.AdamW(groups, weight_decay=TrainConfig().weight_decay, fused=True), range(4))
     assert all(torch.equal(a, b.detach()) for a, b in zip(mine, (*unet, *text), strict=True))
 
 

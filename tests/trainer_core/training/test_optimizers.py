@@ -174,13 +174,13 @@ def test_adafactor_moves_lora_zeros() -> None:
 @pytest.mark.parametrize(
     ("name", "library"),
     [
-        ("adamw", lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.02)),
-        ("torch.optim.AdamW", lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.02)),
+        ("adamw", lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.02, fused=True)),
+        ("torch.optim.AdamW", lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.02, fused=True)),
         ("adafactor", lambda p: Adafactor(p, 0.01, weight_decay=0.02, scale_parameter=False, relative_step=False)),
         ("torch.optim.Adafactor", lambda p: torch.optim.Adafactor(p, lr=0.01, weight_decay=0.02)),
         ("prodigy", lambda p: Prodigy(p, lr=0.01, weight_decay=0.02)),
         ("lion", lambda p: Lion(p, lr=0.01, weight_decay=0.02)),
-        ("Adam", lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.02)),  # its decay is decoupled
+        ("Adam", lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.02, fused=True)),  # its decay is decoupled
         ("RADAM", lambda p: torch.optim.RAdam(p, lr=0.01, weight_decay=0.02, decoupled_weight_decay=True)),
         ("nadam", lambda p: torch.optim.NAdam(p, lr=0.01, weight_decay=0.02, decoupled_weight_decay=True)),
         ("adamax", lambda p: torch.optim.Adamax(p, lr=0.01, weight_decay=0.02)),
@@ -229,7 +229,7 @@ def test_name_means_the_class_with_the_jobs_settings(
         ),
         (
             {"optimizer": "adam", "optimizer_options": {"amsgrad": True}, "epsilon": 1e-3},
-            lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-3, amsgrad=True),
+            lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-3, amsgrad=True, fused=True),
         ),
     ],
 )
@@ -250,7 +250,8 @@ def test_torchs_adam_can_have_its_own_weight_decay() -> None:
         weight_decay=0.5,
         optimizer_options={"decoupled_weight_decay": False},
     )
-    ours, theirs = make_optimizer(parameters(), config), torch.optim.Adam(parameters(), lr=0.01, weight_decay=0.5)
+    ours = make_optimizer(parameters(), config)
+    theirs = torch.optim.Adam(parameters(), lr=0.01, weight_decay=0.5, fused=True)
     take_steps(ours, range(5))
     take_steps(theirs, range(5))
     assert_same(ours, theirs)
@@ -261,7 +262,7 @@ def test_options_that_yaml_reads_as_text_are_numbers() -> None:
     options = yaml.safe_load("{eps: 1e-3, amsgrad: true}")
     assert options["eps"] == "1e-3"
     ours = make_optimizer(parameters(), TrainConfig(learning_rate=0.01, weight_decay=0, optimizer_options=options))
-    theirs = torch.optim.AdamW(parameters(), lr=0.01, weight_decay=0, eps=0.001, amsgrad=True)
+    theirs = torch.optim.AdamW(parameters(), lr=0.01, weight_decay=0, eps=0.001, amsgrad=True, fused=True)
     take_steps(ours, range(5))
     take_steps(theirs, range(5))
     assert_same(ours, theirs)
