@@ -141,8 +141,8 @@ def test_a_part_is_the_batch_of_its_samples(made: Made, tmp_path: Path) -> None:
         part = whole.part(start, stop)
         assert len(part) == stop - start
         alone = drawn(trainer, samples[start:stop], 2, seen)
-        assert part.everyone == tuple(samples)
-        assert same(replace(part, everyone=alone.everyone), alone)
+        assert (part.everyone, part.first) == (tuple(samples), start)
+        assert same(replace(part, everyone=alone.everyone, first=0), alone)
     assert same(whole.part(0, 9), whole)
     assert not same(whole.part(0, 1).noise, whole.part(2, 3).noise)
 
