@@ -118,3 +118,40 @@ def florence(folder: Path) -> None:
     size = {"height": 32, "width": 32}
     images = CLIPImageProcessor(size=size, crop_size=size, image_seq_length=17)
     Florence2Processor(images, _tokenizer()).save_pretrained(folder)
+
+
+def qwen_vl(folder: Path) -> None:
+    """Qwen2.5-VL: a decoder that is asked in a chat, with as many tokens of a picture as it has patches."""
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = _tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.image_token, tokenizer.video_token = marks[2:]
+    tokenizer.image_token_id, tokenizer.video_token_id = tokenizer.convert_tokens_to_ids(marks[2:])
+    start, end, image, video = tokenizer.convert_tokens_to_ids(marks)
+    text = {**_SMALL, "vocab_size": len(tokenizer), "num_key_value_heads": 2, "max_position_embeddings": 512}
+    text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}}
+    text |= {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": PAD}
+    vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    vision |= {"patch_size": 4, "spatial_merge_size": 2, "window_size": 16, "fullatt_block_indexes": [1]}
+    places = {"vision_start_token_id": start, "vision_end_token_id": end}
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, image_token_id=image, video_token_id=video, **places
+    )
+    _seeded(Qwen2_5_VLForConditionalGeneration, config).save_pretrained(folder)
+    sizes = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 256, "longest_edge": 1024}}
+    Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(**sizes),
+        tokenizer,
+        Qwen2VLVideoProcessor(**sizes),
+        chat_template="{% for one in messages %}{{ one['role'] }} {% for part in one['content'] %}"
+        "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
+        "{% endif %}{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT :{% endif %}",
+    ).save_pretrained(folder)
