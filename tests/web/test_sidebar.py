@@ -366,9 +366,10 @@ def test_resuming_a_run_that_has_changed_asks_what_to_do(tab: Any, answers: Call
     screenshot(tab, "changed")
     dialog.get_by_role("button", name="Cancel").click()
     assert bodies == [{}]
-    resume.click()
-    dialog.wait_for(state="detached")
+    with tab.expect_response("**/resume"):
+        resume.click()
     assert bodies == [{}, {}]
+    assert dialog.count() == 0
 
 
 def test_a_configuration_that_is_dropped_is_read(tab: Any, answers: Callable[..., list[Any]]) -> None:
