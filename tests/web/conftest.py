@@ -108,3 +108,27 @@ def screenshot(page: Any, name: str) -> None:
     """Keeps a picture, if asked to."""
     if os.environ.get("SCREENSHOTS"):
         page.screenshot(path=Path(os.environ["SCREENSHOTS"]) / f"{name}.png")
+
+
+@pytest.fixture(scope="module")
+def root(server: ComfyServer) -> Iterator[Path]:
+    """The folder of runs, which is as it was afterwards."""
+    root = server.base / "output" / "lora_foundry"
+    before = {path.name for path in root.iterdir()} if root.exists() else set()
+    yield root
+    for path in root.iterdir():
+        if path.name not in before:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def ours(said: Any) -> bool:
+    """Whether what a page's console says is of our code."""
+    return "LoRA Foundry" in said.text or "lora-foundry" in said.location.get("url", "")
+
+
+def errors_of(page: Any) -> list[str]:
+    """What goes wrong on a page from now on: whatever nobody caught, and errors of ours on its console."""
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text) if said.type == "error" and ours(said) else None)
+    return errors

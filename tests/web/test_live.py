@@ -20,10 +20,10 @@ import pytest
 from trainer_core.runs.run_folder import RunFolder
 
 from ..host.server import ComfyServer
-from .conftest import _OPTIONS, _READY, open_workflow, screenshot, set_widgets, workflow
+from .conftest import _OPTIONS, _READY, errors_of, open_workflow, screenshot, set_widgets, workflow
 from .runs_on_disk import go_on, make_run, run_at_work
 from .test_panel import PANEL, SLOW, shows
-from .test_sidebar import open_tab, ours, runs_of
+from .test_sidebar import open_tab
 
 VIEW = """(name) => {
   const [row, run] = [`.lf-run-row[data-run="${name}"]`, ".lf-run"].map((one) => document.querySelector(one));
@@ -69,24 +69,11 @@ CHOICE = """() => window.app.graph.nodes.find((n) => n.type === "FoundryTrainLoR
 
 
 @pytest.fixture(scope="module")
-def root(server: ComfyServer) -> Iterator[Path]:
-    """The folder of runs, which is as it was afterwards."""
-    root = runs_of(server)
-    before = {path.name for path in root.iterdir()} if root.exists() else set()
-    yield root
-    for path in root.iterdir():
-        if path.name not in before:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
 def opened(browser: Any, server: ComfyServer, root: Path) -> Iterator[Any]:
     """A page for all tests of this file, with Nodes 2.0 and the tab. Errors of ours on its console fail the last."""
-    errors: list[str] = []
     page = browser.new_page(viewport={"width": 1700, "height": 950})
     page.set_default_timeout(60_000)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda said: errors.append(said.text) if said.type == "error" and ours(said) else None)
+    errors = errors_of(page)
     page.add_init_script(f"({NOTICES})()")
     page.goto(server.url)
     page.wait_for_function(_READY)

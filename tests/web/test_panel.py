@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ..host.server import ComfyServer
-from .conftest import _READY, open_workflow, screenshot, set_widgets, workflow
-from .test_sidebar import open_tab, ours, requests_of
+from .conftest import _READY, errors_of, open_workflow, screenshot, set_widgets, workflow
+from .test_sidebar import open_tab, requests_of
 
 SLOW = {"steps": 4000, "save_every": 4000, "sample_every": 4000, "batch_size": 2}
 PANEL = """() => {
@@ -35,9 +35,7 @@ PROGRESS = "() => window.app.graph.nodes.filter((node) => typeof node.progress =
 def new_page(browser: Any, server: ComfyServer, graph: dict[str, Any], vue: bool = False) -> Any:
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
     page.set_default_timeout(60_000)
-    page.failures = []
-    page.on("pageerror", lambda error: page.failures.append(str(error)))
-    page.on("console", lambda said: page.failures.append(said.text) if said.type == "error" and ours(said) else None)
+    page.failures = errors_of(page)
     page.goto(server.url)
     page.wait_for_function(_READY)
     page.wait_for_timeout(1000)

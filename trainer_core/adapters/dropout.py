@@ -23,6 +23,7 @@ class Mask(NamedTuple):
 
     def drop(self, x: Tensor) -> Tensor:
         """x (…) with a share of its elements set to zero, chosen by their numbers, and the others made larger."""
+        # what is not of samples, such as one text for all of them, is the same for every part
         first, samples = (self.first, self.samples) if x.numel() % self.samples == 0 else (0, 1)
         chosen = kept(range(first, first + samples), x.numel() // samples, self.seed, self.rate, x.device)
         return x * chosen.reshape(x.shape).to(x.dtype).mul_(1 / (1 - self.rate))

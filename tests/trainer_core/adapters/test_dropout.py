@@ -77,7 +77,7 @@ def test_dropout_of_an_odd_count() -> None:
 
 
 def test_dropout_of_a_part_is_that_of_the_whole() -> None:
-    """Of samples with an odd number of elements too, whose pairs reach over their ends."""
+    """Of samples with an odd number of elements too."""
     dropout = SeededDropout(0.5, "layer")
     dropout.place, dropout.part = (1,), (0, 5)
     whole = dropout(torch.ones(5, 3, 7))

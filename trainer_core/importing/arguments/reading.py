@@ -39,6 +39,13 @@ def flat(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return arguments, places
 
 
+def arguments_of(main: Text | None) -> tuple[dict[str, Any], Callable[[str], str]]:
+    """The arguments of a file, if there is one, and what says where each stands in it."""
+    file, values = main or ("", {})
+    arguments, places = flat(values)
+    return arguments, lambda key: f"{file}: {places.get(key, key)}"
+
+
 def data_sets(
     arguments: dict[str, Any],
     where: Callable[[str], str],

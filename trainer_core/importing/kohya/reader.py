@@ -38,12 +38,7 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
     Raises:
         ConfigError: for values of the wrong kind.
     """
-    arguments, places = reading.flat(main[1]) if main else ({}, {})
-    file = main[0] if main else ""
-
-    def where(key: str) -> str:
-        return f"{file}: {places.get(key, key)}"
-
+    arguments, where = reading.arguments_of(main)
     sets = reading.data_sets(arguments, where, others, files, draft, is_data)
     shared = {data.RENAMED.get(key, key): value for key, value in arguments.items() if key in data.ARGUMENTS}
     origins = {data.RENAMED.get(key, key): where(key) for key in arguments}
@@ -51,7 +46,7 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
     for name, values in sets:
         number = _read_sets(name, values, shared, origins, files, draft, number)
     if not sets and main:
-        _read_folders(shared, origins, file, files, draft)
+        _read_folders(shared, origins, main[0], files, draft)
     if main:
         rest = {key: value for key, value in arguments.items() if key not in data.ARGUMENTS}
         reading.read_prompts(rest.pop("sample_prompts", None), where("sample_prompts"), files, draft)

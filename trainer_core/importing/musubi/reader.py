@@ -36,12 +36,7 @@ def read(main: Text | None, others: Sequence[Text], files: Files, draft: Draft) 
     Raises:
         ConfigError: for values of the wrong kind.
     """
-    arguments, places = reading.flat(main[1]) if main else ({}, {})
-    file = main[0] if main else ""
-
-    def where(key: str) -> str:
-        return f"{file}: {places.get(key, key)}"
-
+    arguments, where = reading.arguments_of(main)
     number = 0
     for name, values in reading.data_sets(arguments, where, others, files, draft, is_data):
         general, sets = reading.general_and_sets(name, values, draft)
