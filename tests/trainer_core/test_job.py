@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from trainer_core.checks import check_job
 from trainer_core.config import JobConfig
-from trainer_core.errors import BaseModelError, ConfigError, DatasetError, FoundryError, TrainingError
+from trainer_core.errors import BaseModelError, ConfigError, DatasetError, FoundryError, Interrupted, TrainingError
 from trainer_core.families.sources import source as sources
 from trainer_core.job import TrainingJob
 from trainer_core.runs.events import CheckpointSaved, Event, Phase, SampleReady, StateChanged, StepDone
@@ -218,6 +218,20 @@ def test_stopped_while_drawing(job_of: Jobs, tmp_path: Path) -> None:
     assert again.run_here(listen_again) == "stopped"
     assert training.run.status()["step"] == 1
     assert [checkpoint.step for checkpoint in training.run.checkpoints()] == [1]
+
+
+def test_a_host_that_interrupts_a_preview_stops_the_run_there(
+    job_of: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI's models see a cancel before the node does that would ask for the stop: no step is made in between."""
+
+    def cancelled(*_given: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr("trainer_core.training.previews.draw", cancelled)
+    training = new(job_of(sample={"prompts": ("a",), "every": 1}), tmp_path)
+    assert training.run_here(lambda _: None) == "stopped"
+    assert (training.run.status()["state"], training.run.status()["step"]) == ("stopped", 1)
 
 
 def test_asked_to_stop_at_the_last_step_is_finished(job_of: Jobs, tmp_path: Path) -> None:

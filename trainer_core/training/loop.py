@@ -13,7 +13,7 @@ from ..errors import DatasetError, FoundryError, Interrupted, SaveError, Trainin
 from ..families.device import forget_peak, is_out_of_memory, peak_memory, release_memory, training_memory
 from ..memory.settings import label
 from ..runs.events import CheckpointSaved, Listener, Phase, RequestDone, StepDone, ValidationDone, Warning
-from ..runs.requests import SAMPLE, SAVE, Requests
+from ..runs.requests import SAMPLE, SAVE, STOP, Requests
 from .advice import advice
 from .batch_source import BatchSource, Prefetched
 from .determinism import Findings
@@ -243,7 +243,9 @@ class Trainer:
             yield
             return
         except Interrupted:
-            return  # the loop sees the same request
+            if not self.requests.interrupts:  # a host's cancel, of which the models heard first
+                self.requests.ask(STOP)
+            return
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
