@@ -28,6 +28,7 @@ class Builtin:
 
         comfy_on_cpu(comfyui)
         import comfy.sd
+        import comfy_extras.nodes_torch_compile
         import comfy_extras.nodes_train
 
         self._nodes: Any = comfy_extras.nodes_train
@@ -37,6 +38,7 @@ class Builtin:
         file = Path(self._folder.name) / "model.safetensors"
         save_file(weights, file)
         self._model = comfy.sd.load_diffusion_model(str(file), model_options=options)
+        self._compiled = comfy_extras.nodes_torch_compile.TorchCompileModel.execute(self._model, "inductor").args[0]
 
     def train(
         self,
@@ -45,20 +47,23 @@ class Builtin:
         rank: int,
         steps: int,
         between: Callable[[], None],
+        compiled: bool = False,
         **settings: Any,
     ) -> tuple[list[float], dict[str, Any]]:
         """CPU seconds of each step, and what the first one computed: loss, noise, latents and sigma.
 
         Args:
             between: what takes turns with its steps.
+            compiled: the model comes through the node TorchCompileModel.
             settings: gradient_checkpointing, checkpoint_depth, bypass_mode
 
         Raises:
             RuntimeError: without checkpointing, where the model changes what autograd has saved (FLUX does).
+            TorchDynamoException: the same, compiled.
         """
         positive = [[text["text"][None], {"pooled_output": text["pooled"][None]}]]
         given = {
-            "model": self._model,
+            "model": self._compiled if compiled else self._model,
             "batch_size": 1,
             "grad_accumulation_steps": 1,
             "steps": steps + 1,

@@ -4,7 +4,8 @@
 
 All train LoRAs of the same layers, rank and start on the same FLUX.1 with random weights, on the same batch. Steps take
 turns in one process, and medians of their CPU seconds are compared: ours divided by theirs. Losses must agree.
-`builtin` is each at its best: ours without checkpointing, ComfyUI's in the fastest of its modes that train a FLUX.
+`builtin` is each at its best: ours without checkpointing, plain or compiled (`memory.compile`), ComfyUI's in the
+fastest of its modes that train a FLUX. None does behind its node TorchCompileModel, which is tried as well.
 `bytes_kept_peft` is what waits for the backward pass of a smaller FLUX in bfloat16, counted by memory, without weights.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional as F
 
 ROOT = Path(__file__).parents[1]
@@ -33,10 +35,13 @@ sys.path.insert(0, str(ROOT))
 
 from trainer_core.adapters.adapter import Adapter  # noqa: E402
 from trainer_core.config import JobConfig  # noqa: E402
+from trainer_core.errors import first_line  # noqa: E402
 from trainer_core.families.conditioning import MAIN, Conditioning  # noqa: E402
 from trainer_core.families.device import autocast  # noqa: E402
 from trainer_core.families.flux1.blocks import install  # noqa: E402
 from trainer_core.families.flux1.model import Flux, pack, position_ids  # noqa: E402
+from trainer_core.memory.blocks import blocks_of  # noqa: E402
+from trainer_core.memory.compiled import compile_blocks  # noqa: E402
 from trainer_core.memory.settings import MemorySettings  # noqa: E402
 from trainer_core.objective.flow import FlowSchedule  # noqa: E402
 from trainer_core.training.batch_source import TrainBatch  # noqa: E402
@@ -98,7 +103,9 @@ def batch_of(latents: int, text: int, size: int = 1) -> TrainBatch:
 class Ours:
     """The trainer's objective and updates."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, rank: int, checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype, rank: int, checkpointing: bool = False, compiled: bool = False
+    ) -> None:
         job = JobConfig.model_validate(
             {
                 "name": "compared",
@@ -111,6 +118,8 @@ class Ours:
         base, self.denoiser = Random(dtype), copy.deepcopy(model).train()
         install(self.denoiser)
         self.adapter = Adapter(self.denoiser, job.adapter, TARGETS, seed=0)
+        if compiled:
+            compile_blocks(blocks_of(self.denoiser).values(), print)
         if checkpointing:
             base.recompute_blocks(self.denoiser, MemorySettings(recompute=True))
         self.updater = Updater(job, Objective(job, base, self.denoiser, self.adapter), self.adapter, print)
@@ -240,31 +249,41 @@ def with_builtin(
     builtin = Builtin(given.comfyui, {name: one.clone() for name, one in model.state_dict().items()}, given.dtype)
     text = batch.captioned[0].text
     assert text
-    ratios: dict[str, float] = {}
     untrained = Ours(model, dtype, given.rank)
-    for bypass, depth in product((False, True), (0, 1, 2)):  # 1: the whole model is computed again, 2: block by block
-        each = {"builtin": Ours(model, dtype, given.rank)}
-        if depth:
-            each["builtin_checkpointed"] = Ours(model, dtype, given.rank, checkpointing=True)
-        seconds: dict[str, list[float]] = {name: [] for name in each}
+    ours = {
+        (checkpointing, compiled): Ours(model, dtype, given.rank, checkpointing, compiled)
+        for checkpointing, compiled in product((False, True), repeat=2)
+    }
+    ratios: dict[str, float] = {}
+    # 1: the whole model is computed again, 2: block by block
+    for compiled, bypass, depth in product((False, True), (False, True), (0, 1, 2)):
+        each = {which: one for which, one in ours.items() if depth or not which[0]}
+        seconds: dict[Any, list[float]] = {which: [] for which in each}
 
-        def between(each: dict[str, Ours] = each, seconds: dict[str, list[float]] = seconds) -> None:
-            for name, one in each.items():
-                timed(one.step, batch, len(seconds[name]), seconds[name])
+        def between(each: Any = each, seconds: Any = seconds) -> None:
+            for which, one in each.items():
+                timed(one.step, batch, len(seconds[which]), seconds[which])
 
-        mode = f"checkpoint depth {depth}, bypass mode {'on' if bypass else 'off'}"
+        mode = f"checkpoint depth {depth}, bypass mode {'on' if bypass else 'off'}{', compiled' if compiled else ''}"
         more = {"gradient_checkpointing": depth > 0, "checkpoint_depth": max(depth, 1), "bypass_mode": bypass}
         try:
-            theirs, first = builtin.train(batch.clean[MAIN], text, given.rank, given.rounds + 1, between, **more)
-        except RuntimeError as error:
-            print(f"built-in, {mode}: does not train ({str(error).partition(':')[0]})")
+            theirs, first = builtin.train(
+                batch.clean[MAIN], text, given.rank, given.rounds + 1, between, compiled, **more
+            )
+        except (RuntimeError, TorchDynamoException) as error:
+            reason = first_line(getattr(error, "inner_exception", error))
+            print(f"built-in, {mode}: does not train ({reason.partition(':')[0]})")
             continue
         sigma = first["sigma"].float()
         same = replace(batch, clean={MAIN: first["clean"]}, noise={MAIN: first["noise"]}, t=sigma)
         # theirs is the error of x0, which is sigma times that of the velocity
         agree(untrained.loss(same).item(), first["loss"] / sigma.item() ** 2, given.dtype)
-        for name, own in seconds.items():
-            ratios[name] = max(told(f"{name}, {mode}", own, theirs), ratios.get(name, 0.0))
+        best: dict[str, float] = {}
+        for (checkpointing, own), mine in seconds.items():
+            name = "builtin_checkpointed" if checkpointing else "builtin"
+            ratio = told(f"{name}, {mode}; ours {'compiled' if own else 'plain'}", mine, theirs)
+            best[name] = min(ratio, best.get(name, ratio))
+        ratios = {name: max(ratio, ratios.get(name, ratio)) for name, ratio in best.items()}
     return ratios
 
 

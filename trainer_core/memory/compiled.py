@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from ..errors import first_line
 from ..runs.events import Listener, Warning
@@ -16,6 +17,13 @@ from ..runs.events import Listener, Warning
 _GRAPHS = 64
 """Graphs of each class of blocks: for values and for gradients, first and other blocks, adapter on and off, sizes of
 pictures. torch itself gives up after 8, and computes as if nothing were compiled."""
+_ATTENTION = (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
+"""torch's fused attention."""
 
 
 def compile_blocks(blocks: Iterable[nn.Module], emit: Listener) -> None:
@@ -26,7 +34,14 @@ def compile_blocks(blocks: Iterable[nn.Module], emit: Listener) -> None:
     """
     state = _State(emit)
     for block in blocks:
-        block.forward = _compiled(block.forward, state)
+        compiled = Compiled(block.forward, state)
+
+        @functools.wraps(block.forward)
+        def forward(*args: Any, _compiled: Compiled = compiled, **kwargs: Any) -> Any:
+            return _compiled.run(args, kwargs)
+
+        forward.compiled = compiled  # type: ignore[attr-defined]  # for who puts something around it
+        block.forward = forward
 
 
 class _State:
@@ -40,24 +55,62 @@ class _State:
         self._emit(Warning(f"memory.compile: blocks cannot be compiled here and run as usual ({reason})"))
 
 
-def _compiled(plain: Callable[..., Any], state: _State) -> Callable[..., Any]:
-    from torch._dynamo import config
-    from torch._dynamo.exc import TorchDynamoException
+class Compiled:
+    """A block's forward."""
 
-    compiled = torch.compile(plain)
-    limit = {"recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit": _GRAPHS}
+    def __init__(self, plain: Callable[..., Any], state: _State) -> None:
+        self._plain, self._state = plain, state
+        self._compiled = torch.compile(plain)
+        self._checkpointed = {keep: torch.compile(_checkpointed(plain, keep)) for keep in (False, True)}
 
-    @functools.wraps(plain)
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    @property
+    def works(self) -> bool:
+        """Whether it can be compiled, as far as is known."""
+        return not self._state.failed and not is_in_torch_dispatch_mode()
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Computes it, compiled where that works."""
+        return self._tried(self._compiled, self._plain, args, kwargs)
+
+    def run_checkpointed(
+        self, keep_attention: bool, otherwise: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The same, with nothing but the inputs kept for the backward pass; there the rest is computed again.
+
+        The compiler sees both, so that only what the gradient needs is computed twice.
+
+        Args:
+            keep_attention: what attention gives is kept, too.
+            otherwise: computes it where compiling fails.
+        """
+        return self._tried(self._checkpointed[keep_attention], otherwise, args, kwargs)
+
+    def _tried(
+        self, compiled: Callable[..., Any], otherwise: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        from torch._dynamo import config
+        from torch._dynamo.exc import TorchDynamoException
+
+        state = self._state
         if not state.failed and is_in_torch_dispatch_mode():
             state.give_up("what this model changes in place is watched, and torch compiles nothing that is")
         if not state.failed:
+            limit = {"recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit": _GRAPHS}
             try:
                 with config.patch(limit):  # of a thread, and the backward pass has its own
                     return compiled(*args, **kwargs)
             except TorchDynamoException as error:
                 state.give_up(first_line(getattr(error, "inner_exception", error)))
-        return plain(*args, **kwargs)
+        return otherwise(*args, **kwargs)
 
-    forward.is_compiled = True  # type: ignore[attr-defined]  # told to who puts something around it
+
+def _checkpointed(plain: Callable[..., Any], keep_attention: bool) -> Callable[..., Any]:
+    options: dict[str, Any] = {"use_reentrant": False}
+    if keep_attention:
+        kept = [getattr(torch.ops.aten, name).default for name in _ATTENTION if hasattr(torch.ops.aten, name)]
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, kept)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(plain, *args, **options, **kwargs)
+
     return forward

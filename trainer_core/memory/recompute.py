@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from .offload import Copies, Inputs, Offload
 from .saved import keep, memory, version
 from .structure import Rebuild
 from .unread import Unread, skipping
+
+if TYPE_CHECKING:
+    from .compiled import Compiled
 
 
 def recompute_blocks(
@@ -66,20 +69,28 @@ def keep_blocks(blocks: Iterable[nn.Module]) -> None:
 def _recomputed(
     block: nn.Module, run: Callable[..., Any], keep_attention: bool, offload: Offload | None
 ) -> Callable[..., Any]:
-    compiled = getattr(run, "is_compiled", False)  # nobody can look into it, nor change what it calls
-    unread = Unread(() if compiled else skipping(block))
+    compiled: Compiled | None = getattr(run, "compiled", None)
+    unread, nothing = Unread(skipping(block)), Unread(())
+
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        weights = [weight for weight in block.parameters() if weight.requires_grad]
+        opaque = compiled is not None and compiled.works  # nobody can look into it, nor change what it calls
+        call = _Call(run, args, kwargs, weights, nothing if opaque else unread)
+        if weights or any(one.requires_grad for one in call.inputs):
+            call.around = vars(block).get("around_backward", nullcontext)
+            call.attention = KeptAttention() if keep_attention and not opaque else None
+            call.offload = offload
+            return call()
+        return run(*args, **kwargs)
 
     @functools.wraps(run)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled():
-            weights = [weight for weight in block.parameters() if weight.requires_grad]
-            call = _Call(run, args, kwargs, weights, unread)
-            if weights or any(one.requires_grad for one in call.inputs):
-                call.around = vars(block).get("around_backward", nullcontext)
-                call.attention = KeptAttention() if keep_attention and not compiled else None
-                call.offload = offload
-                return call()
-        return run(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            return run(*args, **kwargs)
+        # what is around a compiled gradient, and where its inputs wait, is not up to us
+        if compiled is not None and compiled.works and offload is None and "around_backward" not in vars(block):
+            return compiled.run_checkpointed(keep_attention, recomputed, args, kwargs)
+        return recomputed(*args, **kwargs)
 
     return forward
 

@@ -166,6 +166,7 @@ def check_resume(now: Mapping[str, str], saved: Mapping[str, str], accept: Colle
     return [
         *(f"{field}: {what} from step {step + 1} on" for field, what in changed.items()),
         *_new_length(job_then, job, step),
+        *_compiled_anew(job_then, job, step),
         *_new_environment(saved, now, step),
         *_other_products(saved, now, step),
         *_encoded_elsewhere(saved, now, step),
@@ -226,6 +227,13 @@ def _new_length(then: JobConfig, now: JobConfig, step: int) -> Iterator[str]:
             f"train.steps: was {was}, is {new} from step {step + 1} on, where the learning rate "
             f"({now.train.lr_scheduler}) changes to that of the new length"
         )
+
+
+def _compiled_anew(then: JobConfig, now: JobConfig, step: int) -> Iterator[str]:
+    """Compiled, a block that keeps more for its gradient is other code, which rounds otherwise."""
+    uses = [(job.train.gradient_checkpointing, job.memory.but(limit_gb=None)) for job in (then, now)]
+    if now.memory.compile and uses[0] != uses[1]:
+        yield f"from step {step + 1} on blocks are compiled for another use of memory, so that the last bits may differ"
 
 
 def _new_environment(saved: Mapping[str, str], now: Mapping[str, str], step: int) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import closing
 
 from ..config import JobConfig
@@ -76,8 +76,8 @@ def work(
             prompts = preview_texts(job)
             data.encode_texts([*prompts, negative_text(job)] if prompts else [], progress)
             data.encode_images(progress)
-            if data.encoded_elsewhere():
-                findings.add("pictures or captions came from the cache, encoded in another or an unknown environment")
+            for reason in _other_bits(job, data):
+                findings.add(reason)
             if waiting:
                 cache.prune(int(job.cache.limit_gb * GB))
             progress("loading the base", 0, 1)
@@ -95,3 +95,11 @@ def work(
         if waiting:
             ranks.tell()
     return "finished" if finished else ("paused" if requests.asked(PAUSE) and not requests.asked(STOP) else "stopped")
+
+
+def _other_bits(job: JobConfig, data: PreparedData) -> Iterator[str]:
+    """Why the same job may give other bits here than elsewhere, whatever its steps do."""
+    if data.encoded_elsewhere():
+        yield "pictures or captions came from the cache, encoded in another or an unknown environment"
+    if job.memory.compile and job.memory.plan == "auto":
+        yield "blocks are compiled for the memory that is free, and round otherwise where that is another"

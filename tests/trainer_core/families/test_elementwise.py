@@ -24,7 +24,7 @@ def drawn(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Ten
 
 
 SCALE, SHIFT = drawn(2, 1, 8, seed=2), drawn(2, 1, 8, seed=3)
-TURNS = torch.polar(torch.ones(5, 4, dtype=torch.float64), drawn(5, 4, seed=4))
+TURNS = torch.stack([drawn(5, 4, seed=4).cos(), drawn(5, 4, seed=4).sin()], -1)
 NORMS = [drawn(8, seed=5), drawn(8, seed=6)]
 
 
@@ -35,7 +35,7 @@ def rotated(parts: list[Tensor], turns: Tensor) -> Tensor:
         for part, norm in zip(parts, NORMS, strict=True)
     ]
     real, imaginary = torch.cat(normed, 1).unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = turns.real[:, None], turns.imag[:, None]
+    cos, sin = turns[:, None].unbind(-1)
     return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2)
 
 
@@ -65,12 +65,24 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[
 }
 
 
+@pytest.mark.parametrize("compiling", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_functions_are_their_plain_operations(name: str) -> None:
+def test_functions_are_their_plain_operations(name: str, compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are, and as torch.compile is given them."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     ours, plain, shapes = CASES[name]
     inputs = [drawn(*shape, seed=10 + number).requires_grad_() for number, shape in enumerate(shapes)]
     torch.testing.assert_close(ours(*inputs), plain(*inputs))
     assert torch.autograd.gradcheck(ours, inputs)
+
+
+def test_a_compiled_gelu_stands_large_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    u = torch.tensor([-1e12, -300.0, -9.0, 0.0, 9.0, 300.0, 1e12], requires_grad=True)
+    y = gelu(u)
+    y.sum().backward()
+    torch.testing.assert_close(y, F.gelu(u, approximate="tanh"), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(u.grad, torch.tensor([0, 0, 0, 0.5, 1, 1, 1]), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [lambda g: g.mT.contiguous().mT, lambda g: F.pad(g, (0, 1))[..., :-1]])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from trainer_core.config import JobConfig
 from trainer_core.errors import ConfigError
 from trainer_core.memory.blocks import blocks_of
 from trainer_core.memory.compiled import compile_blocks
+from trainer_core.memory.recompute import recompute_blocks
 from trainer_core.memory.saved import mutable_saved
 from trainer_core.runs.events import Event, Warning
 
@@ -26,6 +29,66 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything but the C++ compiler, which takes a minute."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()
+
+
+class Attending(torch.nn.Module):
+    """Attention between two products, the last of which no gradient needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.first(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return x + self.last(y.transpose(1, 2).flatten(2))
+
+
+def differentiated(block: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, Counter[str]]:
+    """The gradient of its input, and how often operations were computed."""
+    torch.autograd.grad(block(x).square().sum(), x)  # compiles both passes
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        (gradient,) = torch.autograd.grad(block(x).square().sum(), x)
+    return gradient, Counter({one.key: one.count for one in seen.key_averages()})
+
+
+@pytest.mark.parametrize("keep_attention", [True, False])
+def test_compiled_and_checkpointed_only_what_the_gradient_needs_is_computed_twice(keep_attention: bool) -> None:
+    told: list[Event] = []
+    block, x = Attending().requires_grad_(False), torch.randn(2, 5, 8, requires_grad=True)
+    expected, once = differentiated(block, x)
+    compile_blocks([block], told.append)
+    recompute_blocks(block, [block], keep_attention=keep_attention)
+    gradient, counts = differentiated(block, x)
+    torch.testing.assert_close(gradient, expected)
+    attention = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert counts[attention] == once[attention] + (not keep_attention) == (1 if keep_attention else 2)
+    assert counts["aten::addmm"] == once["aten::addmm"] + 1 == 3, "the last product is not computed again"
+    assert not told
+
+
+@pytest.mark.parametrize("broken", ["the compiler", "watched"])
+def test_checkpointed_blocks_that_cannot_be_compiled_are_recomputed_as_others_are(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise BackendCompilerFailed(fails, RuntimeError("no compiler"), None)
+
+    told: list[Event] = []
+    plain, block = Attending().requires_grad_(False), Attending().requires_grad_(False)
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    with mutable_saved() if broken == "watched" else nullcontext():
+        recompute_blocks(plain, [plain], keep_attention=True)
+        expected, wanted = differentiated(plain, x)
+        monkeypatch.setattr(torch, "compile", lambda _: fails)
+        compile_blocks([block], told.append)
+        recompute_blocks(block, [block], keep_attention=True)
+        gradient, counts = differentiated(block, x)
+    assert torch.equal(gradient, expected)
+    for operation in ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::addmm"):
+        assert counts[operation] == wanted[operation] > 0, "attention is kept, and the last product not repeated"
+    assert [type(one) for one in told] == [Warning]
 
 
 def losses(trainer: Trainer) -> list[float]:

@@ -251,6 +251,16 @@ def test_nothing_changed_is_nothing_to_tell() -> None:
 # --- data sets and places --------------------------------------------------------------------------------------------
 
 
+def test_compiled_for_another_use_of_memory_is_told() -> None:
+    """Otherwise it changes no bit, which `test_what_no_update_depends_on_may_change` says of each of these settings."""
+    compiled = with_value(JOB, "memory.compile", True)
+    for field, value in (("train.gradient_checkpointing", False), ("memory.plan", "manual")):
+        (note,) = check_resume(told(with_value(compiled, field, value)), told(compiled))
+        assert "step 6" in note
+        assert "compiled for another use of memory" in note
+    assert check_resume(told(with_value(compiled, "memory.limit_gb", 8.0)), told(compiled)) == []
+
+
 def test_a_mask_folder_may_move_but_not_come_or_go() -> None:
     masked = with_value(JOB, "datasets.mask_folder", "/masks")
     moved = with_value(JOB, "datasets.mask_folder", "/elsewhere/masks")

@@ -60,7 +60,7 @@ class Attention(flux.FluxAttnProcessor):
             [one.unflatten(-1, (-1, attn.head_dim)) for one in each] for each in zip(*streams, strict=True)
         )
         cos, sin = image_rotary_emb
-        turns = torch.complex(cos[:, ::2], sin[:, ::2])
+        turns = torch.stack([cos[:, ::2], sin[:, ::2]], -1)
         query, key = (
             norm_rotated(parts, [norm.weight for norm in own], own[0].eps, turns[first:])
             for parts, own, first in zip((queries, keys), zip(*norms, strict=True), (first_query, 0), strict=True)

@@ -6,6 +6,7 @@ a compiler does better, they are the plain operations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def gated(residual: Tensor, gate: Tensor, y: Tensor) -> Tensor:
 def gelu(u: Tensor, before: Tensor | None = None) -> Tensor:
     """GELU(u) by its tanh formula, behind `before` if that is given: (…, d) or (…, d' + d)."""
     if _is_plain():
-        y = F.gelu(u, approximate="tanh")
+        y = _gelu_by_exp(u)
         return y if before is None else torch.cat([before, y], -1)
     return from_now_on(_Gelu.apply(u, before), _gelu, *([u] if before is None else [u, before]))
 
@@ -46,12 +47,15 @@ def norm_rotated(parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float,
     Args:
         parts: (N, T_k, H, D)
         weights: of each part's norm (D,)
-        turns: complex (T, D/2), by which pairs of channels are multiplied.
+        turns: (T, D/2, 2), cosine and sine of the angle by which a pair of channels turns.
     """
     if _is_plain(*weights):
         normed = [F.rms_norm(part, part.shape[-1:], w, eps) for part, w in zip(parts, weights, strict=True)]
-        return _turned(torch.cat(normed, 1).float(), turns).to(parts[0].dtype)
-    return _NormRotated.apply(eps, turns, list(weights), *parts)
+        whole = torch.cat(normed, 1)
+        a, b = whole.to(torch.promote_types(whole.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = turns[:, None].unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(whole.dtype)
+    return _NormRotated.apply(eps, torch.view_as_complex(turns), list(weights), *parts)
 
 
 def _is_plain(*frozen: Tensor) -> bool:
@@ -106,6 +110,16 @@ def _gelu(u: Tensor, before: Tensor | None = None) -> Tensor:
     left.copy_(before)
     torch.ops.aten.gelu.out(u, approximate="tanh", out=right)
     return y
+
+
+_A = 2 * math.sqrt(2 / math.pi)
+_B = _A * 0.044715
+"""GELU(u) = u (1 + tanh v) / 2, v = √(2/π) (u + 0.044715 u³); here 2 v = u (A + B u²)."""
+
+
+def _gelu_by_exp(u: Tensor) -> Tensor:
+    """The same, as (1 + tanh v) / 2 = 1 / (1 + exp(-2 v)): compiled, an exponential takes a third of a tanh's time."""
+    return u * torch.sigmoid(u * (_A + _B * u * u))
 
 
 class _Gelu(torch.autograd.Function):
