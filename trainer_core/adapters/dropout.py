@@ -42,7 +42,7 @@ class SeededDropout(nn.Module):
     @property
     def mask(self) -> Mask | None:
         """Of this place; None where nothing is dropped."""
-        if not self.training or not self.place or not self.rate:
+        if not self.rate or not self.training or not self.place:  # compiled, whoever reads the place compiles for it
             return None
         return Mask(seed_of("lora_dropout", self.layer, *self.place), self.rate, *self.part)
 

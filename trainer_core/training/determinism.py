@@ -45,8 +45,9 @@ Mode = Literal["off", "lax", "strict"]
 class Findings:
     """Why the same bits cannot be promised of a run; empty if they can."""
 
-    def __init__(self, mode: Mode = "off", device_type: str = "cpu") -> None:
+    def __init__(self, mode: Mode = "off", device_type: str = "cpu", probes: bool = True) -> None:
         self.reasons: list[str] = []
+        self._probes = probes
         self._watch_indexing = mode == "off" and device_type == "cpu"
         self._watched = mode == "strict"
 
@@ -67,7 +68,7 @@ class Findings:
         Watching makes torch take deterministic algorithms where it has them. So a resumed run must not watch a second
         update: what was found goes into the checkpoint (`dumps`, `loads`).
         """
-        if self._watched:
+        if self._watched or not self._probes:
             yield
             return
         indexing = _IndexingWatched(self) if self._watch_indexing else nullcontext()
@@ -89,10 +90,11 @@ class Findings:
 
 
 @contextmanager
-def deterministic(device: torch.device, wanted: bool) -> Iterator[Findings]:
+def deterministic(device: torch.device, wanted: bool, probes: bool = True) -> Iterator[Findings]:
     """The mode for a job's work on a device; gives what is found while in it.
 
-    If not wanted, no switch is touched but during a run's first update (`Findings.probing`).
+    If not wanted, no switch is touched but during a run's first update (`Findings.probing`), and that only if it
+    `probes`: what is compiled there would be compiled once more for the next, or not at all while it is watched.
 
     Raises:
         TrainingError: in place of torch's error for an operation that has no deterministic algorithm.
@@ -103,7 +105,7 @@ def deterministic(device: torch.device, wanted: bool) -> Iterator[Findings]:
             with _held("raise"):  # cuBLAS reads its variable once; if that was too late, every matrix product raises
                 mode = "strict" if device.type != "cuda" or _cublas_obeys(device) else "lax"
             stack.enter_context(_held("raise" if mode == "strict" else "all but raise"))
-        findings = Findings(mode, device.type)
+        findings = Findings(mode, device.type, probes)
         if device.type == "cuda" and mode != "strict":
             findings.add(_OFF if mode == "off" else _CUBLAS)
         elif device.type not in ("cpu", "cuda"):

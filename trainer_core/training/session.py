@@ -60,7 +60,10 @@ def work(
     finished, waiting = False, ranks.leads
     try:
         job = job_with_family(job)
-        with closing(open_base(job.model)) as base, deterministic(base.device, job.train.deterministic) as findings:
+        with (
+            closing(open_base(job.model)) as base,
+            deterministic(base.device, job.train.deterministic, probes=not job.memory.compile) as findings,
+        ):
             base.check_parts()
             SamplerSettings.of(job.sample, base)  # a wrong preview size is told now, not after an hour
             progress("scanning the data", 0, 1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch._dynamo.exc import BackendCompilerFailed
 
 from trainer_core.config import JobConfig
@@ -18,7 +19,7 @@ from trainer_core.memory.blocks import blocks_of
 from trainer_core.memory.compiled import compile_blocks
 from trainer_core.memory.recompute import recompute_blocks
 from trainer_core.memory.saved import mutable_saved
-from trainer_core.runs.events import Event, Warning
+from trainer_core.runs.events import Event, StepDone, Warning
 
 if TYPE_CHECKING:
     from trainer_core.training.loop import Trainer
@@ -109,6 +110,26 @@ def test_losses_and_weights_are_those_of_plain_blocks(
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] >= 2  # both kinds of blocks
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_blocks_of_a_whole_run_are_compiled(checkpointed: bool, job_of: Callable[..., JobConfig], train: Any) -> None:
+    """From its first update on, which otherwise is watched for operations that are not deterministic."""
+    graphs: list[int] = []
+
+    def listen(event: Event) -> None:
+        if isinstance(event, StepDone):
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    torch._dynamo.utils.counters.clear()
+    settings = {"gradient_checkpointing": checkpointed, "steps": 3}
+    training = train(job_of(train=settings, memory={"compile": True, "plan": "manual"}), listen)
+    assert "compile" not in (training.run.path / "log.txt").read_text(encoding="utf-8")
+    assert 2 <= graphs[0] == graphs[2], "nothing is compiled for one step only"
+    latest = training.run.latest()
+    assert latest is not None
+    with safe_open(latest.lora, "pt") as file:
+        assert "no update was watched" in file.metadata()["lora_foundry.deterministic"]
 
 
 def test_what_cannot_be_compiled_runs_as_it_is_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
