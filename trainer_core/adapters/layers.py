@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..config import AdapterConfig
 from ..errors import AdapterError
 from ..randomness import generator
 from .deltas import Delta, Hadamard, Kronecker, LowRank, changed_norms, computing_in, row_norms
 from .dropout import SeededDropout
+from .frozen import is_plain, without_graph
 from .fused import Siblings, low_rank
 from .operations import Operation, dense_weight, device_of, with_gradient
 from .working import Working, computing_dtype
@@ -108,8 +110,15 @@ class LoraLayer(AdaptedLayer):
         return not self.operation.kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.enabled and self.is_fused and not torch.compiler.is_compiling():
-            return low_rank(self, x)
+        if self.enabled and self.is_fused:
+            if not torch.compiler.is_compiling():
+                return low_rank(self, x)
+            base: Any = self.base_layer
+            if is_plain(base) and without_graph(base) and base.bias is not None:
+                # the compiler adds the bias up with the rest: a product would begin with copies of it
+                y, delta = F.linear(x, base.weight), computing_in(computing_dtype(x), self.delta())
+                rest = base.bias + delta.added(self.operation, self.dropout(x), y, None, self.strength)
+                return (y + rest).to(y.dtype)
         return super().forward(x)
 
     def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:  # noqa: ARG002
