@@ -32,6 +32,11 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
 
 
+def without_compiler(*_: Any, **__: Any) -> Any:
+    """What a compiled function does on a machine that has none."""
+    raise BackendCompilerFailed(without_compiler, RuntimeError("no compiler"), None)
+
+
 class Attending(torch.nn.Module):
     """Attention between two products, the last of which no gradient needs."""
 
@@ -73,16 +78,13 @@ def test_compiled_and_checkpointed_only_what_the_gradient_needs_is_computed_twic
 def test_checkpointed_blocks_that_cannot_be_compiled_are_recomputed_as_others_are(
     broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any, **__: Any) -> Any:
-        raise BackendCompilerFailed(fails, RuntimeError("no compiler"), None)
-
     told: list[Event] = []
     plain, block = Attending().requires_grad_(False), Attending().requires_grad_(False)
     x = torch.randn(2, 5, 8, requires_grad=True)
     with mutable_saved() if broken == "watched" else nullcontext():
         recompute_blocks(plain, [plain], keep_attention=True)
         expected, wanted = differentiated(plain, x)
-        monkeypatch.setattr(torch, "compile", lambda _: fails)
+        monkeypatch.setattr(torch, "compile", lambda _: without_compiler)
         compile_blocks([block], told.append)
         recompute_blocks(block, [block], keep_attention=True)
         gradient, counts = differentiated(block, x)
@@ -133,10 +135,7 @@ def test_blocks_of_a_whole_run_are_compiled(checkpointed: bool, job_of: Callable
 
 
 def test_what_cannot_be_compiled_runs_as_it_is_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any, **__: Any) -> Any:
-        raise BackendCompilerFailed(broken, RuntimeError("no compiler"), None)
-
-    monkeypatch.setattr(torch, "compile", lambda _: broken)
+    monkeypatch.setattr(torch, "compile", lambda _: without_compiler)
     blocks = [torch.nn.Linear(3, 3) for _ in range(2)]
     x = torch.ones(1, 3)
     expected = [block(x) for block in blocks]
