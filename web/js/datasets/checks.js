@@ -37,7 +37,8 @@ export class Checks extends EventTarget {
   show({ checking, findings, error }) {
     this.start.disabled = checking;
     this.state.textContent = checking ? t("data.check_runs") : error ?? (findings ? t("data.found", { count: findings.length }) : t("data.unchecked"));
-    if (!findings) return;
+    // The same findings come again (the answer, then the event): who is going through the pictures keeps place and focus.
+    if (!findings || JSON.stringify(findings) === JSON.stringify(this.findings)) return;
     this.findings = findings;
     this.items = new Map();
     for (const { items, message } of findings) for (const item of items) this.items.set(item, [...(this.items.get(item) ?? []), message]);
