@@ -117,7 +117,7 @@ class Adapter:
         return self._flats
 
     def _flattened(self) -> list[Flat]:
-        """First tensors of all layers come first, so that A of q, k and v are neighbours (`flat.together`)."""
+        """First tensors of all layers come first: A of q, k and v are neighbours. A checkpoint knows nothing of it."""
         text = {id(parameter) for parameter in self.text_parameters()}
         rows = zip_longest(*(layer.trained.values() for layer in self.layers.values()))
         ordered = [parameter for row in rows for parameter in row if parameter is not None]

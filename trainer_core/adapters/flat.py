@@ -117,18 +117,3 @@ def located(parameters: Sequence[nn.Parameter], flats: Sequence[Flat]) -> list[t
     """Where each parameter lies: in which `Flat`, and its number there."""
     places = {id(one): (flat, number) for flat in flats for number, one in enumerate(flat.parameters)}
     return [places[id(parameter)] for parameter in parameters]
-
-
-def together(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Matrices (r, K) that lie one behind the other in one buffer as one (sum of r, K), without copying; else None.
-
-    The first matrices of neighbouring layers, such as A of q, k and v, lie so if r · K is a multiple of 16.
-    """
-    first = tensors[0]
-    memory, end = first.untyped_storage(), first.storage_offset()
-    for tensor in tensors:
-        lies = tensor.untyped_storage() is memory and tensor.storage_offset() == end
-        if not lies or tensor.shape[1:] != first.shape[1:] or not tensor.is_contiguous():
-            return None
-        end += tensor.numel()
-    return first.detach().as_strided((sum(len(one) for one in tensors), *first.shape[1:]), first.stride())

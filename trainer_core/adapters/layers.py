@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..config import AdapterConfig
 from ..errors import AdapterError
 from ..randomness import generator
 from .deltas import Delta, Hadamard, Kronecker, LowRank, changed_norms, computing_in, row_norms
 from .dropout import SeededDropout
-from .frozen import is_plain, without_graph
 from .fused import Siblings, low_rank
 from .operations import Operation, dense_weight, device_of, with_gradient
+from .traced import low_ranks
 from .working import Working, computing_dtype
 
 _ASKED = {"weight", "bias", "in_features", "out_features", "in_channels", "out_channels"}
@@ -110,16 +110,16 @@ class LoraLayer(AdaptedLayer):
         return not self.operation.kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.enabled and self.is_fused:
-            if not torch.compiler.is_compiling():
-                return low_rank(self, x)
-            base: Any = self.base_layer
-            if is_plain(base) and without_graph(base) and base.bias is not None:
-                # the compiler adds the bias up with the rest: a product would begin with copies of it
-                y, delta = F.linear(x, base.weight), computing_in(computing_dtype(x), self.delta())
-                rest = base.bias + delta.added(self.operation, self.dropout(x), y, None, self.strength)
-                return (y + rest).to(y.dtype)
-        return super().forward(x)
+        if not (self.enabled and self.is_fused):
+            return super().forward(x)
+        return self.outputs([self], x)[0] if torch.compiler.is_compiling() else low_rank(self, x)
+
+    @staticmethod
+    def outputs(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+        """Those of layers that read the same tensor (…, in), for a compiler; one after the other where they are not all
+        linear layers with a LoRA."""
+        loras = [layer for layer in layers if isinstance(layer, LoraLayer) and layer.enabled and layer.is_fused]
+        return low_ranks(loras, x) if len(loras) == len(layers) else [layer(x) for layer in layers]
 
     def start(self, rank: int, config: AdapterConfig) -> dict[str, Tensor]:  # noqa: ARG002
         down = _kaiming((rank, *self.operation.weight_shape[1:]), self._random("lora_init"))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from trainer_core.adapters.adapter import Adapter
-from trainer_core.adapters.flat import together
 from trainer_core.config import AdapterConfig
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
@@ -101,17 +100,3 @@ def test_text_encoders_have_a_buffer_of_their_own() -> None:
     assert len(text.parameters) == 2
     assert {id(one) for one in text.parameters} == {id(one) for one in adapter.text_parameters()}
     assert {id(one) for one in (*denoiser.parameters, *text.parameters)} == {id(one) for one in adapter.parameters()}
-
-
-def test_siblings_lie_together_where_their_size_allows() -> None:
-    adapter = adapted(rank=2)
-    downs = [adapter.layers[name].trained["lora_A.weight"] for name in "qkv"]
-    joined = together(downs)
-    assert joined is not None
-    assert joined.shape == (6, 8)
-    assert torch.equal(joined, torch.cat([one.detach() for one in downs]))
-    joined.zero_()
-    assert not downs[2].any()
-    assert together(downs[::-1]) is None
-    assert together([torch.zeros(2, 8), torch.zeros(2, 8)]) is None
-    assert together([adapted(rank=3).layers[name].trained["lora_A.weight"] for name in "qkv"]) is None

@@ -16,6 +16,7 @@ from diffusers.models.transformers import transformer_flux as flux
 from torch import Tensor, nn
 
 from ..parts.elementwise import gated, gelu, modulated, norm_rotated
+from ..parts.linear import outputs
 
 Rope = tuple[Tensor, Tensor]
 """Cosines and sines (T, D), each twice."""
@@ -49,12 +50,15 @@ class Attention(flux.FluxAttnProcessor):
         """As diffusers'; without `encoder_hidden_states`, queries before `first_query` are left out."""
         if image_rotary_emb is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        asking = hidden_states[:, first_query:] if first_query else hidden_states
-        streams = [[attn.to_q(asking), *(layer(hidden_states) for layer in (attn.to_k, attn.to_v))]]
+        if first_query:
+            asked = outputs((attn.to_k, attn.to_v), hidden_states)
+            streams = [[attn.to_q(hidden_states[:, first_query:]), *asked]]
+        else:
+            streams = [outputs((attn.to_q, attn.to_k, attn.to_v), hidden_states)]
         norms = [(attn.norm_q, attn.norm_k)]
         if encoder_hidden_states is not None:
             layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-            streams.insert(0, [layer(encoder_hidden_states) for layer in layers])
+            streams.insert(0, outputs(layers, encoder_hidden_states))
             norms.insert(0, (attn.norm_added_q, attn.norm_added_k))
         queries, keys, values = (
             [one.unflatten(-1, (-1, attn.head_dim)) for one in each] for each in zip(*streams, strict=True)
