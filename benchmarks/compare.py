@@ -4,8 +4,8 @@
 
 All train LoRAs of the same layers, rank and start on the same FLUX.1 with random weights, on the same batch. They take
 turns of two steps in one process, and medians of the CPU seconds of the second steps are compared: ours divided by
-theirs. The first finds the caches full of another's weights, which costs 7 to 20 %; in a training, a step follows one of
-its own. Losses must agree.
+theirs. The first finds the caches full of another's weights, which costs 7 to 20 %; in a training, steps follow one
+another. Losses must agree.
 `builtin` is each at its best: ours without checkpointing, plain or compiled (`memory.compile`), ComfyUI's in the
 fastest of its modes that train a FLUX. None does behind its node TorchCompileModel, which is tried as well.
 `bytes_kept_peft` is what waits for the backward pass of a smaller FLUX in bfloat16, counted by memory, without weights.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,14 @@ def set_widgets(page: Any, kind: str, values: dict[str, Any]) -> None:
         }""",
         [kind, values],
     )
+
+
+def until(page: Any, holds: Callable[[], Any]) -> None:
+    """Waits for what the page or the server does."""
+    end = time.monotonic() + _PATIENCE / 1000
+    while not holds():
+        assert time.monotonic() < end, "it did not come"
+        page.wait_for_timeout(50)
 
 
 def screenshot(page: Any, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 from ..host.server import ComfyServer
 from ..trainer_core.captioning.small_captioners import blip
 from ..trainer_core.clips import write_clip
-from .conftest import _PATIENCE, _READY, screenshot
+from .conftest import _PATIENCE, _READY, screenshot, until
 
 SCRIPT = "a red <img src=x onerror=alert(1)><b>zorble</b>, studio"
 OPEN = """async () => {
@@ -80,15 +80,6 @@ def editor(tab: Any, faces: Path) -> Iterator[Any]:
 def caption(folder: Path, number: int) -> str | None:
     file = folder / f"face_{number}.txt"
     return file.read_text(encoding="utf-8") if file.exists() else None
-
-
-def until(page: Any, holds: Callable[[], bool]) -> None:
-    """Waits for what the server does."""
-    for _ in range(600):
-        if holds():
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError("it did not come")
 
 
 def test_captions_are_edited_in_place_by_keyboard_and_undone(editor: Any, faces: Path) -> None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pytest
 from trainer_core.runs.run_folder import RunFolder
 
 from ..host.server import ComfyServer
-from .conftest import _OPTIONS, _READY, errors_of, open_workflow, screenshot, set_widgets, workflow
+from .conftest import _OPTIONS, _READY, errors_of, open_workflow, screenshot, set_widgets, until, workflow
 from .runs_on_disk import go_on, make_run, run_at_work
 from .test_panel import PANEL, SLOW, shows
 from .test_sidebar import open_tab
@@ -103,13 +102,6 @@ def saw(page: Any, name: str, condition: str) -> None:
 
 def row(page: Any, name: str, action: str) -> Any:
     return page.locator(f'.lf-run-row[data-run="{name}"] [data-action={action}]')
-
-
-def until(page: Any, done: Callable[[], Any]) -> None:
-    end = time.monotonic() + 120
-    while not done():
-        assert time.monotonic() < end
-        page.wait_for_timeout(100)
 
 
 def lose_socket(page: Any) -> None:

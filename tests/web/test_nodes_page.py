@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ..host.server import DEMO_IMAGES, ComfyServer
-from .conftest import opened_page, screenshot, workflow
+from .conftest import opened_page, screenshot, until, workflow
 
 WORKFLOWS = ("train_and_test", "train_and_sample_with_stock_nodes", "train_a_checkpoint", "train_any_model")
 MOST_WIDGETS = 10
@@ -133,15 +133,13 @@ def test_what_is_off_hides_what_depends_on_it_and_its_value_is_sent(page: Any, r
     assert governed <= set(page.evaluate(VISIBLE, kind))
     before = page.evaluate(SIZE, kind)
     page.evaluate(SET, [kind, "output_preservation", False])
-    page.wait_for_timeout(300)
-    assert not governed & set(page.evaluate(VISIBLE, kind))
+    until(page, lambda: not governed & set(page.evaluate(VISIBLE, kind)))
     assert renderer == "vue" or page.evaluate(SIZE, kind) == before  # the room that the template gave
     sent = page.evaluate("async () => (await window.app.graphToPrompt()).output")
     (inputs,) = (node["inputs"] for node in sent.values() if node["class_type"] == kind)
     assert inputs["output_preservation_class"].startswith("circle")
     page.evaluate(SET, [kind, "output_preservation", True])
-    page.wait_for_timeout(300)
-    assert governed <= set(page.evaluate(VISIBLE, kind))
+    until(page, lambda: governed <= set(page.evaluate(VISIBLE, kind)))
 
 
 def test_room_that_the_user_gave_stays_and_what_a_node_took_itself_goes(page: Any, renderer: str) -> None:
@@ -164,8 +162,7 @@ def test_linked_model_hides_where_else_the_weights_would_come_from(page: Any) ->
     show(page, "train_any_model")
     assert "source" not in page.evaluate(VISIBLE, "FoundryQuantizeBase")
     page.evaluate(f"() => ({NODE})('FoundryQuantizeBase').disconnectInput(0)")
-    page.wait_for_timeout(300)
-    assert "source" in page.evaluate(VISIBLE, "FoundryQuantizeBase")
+    until(page, lambda: "source" in page.evaluate(VISIBLE, "FoundryQuantizeBase"))
 
 
 def test_advanced_widget_that_is_linked_is_seen(page: Any) -> None:
@@ -174,12 +171,11 @@ def test_advanced_widget_that_is_linked_is_seen(page: Any) -> None:
       const caption = ({NODE})("FoundryCaptionWithTrigger"), load = ({NODE})("FoundryLoadDataset");
       caption.connect(1, load, load.inputs.findIndex((input) => input.name === "mask_folder"));
     }}""")
-    page.wait_for_timeout(300)
     seen = f"""() => {{
       const node = ({NODE})("FoundryLoadDataset");
       return node.isWidgetVisible(node.widgets.find((w) => w.name === "mask_folder"));
     }}"""
-    assert page.evaluate(seen)
+    page.wait_for_function(seen)
 
 
 # texts

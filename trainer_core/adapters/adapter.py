@@ -218,7 +218,8 @@ class Adapter:
             samples: of the pass.
         """
         for layer in self.layers.values():
-            layer.dropout.place, layer.dropout.part = place, (first, samples)
+            if layer.dropout.rate:
+                layer.dropout.place, layer.dropout.part = place, (first, samples)
 
     def set_strength(self, strength: float) -> None:
         """Multiplies what the adapter adds from now on; 1 is normal."""
