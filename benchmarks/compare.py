@@ -5,7 +5,8 @@
 All train LoRAs of the same layers, rank and start on the same FLUX.1 with random weights, on the same batch. They take
 turns of two steps in one process, and medians of the CPU seconds of the second steps are compared: ours divided by
 theirs. The first finds the caches full of another's weights, which costs 7 to 20 %; in a training, steps follow one
-another. Losses must agree.
+another. Memory comes in large pages where the system gives them, so that where pages lie decides less. Losses must
+agree.
 `builtin` is each at its best: ours without checkpointing, plain or compiled (`memory.compile`), ComfyUI's in the
 fastest of its modes that train a FLUX. None does behind its node TorchCompileModel, which is tried as well.
 `bytes_kept_peft` is what waits for the backward pass of a smaller FLUX in bfloat16, counted by memory, without weights.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import statistics
 import sys
 import time
@@ -25,6 +27,8 @@ from itertools import cycle, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it once
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -223,15 +227,10 @@ def compared(given: argparse.Namespace) -> dict[str, float]:
     print(
         f"{sum(one.numel() for one in model.parameters()) / 1e6:.1f} M parameters, {given.tokens + given.text} tokens"
     )
-    ratios: dict[str, float] = {}
-    for name, checkpointing in (("peft", False), ("peft_checkpointed", True)):
-        ours = Ours(model, dtype, given.rank, checkpointing)
-        theirs = Pefts(ours, model, dtype, given.rank, checkpointing)
-        seconds: list[list[float]] = [[], []]
-        for number in range(given.rounds + 1):
-            losses = [turn(one.step, batch, number, into) for one, into in zip((ours, theirs), seconds, strict=True)]
-            agree(*losses, given.dtype)
-        ratios[name] = told(name, *seconds)
+    ratios = {
+        name: with_peft(name, given, model, batch, dtype, checkpointing)
+        for name, checkpointing in (("peft", False), ("peft_checkpointed", True))
+    }
     small = flux(torch.bfloat16, 8, 128, 2, 2)
     sizes = batch_of(256, 64)
     ours = Ours(small, torch.bfloat16, 16)
@@ -241,6 +240,18 @@ def compared(given: argparse.Namespace) -> dict[str, float]:
     if given.comfyui.is_dir():
         ratios |= with_builtin(given, model, batch, dtype)
     return ratios
+
+
+def with_peft(
+    name: str, given: argparse.Namespace, model: nn.Module, batch: TrainBatch, dtype: torch.dtype, checkpointing: bool
+) -> float:
+    ours = Ours(model, dtype, given.rank, checkpointing)
+    theirs = Pefts(ours, model, dtype, given.rank, checkpointing)
+    seconds: list[list[float]] = [[], []]
+    for number in range(given.rounds + 1):
+        losses = [turn(one.step, batch, number, into) for one, into in zip((ours, theirs), seconds, strict=True)]
+        agree(*losses, given.dtype)
+    return told(name, *seconds)
 
 
 def with_builtin(
