@@ -175,7 +175,8 @@ def test_advanced_widget_that_is_linked_is_seen(page: Any) -> None:
       const node = ({NODE})("FoundryLoadDataset");
       return node.isWidgetVisible(node.widgets.find((w) => w.name === "mask_folder"));
     }}"""
-    page.wait_for_function(seen)
+    until(page, lambda: page.evaluate(seen))
+    assert page.evaluate(seen)
 
 
 # texts

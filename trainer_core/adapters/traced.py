@@ -15,7 +15,7 @@ from .operations import with_gradient
 from .working import computing_dtype
 
 if TYPE_CHECKING:
-    from .layers import LoraLayer
+    from .fused import LoraLayer
 
 
 def low_ranks(layers: Sequence[LoraLayer], x: Tensor) -> list[Tensor]:
