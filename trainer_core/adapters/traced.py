@@ -35,8 +35,9 @@ def low_ranks(layers: Sequence[LoraLayer], x: Tensor) -> list[Tensor]:
 
 def _output(layer: LoraLayer, x: Tensor, h: Tensor) -> Tensor:
     base: Any = layer.base_layer
-    up = (layer.trained["lora_B.weight"] * (layer.scale * layer.strength)).to(h.dtype)
-    added = h @ up.T.contiguous()
+    up, scale = layer.trained["lora_B.weight"], layer.scale * layer.strength
+    scaled = up if scale == 1 else up * scale  # a compiler would multiply by 1, and the gradient, too
+    added = h @ scaled.to(h.dtype).T.contiguous()
     if is_plain(base) and without_graph(base):
         y = F.linear(x, base.weight)
         if base.bias is not None:  # added up with the rest: a product would begin with copies of it

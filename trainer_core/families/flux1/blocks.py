@@ -6,6 +6,7 @@ done in another way. What is not FLUX.1's usual case is left to diffusers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZ
 from diffusers.models.transformers import transformer_flux as flux
 from torch import Tensor, nn
 
+from ..parts.attention import by_products, is_of_few
 from ..parts.elementwise import gated, gelu, modulated, norm_rotated
 from ..parts.linear import outputs
 
@@ -45,45 +47,53 @@ class Attention(flux.FluxAttnProcessor):
         encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Any = None,
-        first_query: int = 0,
     ) -> Any:
-        """As diffusers'; without `encoder_hidden_states`, queries before `first_query` are left out."""
-        if image_rotary_emb is None:
+        if image_rotary_emb is None or encoder_hidden_states is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
-        if first_query:
-            asked = outputs((attn.to_k, attn.to_v), hidden_states)
-            streams = [[attn.to_q(hidden_states[:, first_query:]), *asked]]
-        else:
-            streams = [outputs((attn.to_q, attn.to_k, attn.to_v), hidden_states)]
-        norms = [(attn.norm_q, attn.norm_k)]
-        if encoder_hidden_states is not None:
-            layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-            streams.insert(0, outputs(layers, encoder_hidden_states))
-            norms.insert(0, (attn.norm_added_q, attn.norm_added_k))
+        text = outputs((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), encoder_hidden_states)
+        image = outputs((attn.to_q, attn.to_k, attn.to_v), hidden_states)
+        norms = (attn.norm_added_q, attn.norm_added_k), (attn.norm_q, attn.norm_k)
+        found = self.attended(attn, (text, image), norms, image_rotary_emb, attention_mask)
+        sizes = [encoder_hidden_states.shape[1], hidden_states.shape[1]]
+        of_text, of_image = (one.contiguous() for one in found.split_with_sizes(sizes, dim=1))
+        return attn.to_out[1](attn.to_out[0](of_image)), attn.to_add_out(of_text)
+
+    def attended(
+        self,
+        attn: Any,
+        streams: Sequence[Sequence[Tensor]],
+        norms: Sequence[tuple[Any, Any]],
+        rope: Rope,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What attention gives (N, T_q, H · D).
+
+        Args:
+            streams: queries (N, T_q, H · D), keys and values (N, T, H · D), of the text and then the picture or of both
+                in one. Queries may be those of the last tokens alone.
+            norms: of the queries and keys of each stream.
+        """
         queries, keys, values = (
             [one.unflatten(-1, (-1, attn.head_dim)) for one in each] for each in zip(*streams, strict=True)
         )
-        cos, sin = image_rotary_emb
-        turns = torch.stack([cos[:, ::2], sin[:, ::2]], -1)
-        query, key = (
-            norm_rotated(parts, [norm.weight for norm in own], own[0].eps, turns[first:])
-            for parts, own, first in zip((queries, keys), zip(*norms, strict=True), (first_query, 0), strict=True)
-        )
+        rotated = []
+        for parts, own in zip((queries, keys), zip(*norms, strict=True), strict=True):
+            tokens = sum(one.shape[1] for one in parts)
+            cos, sin = (one[-tokens:, ::2] for one in rope)
+            rotated.append(norm_rotated(parts, [norm.weight for norm in own], own[0].eps, cos, sin))
+        query, key = rotated
         value = values[0] if len(values) == 1 else torch.cat(values, dim=1)
+        if mask is None and is_of_few(query, key):
+            return by_products(query, key, value).flatten(2, 3)
         found = dispatch_attention_fn(
             query,
             key,
             value,
-            attn_mask=attention_mask,
+            attn_mask=mask,
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )
-        found = found.flatten(2, 3).to(query.dtype)
-        if encoder_hidden_states is None:
-            return found
-        text, image = found.split_with_sizes([one.shape[1] for one in values], dim=1)
-        image = attn.to_out[1](attn.to_out[0](image.contiguous()))
-        return image, attn.to_add_out(text.contiguous())
+        return found.flatten(2, 3).to(query.dtype)
 
 
 class Double(flux.FluxTransformerBlock):
@@ -126,19 +136,23 @@ class Single(flux.FluxSingleTransformerBlock):
         image_rotary_emb: Rope | None = None,
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        if joint_attention_kwargs or hidden_states.dtype == torch.float16:
+        attn: Any = self.attn
+        usual = image_rotary_emb is not None and isinstance(attn.processor, Attention)
+        if joint_attention_kwargs or hidden_states.dtype == torch.float16 or not usual:
             return super().forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, joint_attention_kwargs)
         length = encoder_hidden_states.shape[1]
         x = _joined(encoder_hidden_states, hidden_states)
         normed, gate = self.norm(x, emb=temb)
-        gate = gate.unsqueeze(1)
-        if self.is_last and image_rotary_emb is not None and isinstance(self.attn.processor, Attention):
-            inner = self.proj_mlp(normed[:, length:])
-            attended = self.attn(normed, image_rotary_emb=image_rotary_emb, first_query=length)
-            return encoder_hidden_states, gated(hidden_states, gate, self.proj_out(gelu(inner, attended)))
-        inner = self.proj_mlp(normed)
-        attended = self.attn(normed, image_rotary_emb=image_rotary_emb)
-        return _halves(gated(x, gate, self.proj_out(gelu(inner, attended))), length)
+        if self.is_last:
+            inner, query = outputs((self.proj_mlp, attn.to_q), normed[:, length:])
+            key, value = outputs((attn.to_k, attn.to_v), normed)
+            x = hidden_states
+        else:
+            inner, query, key, value = outputs((self.proj_mlp, attn.to_q, attn.to_k, attn.to_v), normed)
+        norms = [(attn.norm_q, attn.norm_k)]
+        attended = attn.processor.attended(attn, [(query, key, value)], norms, image_rotary_emb)
+        x = gated(x, gate.unsqueeze(1), self.proj_out(gelu(inner, attended)))
+        return (encoder_hidden_states, x) if self.is_last else _halves(x, length)
 
 
 def _halves(x: Tensor, length: int) -> tuple[Tensor, Tensor]:
