@@ -24,18 +24,18 @@ def drawn(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Ten
 
 
 SCALE, SHIFT = drawn(2, 1, 8, seed=2), drawn(2, 1, 8, seed=3)
-COS, SIN = drawn(5, 4, seed=4).cos(), drawn(5, 4, seed=4).sin()
+TURNS = torch.stack([drawn(5, 4, seed=4).cos(), drawn(5, 4, seed=4).sin()], -1)
 NORMS = [drawn(8, seed=5), drawn(8, seed=6)]
 
 
-def rotated(parts: list[Tensor]) -> Tensor:
+def rotated(parts: list[Tensor], turns: Tensor) -> Tensor:
     """RMSNorm by its formula, and each pair of channels turned."""
     normed = [
         part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm
         for part, norm in zip(parts, NORMS, strict=True)
     ]
     real, imaginary = torch.cat(normed, 1).unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = COS[:, None], SIN[:, None]
+    cos, sin = turns[:, None].unbind(-1)
     return torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], -1).flatten(-2)
 
 
@@ -63,8 +63,8 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[
         [(2, 5, 8), (2, 5, 3)],
     ),
     "norm_rotated": (
-        lambda one, two: in_pairs(norm_rotated([one, two], NORMS, 1e-6, COS, SIN)),
-        lambda one, two: rotated([one, two]),
+        lambda one, two: in_pairs(norm_rotated([one, two], NORMS, 1e-6, TURNS)),
+        lambda one, two: rotated([one, two], TURNS),
         [(2, 2, 3, 8), (2, 3, 3, 8)],
     ),
 }

@@ -76,12 +76,11 @@ class Attention(flux.FluxAttnProcessor):
         queries, keys, values = (
             [one.unflatten(-1, (-1, attn.head_dim)) for one in each] for each in zip(*streams, strict=True)
         )
-        rotated = []
-        for parts, own in zip((queries, keys), zip(*norms, strict=True), strict=True):
-            tokens = sum(one.shape[1] for one in parts)
-            cos, sin = (one[-tokens:, ::2] for one in rope)
-            rotated.append(norm_rotated(parts, [norm.weight for norm in own], own[0].eps, cos, sin))
-        query, key = rotated
+        turns = torch.stack([one[:, ::2] for one in rope], -1)
+        query, key = (
+            norm_rotated(parts, [norm.weight for norm in own], own[0].eps, turns[-sum(one.shape[1] for one in parts) :])
+            for parts, own in zip((queries, keys), zip(*norms, strict=True), strict=True)
+        )
         value = values[0] if len(values) == 1 else torch.cat(values, dim=1)
         if mask is None and is_of_few(query, key):
             return by_products(query, key, value).flatten(2, 3)

@@ -41,7 +41,7 @@ def gelu(u: Tensor, before: Tensor | None = None) -> Tensor:
     return from_now_on(_Gelu.apply(u, before), _gelu, *([u] if before is None else [u, before]))
 
 
-def norm_rotated(parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+def norm_rotated(parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float, turns: Tensor) -> Tensor:
     """RMSNorm of each head and then its rotation, of parts that come one after the other: queries, or keys.
 
     Compiled, the second channels of all pairs come behind the first ones: attention does not see it, and they need not
@@ -50,17 +50,17 @@ def norm_rotated(parts: Sequence[Tensor], weights: Sequence[Tensor], eps: float,
     Args:
         parts: (N, T_k, H, D)
         weights: of each part's norm (D,)
-        cos, sin: of the angle by which a pair of channels turns (T, D/2)
+        turns: (T, D/2, 2), cosine and sine of the angle by which a pair of channels turns.
     """
     if _is_plain(*weights):
         normed = [F.rms_norm(part, part.shape[-1:], w, eps) for part, w in zip(parts, weights, strict=True)]
         whole = torch.cat(normed, 1)
         a, b = whole.to(torch.promote_types(whole.dtype, torch.float32)).unflatten(-1, (-1, 2)).unbind(-1)
-        cos, sin = cos[:, None], sin[:, None]
+        cos, sin = turns[:, None].unbind(-1)
         turned = a * cos - b * sin, a * sin + b * cos
         y = torch.cat(turned, -1) if torch.compiler.is_compiling() else torch.stack(turned, -1).flatten(-2)
         return y.to(whole.dtype)
-    return _NormRotated.apply(eps, torch.complex(cos, sin), list(weights), *parts)
+    return _NormRotated.apply(eps, torch.view_as_complex(turns), list(weights), *parts)
 
 
 def _is_plain(*frozen: Tensor) -> bool:
