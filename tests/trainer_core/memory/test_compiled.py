@@ -114,6 +114,19 @@ def test_losses_and_weights_are_those_of_plain_blocks(
     assert not counters["graph_break"]
 
 
+def test_few_tokens_attend_by_products_in_a_training(
+    job_of: Callable[..., JobConfig], trainer_of: Callable[..., Trainer]
+) -> None:
+    """A product of weights and one with values in each block, and two each in their gradients."""
+    trainer = trainer_of(job_of(memory={"compile": True, "plan": "manual"}))
+    trainer.update()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        trainer.update()
+    counts = Counter({one.key: one.count for one in seen.key_averages()})
+    assert counts["aten::bmm"] == 6 * len(blocks_of(trainer.experts.active.denoiser))
+    assert not any("scaled_dot_product" in name for name in counts)
+
+
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_blocks_of_a_whole_run_are_compiled(checkpointed: bool, job_of: Callable[..., JobConfig], train: Any) -> None:
     """From its first update on, which otherwise is watched for operations that are not deterministic."""

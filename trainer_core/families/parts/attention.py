@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 FEW = 384
-"""Tokens up to which it is faster, whatever the number of heads and their width: fused attention computes its weights
-again in the backward pass (`benchmarks/attention.py`, RESULTS.md)."""
+"""Tokens up to which it takes 0.64 to 1.03 of the time, by the number of heads and their width
+(`benchmarks/attention.py`, RESULTS.md): fused attention computes its weights again in the backward pass."""
 
 
 def is_of_few(query: Tensor, key: Tensor) -> bool:
