@@ -27,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from trainer_core.families.parts.attention import by_products
 
 SIZES = [
-    (1, heads, width, tokens)
+    (heads, width, tokens)
     for heads, width in ((4, 128), (24, 128), (8, 64))
     for tokens in (80, 160, 288, 384, 512, 768, 1024)
 ]
-"""Samples, heads, their width, tokens."""
+"""Heads, their width, tokens; of one sample."""
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -45,11 +45,10 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     with config.patch(recompile_limit=2 * len(SIZES)):
         compiled = [torch.compile(one, dynamic=False) for one in (fused, by_products)]
-        for size in SIZES:
-            samples, heads, width, tokens = size
+        for heads, width, tokens in SIZES:
             torch.manual_seed(0)
-            given = [torch.randn(samples, tokens, heads, width, requires_grad=True) for _ in range(3)]
-            gradient = torch.randn(samples, tokens, heads, width)
+            given = [torch.randn(1, tokens, heads, width, requires_grad=True) for _ in range(3)]
+            gradient = torch.randn_like(given[0])
             seconds: list[list[float]] = [[], []]
             for _ in range(rounds + 1):
                 for one, into in zip(compiled, seconds, strict=True):
