@@ -227,8 +227,9 @@ def test_pages_hear_of_a_run_here_and_of_one_of_another_process(server: ComfySer
         page.until(lambda: any("samples" in one for one in page.news("watched")))
         assert _post(server, "watched", "request", request="pause")[0] == 200
         assert server.wait(prompt_id).status == "success"
-        rest = page.run("watched", lambda one: one["state"] == "paused")
-        assert (rest["here"], rest["owner"], rest["resumable"]) == (False, None, True)
+        # its files tell of the pause a moment before this server has let it go
+        rest = page.run("watched", lambda one: one["state"] == "paused" and not one["here"])
+        assert (rest["owner"], rest["resumable"]) == (None, True)
         points = [step for one in page.news("watched") for step in one.get("steps", ())]
         assert points == sorted({*points})
 

@@ -204,17 +204,17 @@ def test_nothing_is_trained_again_until_something_changes(
     server: ComfyServer, training: Callable[..., dict[str, Any]]
 ) -> None:
     runs = server.base / "output" / "lora_foundry"
-    folder = server.base / "input" / "watched"
+    folder = server.base / "input" / "unchanged"
     folder.mkdir(parents=True)
     Image.new("RGB", (64, 64), "red").save(folder / "one.png")
     (folder / "one.txt").write_text("a red square")
-    prompt = training("watched", folder="watched")
+    prompt = training("unchanged", folder="unchanged")
     for _ in range(2):
         assert server.run(prompt).status == "success"
-    assert [path.name for path in runs.glob("watched*")] == ["watched"]
+    assert [path.name for path in runs.glob("unchanged*")] == ["unchanged"]
     (folder / "one.txt").write_text("a red square, changed")
     assert server.run(prompt).status == "success"
-    assert sorted(path.name for path in runs.glob("watched*")) == ["watched", "watched_2"]
+    assert sorted(path.name for path in runs.glob("unchanged*")) == ["unchanged", "unchanged_2"]
 
 
 def test_widgets_of_the_data_set_can_be_linked(server: ComfyServer) -> None:
