@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from ..errors import first_line
 from ..runs.events import Listener, Warning
+from .device_guard import keep_device_guard
 
 _GRAPHS = 64
 """Graphs of each class of blocks: for values and for gradients, first and other blocks, adapter on and off, sizes of
@@ -32,6 +33,7 @@ def compile_blocks(blocks: Iterable[nn.Module], emit: Listener) -> None:
     Where compiling fails (no compiler, an operation that it does not know, a model of ComfyUI's inside `mutable_saved`)
     the user is told, once, and the blocks run as they are.
     """
+    keep_device_guard()
     state = _State(emit)
     for block in blocks:
         compiled = Compiled(block.forward, state)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as on_real_tensors
 
+from .device_guard import keep_device_guard
+
 __all__ = ["bytes_of", "imitate", "imitating", "on_real_tensors"]
 
 
@@ -28,6 +30,7 @@ def imitating(lengths: Mapping[str, int] | None = None) -> Iterator[None]:
     Args:
         lengths: path of a list of blocks → how many of them models get that are imitated inside.
     """
+    keep_device_guard()
     known = _LENGTHS.set(lengths or {})
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
