@@ -43,6 +43,7 @@ class ComfyBase(Base):
     """MODEL, CLIP and VAE of a graph."""
 
     spec = SPEC
+    changes_inputs = True
 
     def __init__(self, linked: Linked, config: ModelConfig) -> None:
         self._linked, self.config = linked, config

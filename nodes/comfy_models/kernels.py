@@ -36,6 +36,31 @@ def differentiable() -> Iterator[None]:
         comfy.model_management.in_training = before
 
 
+@contextmanager
+def compilable() -> Iterator[None]:
+    """Around a model's code: how much memory is free, by which its attention chooses its pieces, is a constant to
+    torch.compile, which cannot ask the system."""
+    before = comfy.model_management.get_free_memory
+    comfy.model_management.get_free_memory = _constant(vars(before).get("asked", before))
+    try:
+        yield
+    finally:
+        comfy.model_management.get_free_memory = before
+
+
+@functools.cache
+def _constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One for all times: what is compiled is compiled anew for another."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    marked: Callable[..., Any] = torch.compiler.assume_constant_result(called)
+    vars(marked)["asked"] = function
+    return marked
+
+
 @functools.cache
 def _add_gradients() -> None:
     """Once in a process. Whoever runs these kernels without gradients does not notice it."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...trainer_core.errors import Interrupted
 from ...trainer_core.families.conditioning import Streams
 from .conditioning import KNOWN, Options, joined, model_conds, same_shape
-from .kernels import differentiable
+from .kernels import compilable, differentiable
 from .traits import mixes_samples
 from .video import known
 
@@ -32,7 +32,7 @@ def computing(training: bool = False) -> Iterator[None]:
     A cancel that is seen by an operation of ours must still be seen by the node that waits.
     """
     try:
-        with differentiable() if training else nullcontext():
+        with compilable(), differentiable() if training else nullcontext():
             yield
     except comfy.model_management.InterruptProcessingException:
         comfy.model_management.interrupt_current_processing(True)

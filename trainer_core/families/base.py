@@ -42,6 +42,8 @@ class Base(Loads, ABC):
     spec: FamilySpec
     layout: ClassVar[Layout | None] = None
     """How the family's parts lie in single files; None if it reads folders only."""
+    changes_inputs: ClassVar[bool] = False
+    """Whether blocks of the denoiser may change what they are given in place."""
 
     def __init__(self, source: Source, config: ModelConfig) -> None:
         self.source, self.config = source, config

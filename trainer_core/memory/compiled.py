@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from ..errors import first_line
 from ..runs.events import Listener, Warning
 from .device_guard import keep_device_guard
+from .out_of_place import out_of_place
+from .saved import unwatched
 
 _GRAPHS = 64
 """Graphs of each class of blocks: for values and for gradients, first and other blocks, adapter on and off, sizes of
@@ -27,14 +30,17 @@ _ATTENTION = (
 """torch's fused attention."""
 
 
-def compile_blocks(blocks: Iterable[nn.Module], emit: Listener) -> None:
+def compile_blocks(blocks: Iterable[nn.Module], emit: Listener, change_inputs: bool = False) -> None:
     """Compiles blocks; their results are the same to rounding. To be called before they are recomputed or streamed.
 
-    Where compiling fails (no compiler, an operation that it does not know, a model of ComfyUI's inside `mutable_saved`)
-    the user is told, once, and the blocks run as they are.
+    Where compiling fails (no compiler, an operation that it does not know) the user is told, once, and the blocks run
+    as they are.
+
+    Args:
+        change_inputs: they may change what they are given in place, and train inside `mutable_saved`.
     """
     keep_device_guard()
-    state = _State(emit)
+    state = _State(emit, change_inputs)
     for block in blocks:
         compiled = Compiled(block.forward, state)
 
@@ -47,10 +53,19 @@ def compile_blocks(blocks: Iterable[nn.Module], emit: Listener) -> None:
 
 
 class _State:
-    """Of all blocks of a model: whether compiling works."""
+    """Of all blocks of a model: whether compiling works, and how it is done."""
 
-    def __init__(self, emit: Listener) -> None:
-        self.failed, self._emit = False, emit
+    def __init__(self, emit: Listener, change_inputs: bool) -> None:
+        self.failed, self._emit, self._change_inputs = False, emit, change_inputs
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if not self._change_inputs:
+            return torch.compile(function)
+        return torch.compile(function, backend=out_of_place, fullgraph=True)  # nobody sees what changes between graphs
+
+    def around(self) -> AbstractContextManager[None]:
+        """What is around compiled code."""
+        return unwatched() if self._change_inputs else nullcontext()
 
     def give_up(self, reason: str) -> None:
         self.failed = True
@@ -62,13 +77,14 @@ class Compiled:
 
     def __init__(self, plain: Callable[..., Any], state: _State) -> None:
         self._plain, self._state = plain, state
-        self._compiled = torch.compile(plain)
-        self._checkpointed = {keep: torch.compile(_checkpointed(plain, keep)) for keep in (False, True)}
+        self._compiled = state.compiled(plain)
+        self._checkpointed = {keep: state.compiled(_checkpointed(plain, keep)) for keep in (False, True)}
 
     @property
     def works(self) -> bool:
         """Whether it can be compiled, as far as is known."""
-        return not self._state.failed and not is_in_torch_dispatch_mode()
+        with self._state.around():
+            return not self._state.failed and not is_in_torch_dispatch_mode()
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Computes it, compiled where that works."""
@@ -94,15 +110,16 @@ class Compiled:
         from torch._dynamo.exc import TorchDynamoException
 
         state = self._state
-        if not state.failed and is_in_torch_dispatch_mode():
-            state.give_up("what this model changes in place is watched, and torch compiles nothing that is")
-        if not state.failed:
-            limit = {"recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit": _GRAPHS}
-            try:
-                with config.patch(limit):  # of a thread, and the backward pass has its own
-                    return compiled(*args, **kwargs)
-            except TorchDynamoException as error:
-                state.give_up(first_line(getattr(error, "inner_exception", error)))
+        with state.around():
+            if not state.failed and is_in_torch_dispatch_mode():
+                state.give_up("what this model changes in place is watched, and torch compiles nothing that is")
+            if not state.failed:
+                limit = {"recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit": _GRAPHS}
+                try:
+                    with config.patch(limit):  # of a thread, and the backward pass has its own
+                        return compiled(*args, **kwargs)
+                except TorchDynamoException as error:
+                    state.give_up(first_line(getattr(error, "inner_exception", error)))
         return otherwise(*args, **kwargs)
 
 

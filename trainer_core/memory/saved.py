@@ -16,14 +16,14 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
 
 
 class Kept:
     """A tensor with the values that it had when it was kept: itself, until somebody is about to change it."""
 
     def __init__(self, tensor: Tensor, changes: _CopyBeforeChange) -> None:
-        self.tensor, self._changes = tensor, changes
+        self.tensor, self._changes, self._version = tensor, changes, version(tensor)
 
     def value(self) -> Tensor:
         """Raises:
@@ -31,6 +31,8 @@ class Kept:
         """
         if self._changes is not _active:
             raise RuntimeError("the backward pass must be inside the mutable_saved() of its forward pass")
+        if version(self.tensor) != self._version:
+            raise RuntimeError("what is kept for the backward pass was changed in place, and nobody saw it")
         if self.tensor.is_cuda:  # a copy was made on the stream of who changed it
             self.tensor.record_stream(torch.cuda.current_stream(self.tensor.device))
         return self.tensor
@@ -41,6 +43,7 @@ class Kept:
         if shown not in clones:
             clones[shown] = self.tensor.clone()
         self.tensor = clones[shown]
+        self._version = version(self.tensor)
 
 
 class _CopyBeforeChange(TorchDispatchMode):
@@ -106,6 +109,45 @@ def mutable_saved() -> Iterator[None]:
     finally:
         _active = None
         changes.forget()
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Inside `mutable_saved`: without its dispatch mode, in which torch compiles nothing."""
+    if _active is None or _get_current_dispatch_mode() is not _active:
+        yield
+        return
+    _active.__exit__(None, None, None)
+    try:
+        yield
+    finally:
+        _active.__enter__()
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Inside `unwatched`: with its dispatch mode."""
+    if _active is None or _get_current_dispatch_mode() is not None:
+        yield
+        return
+    with _active:
+        yield
+
+
+def leave_unwatched(gradient: Any) -> None:
+    """Has a node of autograd's graph compute without the dispatch mode, which its code may not know."""
+    left: list[Any] = []
+
+    def begin(_outputs: Any) -> None:
+        if _active is not None and _get_current_dispatch_mode() is _active:
+            left.append(_pop_mode())  # where an error comes before the end, autograd itself puts it back
+
+    def end(_inputs: Any, _outputs: Any) -> None:
+        if left:
+            _push_mode(left.pop())
+
+    gradient.register_prehook(begin)
+    gradient.register_hook(end)
 
 
 class Unchanged:

@@ -75,7 +75,7 @@ class Experts:
             denoiser = load(spec.name).train()
             adapter = Adapter.of(job, base, denoiser)
             if job.memory.compile:
-                compile_blocks(blocks_of(denoiser).values(), emit)
+                compile_blocks(blocks_of(denoiser).values(), emit, base.changes_inputs)
             streamed = streamed_blocks(denoiser, memory, copier) if copier else None
             if streamed:
                 self._move(denoiser, adapter, base.device)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from trainer_core.memory.saved import keep, mutable_saved
+from trainer_core.memory.saved import keep, mutable_saved, unwatched, watched
 
 
 def test_only_changed_inputs_are_copied() -> None:
@@ -99,3 +100,27 @@ def test_a_pass_that_failed_leaves_nothing_behind() -> None:
         del y
         gc.collect()
     assert kept() is None
+
+
+def test_a_change_that_nobody_saw_is_an_error() -> None:
+    x = torch.ones(3, requires_grad=True)
+    with mutable_saved():
+        y = x * 2
+        z = y.square()
+        with unwatched():
+            y += 1
+        with pytest.raises(RuntimeError, match="nobody saw"):
+            z.sum().backward()
+
+
+def test_watched_again_what_is_kept_is_copied_before_a_change() -> None:
+    x = torch.ones(3, requires_grad=True)
+    with mutable_saved():
+        y = x * 2
+        z = y.square()
+        with unwatched():
+            assert not is_in_torch_dispatch_mode()
+            with watched():
+                y += 1
+        z.sum().backward()
+    assert torch.equal(x.grad, torch.full((3,), 8.0))
