@@ -29,6 +29,8 @@ KERNELS = {
 """By the names in files and logs. The plain one keeps all weights of attention for the backward pass."""
 FILE = "kernels.json"
 """In the run folder: what was measured, so that a resumed run computes with the same kernels."""
+_FILE_OF = "kernels_{}.json"
+"""The same of a rank that does not lead: each measures the shapes that it meets, when it meets them."""
 _ROUNDS = 5
 
 Timer = Callable[[Callable[[], None], torch.device], float]
@@ -88,16 +90,17 @@ class AttentionKernels:
 
 
 @contextmanager
-def tuned_attention(folder: Path, device: torch.device, setting: str, emit: Listener) -> Iterator[None]:
+def tuned_attention(folder: Path, device: torch.device, setting: str, emit: Listener, rank: int = 0) -> Iterator[None]:
     """Has models on a GPU compute attention with the fastest kernel, where `memory.attention` is auto.
 
     Args:
         folder: of the run, which keeps what was measured.
+        rank: of this process, of those that train the run.
     """
     if setting != "auto" or device.type != "cuda":
         yield
         return
-    file = folder / FILE
+    file = folder / (_FILE_OF.format(rank) if rank else FILE)
 
     def told(shapes: str, kernel: str, seconds: dict[str, float]) -> None:
         times = ", ".join(f"{name} {1000 * one:.2f} ms" for name, one in seconds.items())

@@ -85,12 +85,9 @@ def work(
                 cache.prune(int(job.cache.limit_gb * GB))
             progress("loading the base", 0, 1)
             waiting = waiting and not ranks.tell("ready")
-            # each of several processes would measure for itself, and a resumed run could not do as all of them did
-            attention = job.memory.attention if ranks.count == 1 else "default"
-            with tuned_attention(run.path, base.device, attention, emit):
+            with tuned_attention(run.path, base.device, job.memory.attention, emit, ranks.rank):
                 trainer = Trainer(run, job, base, data, emit, requests, findings, ranks)
-                if ranks.count == 1:  # as with attention
-                    choose_products(run.path, job, base, trainer.experts, emit)
+                choose_products(run.path, job, base, trainer.experts, emit, ranks)
                 trainer.restore(accept)
                 run.write_job(job)  # not before: a job that is refused must not take the place of the run's own
                 finished = trainer.train()

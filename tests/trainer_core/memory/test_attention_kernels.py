@@ -130,3 +130,21 @@ def test_a_run_keeps_what_was_measured_and_gives_torchs_own_back(
     for device, setting in (("cpu", "auto"), ("cuda", "default")):
         with tuned_attention(tmp_path, torch.device(device), setting, told.append):
             assert F.scaled_dot_product_attention is plain
+
+
+def test_each_of_several_processes_keeps_what_it_has_measured_itself(
+    tmp_path: Path, active: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They meet shapes at different times: of a short micro-batch one has less than another."""
+    gpu, told = torch.device("cuda"), list[Event]()
+    for rank, fastest in enumerate(("efficient", "flash", "cudnn")):
+        seconds = {kernel: float(name != fastest) + 1 for name, kernel in attention.KERNELS.items()}
+        monkeypatch.setattr(attention, "_seconds", timer(seconds, active))
+        with tuned_attention(tmp_path, gpu, "auto", told.append, rank):
+            F.scaled_dot_product_attention(*qkv(4))
+    for rank, fastest in enumerate(("efficient", "flash", "cudnn")):
+        with tuned_attention(tmp_path, gpu, "auto", told.append, rank):
+            F.scaled_dot_product_attention(*qkv(4))
+        file = tmp_path / ("kernels.json" if rank == 0 else f"kernels_{rank}.json")
+        assert json.loads(file.read_text()) == {"1x2x4x8 float32": fastest}
+    assert len(told) == 3, "measured again"

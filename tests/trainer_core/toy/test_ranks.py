@@ -22,9 +22,12 @@ import torch
 from trainer_core.cli import main
 from trainer_core.config import JobConfig, dump_job
 from trainer_core.families import registry
+from trainer_core.memory.packed_linear import PackedLinear
+from trainer_core.memory.products import key_of
 from trainer_core.runs.requests import CONTINUE, PAUSE, STOP, ask
 from trainer_core.runs.run_folder import RunFolder
 from trainer_core.safetensors_file import read_tensors
+from trainer_core.training import products
 from trainer_core.training.experts import Experts
 from trainer_core.training.loop import Trainer
 
@@ -219,3 +222,27 @@ def test_ranks_that_differ_are_found(job_by: Callable[..., JobConfig], tmp_path:
     assert codes == [1, 1]
     assert "do not have the same weights" in str(run.status()["error"])
     assert run.latest() is None
+
+
+def test_both_compute_products_as_the_first_has_measured_them(
+    job_of: Callable[..., JobConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed, they do as before, unmeasured."""
+
+    def measured(_device: Any, weights: Any, *_more: Any) -> dict[str, bool]:
+        assert os.environ["RANK"] == "0", "the other one measures nothing"
+        assert not (tmp_path / "two" / "tiny" / products.FILE).exists(), "measured twice"
+        return {key_of(*weight): True for weight in weights}
+
+    def look(trainer: Trainer, rank: int) -> None:
+        layers = [one for one in trainer.experts.active.denoiser.modules() if isinstance(one, PackedLinear)]
+        assert {one.in_8_bits for one in layers} == {True}
+        if trainer.step == 1 and rank == 0:
+            ask(trainer.run.path, STOP)
+
+    monkeypatch.setattr(products, "products_of", measured)
+    job = job_of(model={"quantization": "int8"}, train={"steps": 2, "batch_size": 2})
+    run, codes = trained(job, tmp_path / "two", look)
+    assert codes == [130, 0], (tmp_path / "two" / "rank0.txt").read_text()
+    assert together(["resume", str(run.path), "--no-queue"], run.path.parent, look) == [0, 0]
+    assert run.status()["state"] == "finished"
