@@ -2,8 +2,13 @@
 
     python benchmarks/hosted_compiled.py [COMFYUI] [--rounds 3] [--steps 8] [--only MODEL] [--json FILE]
 
-Random weights, attention of 256 px pictures with its text. Each training in a process of its own, plain and compiled in
-turns; CPU seconds of a step (medians), since others use these machines too. Prints a table for RESULTS.md.
+Random weights, pictures of 256 px. Each training in a process of its own, plain and compiled in turns; CPU seconds of a
+step (medians), since others use these machines too. Prints a table for RESULTS.md.
+
+    python benchmarks/hosted_compiled.py [COMFYUI] --gradients [MODEL …]
+
+How far the gradients of recomputed blocks are from those of plain ones when they are compiled by everything but the C++
+compiler, for each of the tests' tiny models; half a minute each.
 """
 
 from __future__ import annotations
@@ -86,6 +91,23 @@ def measured(comfyui: Path, name: str, *, compiled: bool, checkpointed: bool, st
     }
 
 
+def gradients(comfyui: Path, names: list[str]) -> None:
+    """Prints a line for each model."""
+    comfy_on_cpu(comfyui)
+    from torch import _dynamo
+
+    from tests.host.comfy_models.test_recompute_models import Trained, difference
+    from tests.host.comfy_models.zoo import MODELS as ZOO
+
+    plain_backend = _dynamo.lookup_backend("aot_eager")
+    _dynamo.lookup_backend = lambda _name: plain_backend
+    for name in names or [name for name, model in ZOO.items() if not model.refused]:
+        _dynamo.reset()
+        model = ZOO[name].make().model
+        plain, compiled = (Trained(name, model, recomputed=one, compiled=one, passes=2) for one in (False, True))
+        print(f"{name}: {difference(compiled, plain):.0e} {[one.message for one in compiled.told] or ''}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comfyui", nargs="?", type=Path, default=Path.home() / "ComfyUI")
@@ -93,8 +115,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--only", choices=MODELS)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--gradients", nargs="*", metavar="MODEL")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.gradients is not None:
+        gradients(given.comfyui, given.gradients)
+        return
     if given.way:
         way = {"compiled": "compiled" in given.way, "checkpointed": "checkpointed" in given.way}
         print(json.dumps(measured(given.comfyui, given.only, steps=given.steps, **way)))

@@ -19,6 +19,7 @@ class Trained:
     """A copy of a model with an adapter: the bytes `kept` for the backward pass, and its `gradients`.
 
     After several passes: those of the last, and the layers whose product was `left_out` in it, by paths in blocks.
+    `told` is why it was not compiled, if it was to be.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Trained:
         mixed: bool = False,
         targets: str = "attention",
         passes: int = 1,
+        compiled: bool = False,
         **settings: Any,
     ) -> None:
         zoo, layers = MODELS[name], module("nodes.comfy_models.layers")
@@ -43,6 +45,10 @@ class Trained:
         for weight in adapter.parameters():
             weight.data += torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())) * 0.05
         blocks = module("trainer_core.memory.blocks").blocks_of(denoiser)
+        self.told: list[Any] = []
+        if compiled:
+            compile_blocks = module("trainer_core.memory.compiled").compile_blocks
+            compile_blocks(blocks.values(), self.told.append, change_inputs=True)
         if recomputed:
             recompute.recompute_blocks(denoiser, blocks.values(), **settings)
         for _ in range(passes):
@@ -50,7 +56,7 @@ class Trained:
             for weight in adapter.parameters():
                 weight.grad = None
             with (
-                module("nodes.comfy_models.kernels").differentiable(),
+                module("nodes.comfy_models.prediction").computing(training=True),
                 module("trainer_core.memory.saved").mutable_saved(),
             ):
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
