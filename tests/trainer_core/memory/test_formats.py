@@ -69,16 +69,28 @@ def test_fewer_bits_lose_more(weight: Tensor, packed: dict[str, Packed]) -> None
 
 @pytest.mark.parametrize("columns", [1024, 192, 48, 12])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_int8_is_comfyuis(columns: int, dtype: torch.dtype) -> None:
-    """Of the weight in fp32, as published files are made; ComfyUI itself rotates in the weight's own precision."""
+@pytest.mark.parametrize("even", [True, False])
+def test_int8_is_comfyuis(columns: int, dtype: torch.dtype, even: bool) -> None:
+    """Of the weight in fp32, as published files are made; ComfyUI itself rotates in the weight's own precision.
+
+    Bit for bit where the rotation's sums are exact. Else some CPUs add up in another order where a product has other
+    rows beside it.
+    """
     int8 = pytest.importorskip("comfy_kitchen.tensor.int8").TensorWiseINT8Layout
-    weight = gaussian(700, columns).to(dtype)  # more than one chunk of 1024 columns
+    weight = gaussian(700, columns)  # more than one chunk of 1024 columns
+    weight = ((weight * 64).round() / 64 if even else weight).to(dtype)
     block = next(size for size in (256, 64, 16, 4) if columns % size == 0)
     codes, params = int8.quantize(weight.float(), per_channel=True, convrot=True, convrot_groupsize=block)
     found = encode(weight, "int8")
-    assert torch.equal(found.tensors()["codes"], codes)
-    assert torch.equal(found.tensors()["scale"], params.scale)
-    torch.testing.assert_close(found.decode(), int8.dequantize(codes, params).float())
+    ours, decoded = found.tensors(), int8.dequantize(codes, params).float()
+    if even:
+        assert torch.equal(ours["codes"], codes)
+        assert torch.equal(ours["scale"], params.scale)
+        torch.testing.assert_close(found.decode(), decoded)
+    else:
+        assert (ours["codes"] != codes).float().mean() < 1e-4
+        torch.testing.assert_close(ours["scale"], params.scale, rtol=5e-7, atol=0)
+        assert error(found.decode(), decoded) < 1e-2
 
 
 def test_int8_without_a_rotation_is_comfyuis_by_rows() -> None:
