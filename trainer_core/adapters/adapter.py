@@ -184,8 +184,9 @@ class Adapter:
     def finding_siblings(self) -> Iterator[None]:
         """Around one pass without gradients: layers that are given the same tensor in it share work from then on.
 
-        Sums are then taken in another order. So that no bit depends on what was computed before, it comes before
-        everything else. They are of one block, or of none: blocks are computed again one by one.
+        Sums are then taken in another order. So that no bit depends on what was computed before, it comes before all
+        that trains, and all else is computed `apart`. They are of one block, or of none: blocks are computed again one
+        by one.
         """
         blocks = [f"{path}." for path in blocks_of(self.roots[""])]
         names = {layer: name for name, layer in self.layers.items()}
@@ -201,6 +202,18 @@ class Adapter:
             for siblings in watch.found():
                 for one in siblings.layers:
                     one.siblings = siblings
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around passes that may come before that one: each layer computes alone, whether siblings are known or not."""
+        known = {layer: layer.siblings for layer in self._fused()}
+        for layer in known:
+            layer.siblings = None
+        try:
+            yield
+        finally:
+            for layer, siblings in known.items():
+                layer.siblings = siblings
 
     def _fused(self) -> Iterator[LoraLayer]:
         return (layer for layer in self.layers.values() if isinstance(layer, LoraLayer) and layer.is_fused)

@@ -179,13 +179,18 @@ class Experts:
 
     @contextmanager
     def evaluating(self, weights: str) -> Iterator[None]:
-        """For previews and measurements: the chosen weights at strength 1, without dropout of any kind."""
+        """For previews and measurements: the chosen weights at strength 1, without dropout of any kind.
+
+        No bit of them depends on what was computed before: a run that was just resumed gives the same.
+        """
         for one in self._all:
             one.denoiser.eval()
             one.adapter.set_strength(1.0)
             one.adapter.seed_dropout()  # none
         try:
-            with self.weights(weights):
+            with ExitStack() as apart, self.weights(weights):
+                for one in self._all:
+                    apart.enter_context(one.adapter.apart())
                 yield
         finally:
             for one in self._all:

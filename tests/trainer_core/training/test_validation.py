@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from trainer_core.adapters import fused
 from trainer_core.config import JobConfig
 from trainer_core.data.variants import Variant
 from trainer_core.errors import Interrupted
@@ -207,3 +208,30 @@ def test_validating_changes_nothing_that_is_learned(job_of: Jobs, train: Train, 
     one, other = (load(run.latest().state.read_bytes()) for run in (plain, watched))  # type: ignore[union-attr]
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_it_is_computed_alike_before_and_after_a_step(
+    job_of: Jobs, trainer_of: Callable[..., Trainer], others: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that train together would round otherwise on some CPUs, and a run that was just resumed has none yet."""
+    together: list[int] = []
+    original = fused.Reading.__init__
+
+    def reading(self: Any, layers: Any, *more: Any) -> None:
+        together.append(len(layers))
+        original(self, layers, *more)
+
+    monkeypatch.setattr(fused.Reading, "__init__", reading)
+    trainer = trainer_of(job_of(datasets=held(others), validation=CHECKED))
+    before = measured(trainer), together.copy()
+    state = trainer.experts.active.adapter.state_dict()
+    trainer.update()
+    assert max(together) > 1
+    assert trainer.experts.active.adapter.knows_siblings
+    trainer.experts.active.adapter.load_state_dict(state)
+    together.clear()
+    assert (measured(trainer), together) == before
+    assert set(together) == {1}
+    together.clear()
+    trainer.update()
+    assert max(together) > 1
