@@ -136,14 +136,14 @@ class DatasetRoutes:
 
     def _edit(self, opened: OpenSet, asked: Asked) -> dict[str, Any]:
         body = asked.fields({"edits": list}, {"by": str})
-        return self._write(opened, body["edits"], body.get("by"))
+        return self._write(opened, body["edits"], _view(body))
 
-    def _write(self, opened: OpenSet, given: list[Any], by: str | None) -> dict[str, Any]:
+    def _write(self, opened: OpenSet, given: list[Any], by: str) -> dict[str, Any]:
         """Writes captions, and tells the pages which; the view that calls itself `by` shows them already."""
         edits = read_edits(opened, given)
         write_captions(opened, edits)
         if edits:
-            self._tell({"id": opened.id, "items": [one["item"] for one in given], "by": (by or "")[:_LONGEST_VIEW]})
+            self._tell({"id": opened.id, "items": [one["item"] for one in given], "by": by})
         return {"written": len(edits)}
 
     def _texts(self, opened: OpenSet, asked: Asked) -> dict[str, Any]:
@@ -171,9 +171,11 @@ class DatasetRoutes:
         """Accepted drafts become captions, as the reviewer has edited them; both they and rejected ones are gone."""
         body = asked.fields({"accept": list, "reject": list}, {"by": str})
         rejected = [opened.key(item) for item in body["reject"]]
-        written = self._write(opened, body["accept"], body.get("by"))
+        written = self._write(opened, body["accept"], _view(body))
         accepted = [opened.key(one["item"]) for one in body["accept"]]
         self._library.drafts.drop(opened.id, [*accepted, *rejected])
+        if accepted or rejected:
+            self._tell({"id": opened.id, "drafts": True, "by": _view(body)})
         return written
 
     def _models(self) -> list[dict[str, Any]]:
@@ -202,6 +204,11 @@ def _gone(item: str) -> dict[str, Any]:
     row = dict.fromkeys(("fallback", "clip"), None) | dict.fromkeys(("controls", "width", "height"), 0)
     texts = {"file": "", "caption": "", "version": "0", "problem": "it is not there any more"}
     return {"item": item, **texts, **row, "own": True, "editable": False, "mask": False}
+
+
+def _view(body: dict[str, Any]) -> str:
+    """What the view that asks calls itself; it shows already what the others are told of."""
+    return (body.get("by") or "")[:_LONGEST_VIEW]
 
 
 def _item(opened: OpenSet, asked: Asked) -> str:

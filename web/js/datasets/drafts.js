@@ -16,6 +16,9 @@ export class Drafts extends EventTarget {
     this.grid = grid;
     this.drafts = new Map(); // by item
     this.texts = new Map(); // as the reviewer has edited them
+    this.entries = new Map(); // what is shown, by item
+    this.reviewing = new Set(); // items that the server is being told of
+    this.loads = 0;
     this.model = el("select", { "aria-label": t("data.model") });
     this.which = select("data.caption_which", ["missing", "selected"], () => {});
     this.instruction = el("input", { type: "text", placeholder: t("data.instruction"), "aria-label": t("data.instruction") });
@@ -64,7 +67,13 @@ export class Drafts extends EventTarget {
   }
 
   async load() {
+    const load = ++this.loads;
     const { drafts } = await get(["datasets", this.rows.id, "drafts"]);
+    if (load !== this.loads) return; // a later one knows more
+    this.show(drafts.filter(({ item }) => !this.reviewing.has(item)));
+  }
+
+  show(drafts) {
     this.drafts = new Map(drafts.map((draft) => [draft.item, draft]));
     this.draw();
     this.dispatchEvent(new Event("drafts"));
@@ -74,11 +83,22 @@ export class Drafts extends EventTarget {
     this.state.textContent = error ?? (done === of ? "" : t("data.captioning", { done, of }));
   }
 
+  /** What is shown already stays as it is: somebody may be typing in it. */
   draw() {
     const shown = [...this.drafts.values()].slice(0, SHOWN);
     this.acceptAll.disabled = this.rejectAll.disabled = !shown.length;
-    this.list.replaceChildren(...shown.map((draft) => this.entry(draft)));
-    if (!shown.length) this.list.append(el("p", { class: "lf-hint" }, t("data.no_drafts")));
+    const entries = new Map(shown.map((draft) => [draft.item, this.entryOf(draft)]));
+    const list = shown.length ? [...entries.values()].map(({ root }) => root) : [el("p", { class: "lf-hint" }, t("data.no_drafts"))];
+    for (const child of [...this.list.children]) if (!list.includes(child)) child.remove();
+    list.forEach((root, k) => root !== this.list.children[k] && this.list.insertBefore(root, this.list.children[k] ?? null));
+    this.entries = entries;
+  }
+
+  entryOf(draft) {
+    const row = this.rows.of(draft.item);
+    const of = JSON.stringify([draft.caption, draft.by, row?.file, row?.caption]);
+    const known = this.entries.get(draft.item);
+    return known?.of === of ? known : { of, root: this.entry(draft) };
   }
 
   entry({ item, caption, by }) {
@@ -106,14 +126,21 @@ export class Drafts extends EventTarget {
     this.dispatchEvent(new CustomEvent("jump", { detail: item }));
   }
 
-  /** Accepts drafts, as they have been edited, and rejects others. */
+  /** Accepts drafts, as they have been edited, and rejects others. They leave the list at once; refused ones come back. */
   async review(accepted, rejected) {
-    await this.rows.accept(accepted.filter((item) => this.rows.of(item)), (item) => this.texts.get(item) ?? this.drafts.get(item).caption);
+    const writes = new Map(accepted.filter((item) => this.rows.of(item)).map((item) => [item, this.texts.get(item) ?? this.drafts.get(item).caption]));
+    const items = [...accepted, ...rejected];
+    const after = this.entries.get(items.at(-1))?.root.nextElementSibling;
+    for (const item of items) this.reviewing.add(item);
+    this.show([...this.drafts.values()].filter(({ item }) => !this.reviewing.has(item)));
+    const next = after?.isConnected ? after : this.list;
+    (next.querySelector("textarea") ?? this.list.querySelector("textarea") ?? this.list).focus();
+    await this.rows.accept([...writes.keys()], (item) => writes.get(item));
     for (let first = 0; first < rejected.length; first += PART) {
-      await post(["datasets", this.rows.id, "drafts"], { accept: [], reject: rejected.slice(first, first + PART) }).catch((error) => this.rows.failed(error));
+      await post(["datasets", this.rows.id, "drafts"], { accept: [], reject: rejected.slice(first, first + PART), by: this.rows.by }).catch((error) => this.rows.failed(error));
     }
-    for (const item of [...accepted, ...rejected]) this.texts.delete(item);
+    for (const item of items) this.reviewing.delete(item);
     await this.load().catch((error) => this.rows.failed(error));
-    (this.list.querySelector("textarea") ?? this.list).focus();
+    for (const item of this.texts.keys()) if (!this.drafts.has(item) && !this.reviewing.has(item)) this.texts.delete(item);
   }
 }

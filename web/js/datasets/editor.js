@@ -174,7 +174,7 @@ class Editor {
   }
 
   async heard(news) {
-    if (news.id !== this.set.id || news.items) return; // captions are what rows hear of
+    if (news.id !== this.set.id || news.items || news.by === this.rows.by) return; // captions are what rows hear of
     if (news.checked) this.checks.show(await get(["datasets", this.set.id]).catch((error) => ({ error: error.message })));
     else if (news.captioning) {
       this.drafts.progress(news.captioning);
