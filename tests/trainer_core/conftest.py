@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
 
 MODEL = ModelConfig(source="embedded", device="cpu")
 COLOURS = ("red", "green", "blue", "white")
-
-
-def pytest_collection_finish() -> None:
-    """All modules are loaded by now. A base that is freed collects garbage, which would look through them each time."""
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

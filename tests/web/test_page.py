@@ -174,7 +174,7 @@ def test_a_refusal_is_said_once_on_the_widget_at_fault(page: Any) -> None:
 
 def test_buttons_pause_save_and_resume(page: Any, server: ComfyServer) -> None:
     open_workflow(page, workflow("train_and_test"))
-    slow = {"steps": 400, "save_every": 1000, "sample_every": 1000, "batch_size": 4, "name": "with buttons"}
+    slow = {"steps": 4000, "save_every": 4000, "sample_every": 4000, "batch_size": 4, "name": "with buttons"}
     set_widgets(page, "FoundryTrainLoRA", slow)
     set_widgets(page, "FoundrySampleSettings", {"steps": 2, "before_training": False})
     assert page.evaluate(BUTTONS) == []

@@ -84,7 +84,7 @@ class Experts:
             updater = Updater(job, objective, adapter, emit, ranks)
             self._all.append(Expert(spec.name, denoiser, adapter, objective, updater, streamed))
             if number:
-                self._put(self._all[number], "cpu")
+                self._put_away(self._all[number])
 
     def __iter__(self) -> Iterator[Expert]:
         return iter(self._all)
@@ -116,16 +116,20 @@ class Experts:
 
     def _bring(self, number: int) -> Expert:
         if number != self._active:
-            self._put(self.active, "cpu")
+            self._put_away(self.active)
             self._active = number
             self._put(self.active, self._base.device)
         return self.active
+
+    def _put_away(self, expert: Expert) -> None:
+        """Makes room for another one."""
+        self._put(expert, "cpu")
+        release_memory(self._base.device)
 
     def _put(self, expert: Expert, device: torch.device | str) -> None:
         if expert.streamed:
             expert.streamed.unload()
         self._move(expert.denoiser, expert.adapter, device)
-        release_memory(self._base.device)
 
     def _move(self, denoiser: nn.Module, adapter: Adapter, device: torch.device | str) -> None:
         self._base.bring(denoiser, device)

@@ -36,6 +36,7 @@ def weights_kept(model: nn.Module, forward: Callable[[], Any]) -> set[tuple[int,
 
 
 def _alive() -> list[Tensor]:
+    gc.unfreeze()  # those of earlier tests, too
     gc.collect()
     # a compiler's fake ones, of other tests, may have sizes that are symbols
     return [one for one in gc.get_objects() if isinstance(one, Tensor) and not isinstance(one, FakeTensor)]
